@@ -1,0 +1,1 @@
+"""The network evaluated on pictures: fast, in bounded memory, exactly."""
