@@ -1,0 +1,19 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared data beside the checkout (Set5, golden outputs, the released checkpoint); absent elsewhere."""
+    path = Path(os.environ.get("HASN_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip("the shared data (Set5, golden outputs) does not lie beside the checkout; set HASN_SHARED")
+    return path
