@@ -1,0 +1,123 @@
+"""The `hasn` command: finds the subcommand, and turns every exception into one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import click
+
+from hasn_cli import __version__
+from hasn_cli.errors import HasnError
+
+# command → its help line here, so that `hasn --help` imports none of them; each lives in hasn_cli/cli/NAME.py
+COMMANDS = {
+    "upscale": "Upscale pictures, folders or a pipe.",
+    "compare": "See the difference: a before/after page, sheet or terminal view.",
+    "doctor": "Show what hasn sees on this machine and would do.",
+    "weights": "List, inspect, fetch, verify and publish weights.",
+    "evaluate": "Measure PSNR-Y and SSIM-Y over a folder of HR pictures.",
+    "train": "Train from a folder of pictures.",
+    "export": "Write the network as an ONNX file.",
+    "completion": "Print the completion script for bash, zsh or fish.",
+}
+
+INTERRUPTED = 130
+
+EXAMPLES = """\b
+  hasn upscale photo.jpg -s 4              beside it: photo_x4.jpg
+  hasn upscale holiday/ -r -o larger/ -s 2 a whole tree
+  cat a.png | hasn upscale - -o - > b.png  in a pipeline
+"""
+
+
+@dataclass
+class State:
+    """What a command tells the top about how errors are to be shown; click carries it as `ctx.obj`."""
+
+    verbose: bool = False
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module when the subcommand is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"hasn_cli.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"The three that people need:\n\n{EXAMPLES}",
+)
+@click.version_option(__version__, "--version", prog_name="hasn")
+def hasn() -> None:
+    """Faithful, exact image upscaling with the HASN network."""
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run `hasn` with `args` (default: the process's) and return its exit code; nothing escapes but a second Ctrl-C."""
+    state = State()
+    try:
+        # standalone_mode=False: click returns --help's exit code or the command's own, and lets exceptions through
+        code = hasn.main(args=args, prog_name="hasn", standalone_mode=False, obj=state)
+        sys.stdout.flush()
+        return int(code or 0)
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _end_quietly()
+    except click.ClickException as wrong:
+        return _show_usage_error(wrong)
+    except Exception as error:
+        return show_error(error, verbose=state.verbose)
+
+
+def show_error(error: Exception, *, verbose: bool = False) -> int:
+    """Print `error: …` and `hint: …` on stderr (with the traceback if `verbose`) and return the exit code."""
+    if verbose:
+        import traceback
+
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    message, hint = describe(error)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
+    return error.exit_code if isinstance(error, HasnError) else 1
+
+
+def describe(error: BaseException) -> tuple[str, str | None]:
+    """The message and the hint that a user is shown for `error`, each in one line."""
+    if isinstance(error, HasnError):
+        return error.message, error.hint
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text}", "run again with -v for the traceback, and please report it"
+
+
+def _show_usage_error(wrong: click.ClickException) -> int:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {wrong.format_message()}", err=True)
+    ctx = wrong.ctx if isinstance(wrong, click.UsageError) else None
+    if ctx is not None:
+        click.echo(f"{click.style('hint:', fg='cyan')} {ctx.command_path} --help", err=True)
+    return wrong.exit_code
+
+
+def _end_quietly() -> int:
+    """The reader of our stdout has gone: point stdout at nothing, so that no later flush complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
