@@ -1,0 +1,148 @@
+"""What a folder given as input holds: which of its files are meant, in which order.
+
+Left out: hidden names, names that are no picture's, the program's own outputs, what `--include` and `--exclude` say, and
+links that lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from hasn_cli import journal
+
+OnSkip = Callable[[str, str], None]
+"""Told of each file or folder that is left out, and why."""
+
+# the suffixes that inputs.size_suffix gives
+_OWN_SUFFIX = re.compile(r"(_x\d+(\.\d+)?|_\d+x\d+|_[wh]\d+|_\d+(\.\d+)?mp)$")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How folders are gone through.
+
+    Attributes:
+        readable: file suffixes (lower case, with the dot) that are pictures'.
+        recursive: into folders below, too.
+        include: globs of which a file must match one, where there are any.
+        exclude: globs of which neither a file nor a folder may match one.
+        follow_links: also links out of the folder, and links to folders.
+        suffix: what own outputs end in, besides the default suffixes.
+        avoid: resolved folders that are not entered (the outputs').
+        on_skip: told of what is left out for a reason that may surprise.
+    """
+
+    readable: frozenset[str]
+    recursive: bool = False
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    follow_links: bool = False
+    suffix: str | None = None
+    avoid: frozenset[Path] = frozenset()
+    on_skip: OnSkip = field(default=lambda path, reason: None)
+
+    def files(self, root: Path) -> list[Path]:
+        """The pictures in `root`, in natural order (a2 before a10), folder by folder.
+
+        Raises:
+            OSError: `root` itself cannot be listed; a folder below it that cannot is left out and told.
+        """
+        own = journal.outputs_recorded(root)
+        return sort_naturally(self._below(root, root, own, (root.resolve(),)), root)
+
+    def _below(self, folder: Path, root: Path, own: frozenset[Path], above: tuple[Path, ...]) -> Iterator[Path]:
+        entries = list(os.scandir(folder))
+        stems = {Path(entry.name).stem for entry in entries if is_picture(entry.name, self.readable)}
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith(".") or self._excluded(path.relative_to(root)):
+                continue
+            if entry.is_dir():
+                yield from self._folder(entry, path, root, own, above)
+            elif is_picture(entry.name, self.readable) and entry.is_file() and self._wanted(path, root, own, stems):
+                yield path
+
+    def _folder(
+        self, entry: os.DirEntry[str], path: Path, root: Path, own: frozenset[Path], above: tuple[Path, ...]
+    ) -> Iterator[Path]:
+        if not self.recursive:
+            return
+        if entry.is_symlink() and not self.follow_links:
+            self.on_skip(str(path), "a link to a folder")
+            return
+        real = path.resolve()
+        if real in self.avoid or real in above:  # the outputs' folder, or a link round to a folder that we are in
+            return
+        try:
+            yield from self._below(path, root, own | journal.outputs_recorded(path), (*above, real))
+        except OSError as error:
+            self.on_skip(str(path), error.strerror or str(error))
+
+    def _wanted(self, path: Path, root: Path, own: frozenset[Path], stems: set[str]) -> bool:
+        if self.include and not any(glob_matches(glob, path.relative_to(root)) for glob in self.include):
+            return False
+        if path in own or self._named_as_own(path, stems):
+            self.on_skip(str(path), "an output of hasn")
+            return False
+        if path.is_symlink() and not self.follow_links and not path.resolve().is_relative_to(root.resolve()):
+            self.on_skip(str(path), "a link out of the folder")
+            return False
+        return True
+
+    def _named_as_own(self, path: Path, stems: set[str]) -> bool:
+        """Whether the name is an output's, and the input that it would belong to lies beside it."""
+        found = _OWN_SUFFIX.search(path.stem)
+        endings = [found.group(0)] if found else []
+        if self.suffix and path.stem.endswith(self.suffix):
+            endings.append(self.suffix)
+        return any(path.stem.removesuffix(ending) in stems for ending in endings)
+
+    def _excluded(self, relative: Path) -> bool:
+        return any(glob_matches(glob, relative) for glob in self.exclude)
+
+
+def is_picture(name: str, readable: Iterable[str]) -> bool:
+    """Whether the file name ends as a picture's does."""
+    return PurePosixPath(name).suffix.lower() in readable
+
+
+def sort_naturally(paths: Iterable[Path], root: Path) -> list[Path]:
+    """`paths` (below `root`) as people count, whatever order the file system gave."""
+    from natsort import natsorted, ns
+
+    return natsorted(sorted(paths), key=lambda path: str(path.relative_to(root)), alg=ns.PATH | ns.IGNORECASE)
+
+
+def glob_matches(pattern: str, relative: Path | PurePosixPath) -> bool:
+    """Whether the glob matches a path below the folder, as .gitignore means it.
+
+    Without a slash it is matched with the last name, else with the whole path; `*` and `?` stop at slashes, `**` does not.
+    """
+    whole = "/" in pattern.rstrip("/")
+    subject = relative.as_posix() if whole else relative.name
+    return _compiled(pattern.strip("/")).fullmatch(subject) is not None
+
+
+@lru_cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    translated = ""
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
+        if token == "**/":
+            translated += "(?:.*/)?"
+        elif token == "**":
+            translated += ".*"
+        elif token == "*":
+            translated += "[^/]*"
+        elif token == "?":
+            translated += "[^/]"
+        elif len(token) > 1:
+            members = token[1:-1].replace("\\", "\\\\").replace("[", "\\[")
+            translated += f"[{'^' + members[1:] if members.startswith('!') else members}]"
+        else:
+            translated += re.escape(token)
+    return re.compile(translated, re.DOTALL)

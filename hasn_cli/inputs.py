@@ -1,0 +1,353 @@
+"""From what the user names to jobs: which pictures are read, and what each output is called.
+
+Everything that could go wrong between two jobs is found here, before anything runs: no two write to one place, none
+writes onto an input.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from hasn_cli import remote
+from hasn_cli.errors import HasnError, ImageError, UsageError
+from hasn_cli.folders import OnSkip, Walk, glob_matches, is_picture
+
+if TYPE_CHECKING:
+    from hasn_cli.enlarge import Size
+
+Place = Path | str
+"""A file: a local path; an fsspec URL; or `-`, the standard stream."""
+
+FALLBACK_FORMAT = "png"  # where the input's format cannot be written: it holds everything but frames, and loses nothing
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to be done.
+
+    Attributes:
+        index: its place in the batch, from 0.
+        source: where it is read.
+        target: where the result goes; empty where `problem` stands.
+        name: what messages call it.
+        root: the folder whose journal remembers it; None: none does (streams, URLs).
+        problem: why it cannot even be tried.
+    """
+
+    index: int
+    source: Place
+    target: Place
+    name: str
+    root: Path | None = None
+    problem: HasnError | None = None
+
+    @property
+    def target_name(self) -> str:
+        """What messages call the output."""
+        return "standard output" if self.target == "-" else str(self.target)
+
+
+def find_jobs(
+    inputs: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    listed: Sequence[str] = (),
+    recursive: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    suffix: str | None = None,
+    default_suffix: str = "_x4",
+    format: str | None = None,
+    follow_links: bool = False,
+    on_skip: OnSkip | None = None,
+) -> list[Job]:
+    """Every picture that is meant, each with its output's name.
+
+    A file named as an input is always taken; inside folders, `hasn_cli.folders` says what is. Without `output`, or where
+    the output would lie beside its input, the name gets the suffix.
+
+    Args:
+        inputs: files, folders, URLs, or `-` for the standard input.
+        output: a file, a folder (ends in a slash, exists, or there is more than one file to come), or `-`.
+        listed: more inputs, from `read_list`: relative ones keep their path below an output folder.
+        recursive: folders below folders too; their tree is kept.
+        include: globs, one of which a file in a folder must match.
+        exclude: globs, none of which a file or folder in a folder may match.
+        suffix: put after each name, wherever the output lies.
+        default_suffix: what is put there when the output lies beside its input (see `size_suffix`).
+        format: the format asked for; else the output's name says, else the input's.
+        follow_links: links out of a folder, and links to folders, too.
+        on_skip: told of what is left out of folders.
+
+    Raises:
+        UsageError: nothing is named, or two outputs would be one, or one would be an input.
+    """
+    if not inputs and not listed:
+        raise UsageError("no input", "name pictures, folders, or - for the standard input")
+    naming = _Naming(output, inputs, listed, suffix, default_suffix, format)
+    walk = Walk(
+        readable=readable_suffixes(),
+        recursive=recursive,
+        include=include,
+        exclude=exclude,
+        follow_links=follow_links,
+        suffix=suffix,
+        avoid=frozenset({Path(naming.folder).resolve()} if isinstance(naming.folder, Path) else ()),
+        on_skip=on_skip or (lambda path, reason: None),
+    )
+    found = [job for entry in inputs for job in _jobs_of(entry, walk, naming)]
+    for entry in listed:
+        found += _jobs_of("./-" if entry == "-" else entry, walk, naming, listed=True)
+    jobs = [replace(job, index=index) for index, job in enumerate(_without_repeats(found))]
+    _refuse_clashes(jobs)
+    return jobs
+
+
+def read_list(source: str, *, null: bool = False) -> list[str]:
+    """The paths in a list: one a line, or ended by NULs as `find -print0` gives them.
+
+    Args:
+        source: the list's file, or `-` for the standard input.
+        null: NULs stand between the paths, which may then hold anything.
+
+    Raises:
+        UsageError: the list cannot be read.
+    """
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror}", "--files-from takes a file of paths, or -") from error
+    entries = data.split(b"\0") if null else data.splitlines()
+    return [os.fsdecode(entry) for entry in entries if entry]
+
+
+def size_suffix(size: Size) -> str:
+    """What tells an output from its input: `_x4`, `_x1.5`, `_w800`, `_h600`, `_800x600`, `_2mp`."""
+    if size.width and size.height:
+        return f"_{size.width}x{size.height}"
+    if size.width:
+        return f"_w{size.width}"
+    if size.height:
+        return f"_h{size.height}"
+    if size.fit:
+        return f"_{size.fit[1]}x{size.fit[0]}"  # kept as (height, width)
+    if size.megapixels:
+        return f"_{float(size.megapixels):g}mp"
+    return f"_x{float(size.factor or 4):g}"
+
+
+def readable_suffixes() -> frozenset[str]:
+    """File suffixes, lower case with the dot, that `hasn_cli.images` reads."""
+    from hasn_cli.images.formats import READABLE, SUFFIXES
+
+    return frozenset(suffix for suffix, name in SUFFIXES.items() if name in READABLE)
+
+
+class _Naming:
+    """Where outputs go."""
+
+    def __init__(
+        self,
+        output: str | Path | None,
+        inputs: Sequence[str | Path],
+        listed: Sequence[str],
+        suffix: str | None,
+        default_suffix: str,
+        format: str | None,
+    ) -> None:
+        self.output = None if output is None else str(output)
+        self.suffix = suffix
+        self.default_suffix = default_suffix
+        self.format = format
+        self._many = len(inputs) + len(listed) > 1 or any(_is_folder(str(entry)) for entry in inputs)
+        folders = [entry for entry in inputs if _is_folder(str(entry))]
+        self.keep_folder_names = len(folders) > 1
+        if self._many and self.output == "-":
+            raise UsageError("several pictures cannot all go to the standard output", "give a folder: -o OUT/")
+        if self.folder is None and self.output not in (None, "-"):
+            self._check_file_name()
+
+    @cached_property
+    def folder(self) -> Place | None:
+        """The output folder, where there is one."""
+        output = self.output
+        if output is None or output == "-":
+            return None
+        if remote.is_url(output):
+            return output.rstrip("/") if self._many or output.endswith("/") else None
+        path = Path(output)
+        if path.is_dir() or output.endswith(("/", os.sep)):
+            return path
+        if self._many and path.exists():
+            raise UsageError(f"{output} is a file, and there are several inputs", "give a folder: -o OUT/")
+        return path if self._many else None
+
+    def _check_file_name(self) -> None:
+        from hasn_cli.images.formats import format_for_name
+
+        if self.format is None and format_for_name(self.output or "") is None:
+            raise UsageError(f"{self.output}: the name tells no format", "give one: -f png")
+
+    def target(self, source: Place, relative: PurePosixPath) -> Place:
+        """The output of `source`, whose path below what the user named is `relative`."""
+        if self.output is not None and self.folder is None:
+            return self.output if self.output == "-" or remote.is_url(self.output) else Path(self.output)
+        if source == "-" and self.folder is None:
+            return "-"
+        folder = self.folder
+        if folder is None:
+            below: Place = Path(source).parent if isinstance(source, Path) else source.rpartition("/")[0]
+            beside = True
+        else:
+            below = _join(folder, relative.parent)
+            beside = _same_folder(below, source)
+        suffix = self.suffix if self.suffix is not None else self.default_suffix if beside else ""
+        return _join(below, self._name(relative.name, source, suffix))
+
+    def _name(self, name: str, source: Place, suffix: str) -> PurePosixPath:
+        from hasn_cli.images.formats import SUFFIXES, WRITABLE, suffix_for_format
+
+        path = PurePosixPath(name)
+        own = SUFFIXES.get(path.suffix.lower())
+        stem, ending = (path.stem, path.suffix) if own else (name, "")
+        format = self.format or own or sniffed(source)
+        if format not in WRITABLE:
+            format = FALLBACK_FORMAT
+        return PurePosixPath(f"{stem}{suffix}{ending if own == format else suffix_for_format(format)}")
+
+
+def sniffed(source: Place) -> str | None:
+    """The format that a local file's first bytes announce."""
+    from hasn_cli.images.formats import sniff
+
+    if not isinstance(source, Path) or not source.is_file():
+        return None
+    try:
+        with source.open("rb") as stream:
+            return sniff(stream.read(64))
+    except OSError:
+        return None
+
+
+def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = False) -> Iterator[Job]:
+    text = str(entry)
+    if text == "-":
+        yield Job(0, "-", naming.target("-", PurePosixPath("stdin")), "standard input")
+    elif remote.is_url(text):
+        yield from _jobs_of_url(text, walk, naming)
+    elif Path(text).is_dir():
+        yield from _jobs_of_folder(Path(text), walk, naming)
+    elif not Path(text).exists():
+        yield Job(0, Path(text), "", text, problem=ImageError(f"{text}: no such file"))
+    else:
+        path = Path(text)
+        inside = listed and not path.is_absolute() and ".." not in path.parts
+        relative = PurePosixPath(path.as_posix() if inside else path.name)
+        target = naming.target(path, relative)
+        yield Job(0, path, target, text, _journal_root(naming, target))
+
+
+def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming) -> Iterator[Job]:
+    try:
+        files = walk.files(folder)
+    except OSError as error:
+        yield Job(0, folder, "", str(folder), problem=ImageError(f"{folder}: {error.strerror}"))
+        return
+    if not files:
+        hint = None if walk.recursive else "-r looks into the folders below, too"
+        yield Job(0, folder, "", str(folder), problem=ImageError(f"{folder}: no pictures in this folder", hint))
+    kept = PurePosixPath(folder.resolve().name) if naming.keep_folder_names else PurePosixPath()
+    for path in files:
+        target = naming.target(path, kept / path.relative_to(folder).as_posix())
+        root = folder if naming.folder is None else _journal_root(naming, target)
+        yield Job(0, path, target, str(path), root)
+
+
+def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
+    from natsort import natsorted, ns
+
+    if not remote.is_folder(url):
+        yield Job(0, url, naming.target(url, PurePosixPath(url.rpartition("/")[2])), url)
+        return
+    names = [PurePosixPath(name) for name in natsorted(remote.files(url, walk.recursive), alg=ns.PATH | ns.IGNORECASE)]
+    for name in names:
+        hidden = any(part.startswith(".") for part in name.parts)
+        included = not walk.include or any(glob_matches(glob, name) for glob in walk.include)
+        excluded = any(glob_matches(glob, part) for glob in walk.exclude for part in (name, *name.parents))
+        if is_picture(name.name, walk.readable) and included and not hidden and not excluded:
+            source = f"{url.rstrip('/')}/{name}"
+            yield Job(0, source, naming.target(source, name), source)
+
+
+def _journal_root(naming: _Naming, target: Place) -> Path | None:
+    if isinstance(naming.folder, Path):
+        return naming.folder
+    return target.parent if isinstance(target, Path) else None
+
+
+def _without_repeats(jobs: Iterable[Job]) -> list[Job]:
+    """`jobs` without those that read and write the same as an earlier one (a folder, and again a file in it)."""
+    return list({(str(job.source), str(job.target)): job for job in reversed(list(jobs))}.values())[::-1]
+
+
+def _refuse_clashes(jobs: Sequence[Job]) -> None:
+    writers: dict[str, Job] = {}
+    read = {_identity(job.source): job for job in jobs if job.source != "-" and job.problem is None}
+    for job in jobs:
+        if job.problem is not None or job.target == "-":
+            continue
+        other = writers.setdefault(_key(job.target), job)
+        if other is not job:
+            message = f"{other.name} and {job.name} would both be written to {job.target}"
+            raise UsageError(message, "name them apart: another folder, another format, or --suffix")
+        reader = read.get(_identity(job.target))
+        if reader is not None:
+            message = f"{job.name} would be written onto {reader.name}, which is an input"
+            raise UsageError(message, "choose another output, give --suffix, or name the folder instead of its files")
+
+
+def _key(target: Place) -> str:
+    """Equal for two names of one file, there or not."""
+    if not isinstance(target, Path):
+        return target
+    key = os.path.join(os.path.realpath(target.parent), target.name)  # noqa: PTH118 (realpath of what may not be there)
+    if sys.platform in ("darwin", "win32"):  # their file systems hold a.png, A.png and both forms of é to be one name
+        key = unicodedata.normalize("NFC", key).casefold()
+    return key
+
+
+def _identity(place: Place) -> object:
+    """The file itself where there is one, so that no link and no other spelling hides that it is an input."""
+    if not isinstance(place, Path):
+        return place
+    try:
+        found = place.stat()
+    except OSError:
+        return _key(place)
+    return found.st_dev, found.st_ino
+
+
+def _is_folder(text: str) -> bool:
+    if text == "-":
+        return False
+    return remote.is_folder(text) if remote.is_url(text) else Path(text).is_dir()
+
+
+def _join(folder: Place, below: PurePosixPath) -> Place:
+    if isinstance(folder, Path):
+        return folder / below
+    return folder if str(below) == "." else f"{folder}/{below}"
+
+
+def _same_folder(folder: Place, source: Place) -> bool:
+    if isinstance(folder, Path) and isinstance(source, Path):
+        return folder.exists() and source.parent.resolve() == folder.resolve()
+    return isinstance(source, str) and re.sub(r"/[^/]*$", "", source) == str(folder)
