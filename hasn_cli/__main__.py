@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     from hasn_cli.cli.main import run
+    from hasn_cli.console import INTERRUPTED
 
-    sys.exit(run())
+    code = run()
+    if code == INTERRUPTED:
+        # a worker thread may still be inside a codec or a matrix product; nothing of it is wanted, so nothing waits
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from importlib import import_module
 import click
 
 from hasn_cli import __version__
-from hasn_cli.errors import HasnError
+from hasn_cli.console import INTERRUPTED, show_error
 
 # command → its help line here, so that `hasn --help` imports none of them; each lives in hasn_cli/cli/NAME.py
 COMMANDS = {
@@ -24,8 +24,6 @@ COMMANDS = {
     "export": "Write the network as an ONNX file.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
-
-INTERRUPTED = 130
 
 EXAMPLES = """\b
   hasn upscale photo.jpg -s 4              beside it: photo_x4.jpg
@@ -84,29 +82,6 @@ def run(args: Sequence[str] | None = None) -> int:
         return _show_usage_error(wrong)
     except Exception as error:
         return show_error(error, verbose=state.verbose)
-
-
-def show_error(error: Exception, *, verbose: bool = False) -> int:
-    """Print `error: …` and `hint: …` on stderr (with the traceback if `verbose`) and return the exit code."""
-    if verbose:
-        import traceback
-
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    message, hint = describe(error)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    if hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
-    return error.exit_code if isinstance(error, HasnError) else 1
-
-
-def describe(error: BaseException) -> tuple[str, str | None]:
-    """The message and the hint that a user is shown for `error`, each in one line."""
-    if isinstance(error, HasnError):
-        return error.message, error.hint
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None
-    text = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {text}", "run again with -v for the traceback, and please report it"
 
 
 def _show_usage_error(wrong: click.ClickException) -> int:
