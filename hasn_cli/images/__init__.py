@@ -1,1 +1,33 @@
-"""Decode and encode pictures, whole."""
+"""Pictures in and out: whatever a file holds besides 8-bit RGB comes back whole."""
+
+from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture
+from hasn_cli.images.encode import TEMPORARY_PREFIX, write_picture
+from hasn_cli.images.formats import (
+    FORMATS,
+    READABLE,
+    SUFFIXES,
+    WRITABLE,
+    check_can_hold,
+    format_for_name,
+    suffix_for_format,
+)
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Text
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "FORMATS",
+    "READABLE",
+    "SUFFIXES",
+    "TEMPORARY_PREFIX",
+    "WRITABLE",
+    "EncodeOptions",
+    "Frame",
+    "Metadata",
+    "Picture",
+    "Text",
+    "check_can_hold",
+    "format_for_name",
+    "open_picture",
+    "suffix_for_format",
+    "write_picture",
+]

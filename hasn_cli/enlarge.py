@@ -1,0 +1,228 @@
+"""From a small picture to a large one: the network on its colour and on its transparency, then the size asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.errors import ImageError, UsageError
+from hasn_cli.images.color import bleed, is_opaque, top
+from hasn_cli.images.picture import Again, Frame, Picture
+
+SCALES = (2, 3, 4)
+PROJECTIONS = 5  # steps of --consistent; the docs say what each brings
+Pixels = NDArray[Any]
+Progress = Callable[[float], None]
+
+
+class Upscales(Protocol):
+    """What is needed of `hasn_cli.inference.Upscaler`."""
+
+    @property
+    def scale(self) -> int: ...
+
+    def upscale(self, image: Pixels, progress: Progress | None = None) -> Pixels: ...
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the result is to be; just one kind of wish at a time, but `width` and `height` may come together.
+
+    Attributes:
+        factor: times the input's sides, above 1 and up to 4; what counts when nothing else is given.
+        width, height: in pixels; one alone keeps the proportions, both together need not.
+        fit: (height, width) of the box that the result just fits into, proportions kept.
+        megapixels: height times width in millions, as nearly as the proportions allow.
+
+    Raises:
+        UsageError: values that no picture could have, or wishes that exclude each other.
+    """
+
+    factor: Fraction | float | None = 4
+    width: int | None = None
+    height: int | None = None
+    fit: tuple[int, int] | None = None
+    megapixels: float | None = None
+
+    def __post_init__(self) -> None:
+        wishes = [self.width or self.height, self.fit, self.megapixels]
+        if sum(wish is not None for wish in wishes) > 1:
+            raise UsageError("--width/--height, --fit and --megapixels exclude each other")
+        numbers = [self.width, self.height, self.megapixels, *(self.fit or ())]
+        if any(number is not None and not number > 0 for number in numbers):
+            raise UsageError("a size must be above 0")
+        if all(wish is None for wish in wishes) and not (self.factor is not None and 1 <= self.factor <= max(SCALES)):
+            raise UsageError(f"a factor must lie between 1 and {max(SCALES)}, not {self.factor}")
+
+    def target(self, lr_size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that a picture of `lr_size` is to have, each at least 1."""
+        lr_height, lr_width = lr_size
+        if self.width is not None and self.height is not None:
+            return self.height, self.width
+        if self.width is not None:
+            return _at_least_1(Fraction(lr_height * self.width, lr_width)), self.width
+        if self.height is not None:
+            return self.height, _at_least_1(Fraction(lr_width * self.height, lr_height))
+        if self.fit is not None:
+            factor = min(Fraction(self.fit[0], lr_height), Fraction(self.fit[1], lr_width))
+        elif self.megapixels is not None:
+            factor = Fraction(math.sqrt(self.megapixels * 1e6 / (lr_height * lr_width)))
+        else:
+            # a factor such as 1.1 means eleven tenths and not the nearest binary fraction
+            factor = Fraction(str(self.factor))
+        return _at_least_1(lr_height * factor), _at_least_1(lr_width * factor)
+
+    def network_scale(self, lr_size: tuple[int, int]) -> int:
+        """The smallest scale of the network that reaches the target in both directions.
+
+        Raises:
+            ImageError: the target is more than 4 times as high or wide.
+        """
+        target = self.target(lr_size)
+        for scale in SCALES:
+            if all(side <= scale * lr_side for side, lr_side in zip(target, lr_size, strict=True)):
+                return scale
+        message = f"{target[1]}×{target[0]} is more than {max(SCALES)} times {lr_size[1]}×{lr_size[0]}"
+        raise ImageError(message, "ask for less, or enlarge twice")
+
+
+def _at_least_1(length: Fraction) -> int:
+    return max(1, math.floor(length + Fraction(1, 2)))
+
+
+def enlarge(
+    picture: Picture,
+    upscaler_for: Callable[[int], Upscales],
+    size: Size,
+    *,
+    consistent: bool = False,
+    progress: Progress | None = None,
+) -> Picture:
+    """The picture enlarged; its frames are computed one by one when they are iterated.
+
+    Args:
+        picture: as `open_picture` gives it.
+        upscaler_for: gives the upscaler of a scale, 2, 3 or 4; asked once a frame.
+        size: how large.
+        consistent: project the result so that, shrunk by bicubic interpolation, it gives the input again.
+        progress: told the fraction of all the work that is done, 0 to 1; may raise to cancel.
+
+    Returns:
+        A picture with the same kind of pixels, metadata and durations.
+
+    Raises:
+        ImageError: the size is out of reach, at once for the first frame, while iterating for a later page.
+    """
+    size.network_scale(picture.size)
+
+    def frames() -> Iterator[Frame]:
+        for index, frame in enumerate(picture.frames):
+            share = progress and _part(progress, index / picture.frame_count, 1 / picture.frame_count)
+            yield replace(frame, pixels=enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share))
+
+    return replace(picture, size=size.target(picture.size), frames=Again(frames))
+
+
+def enlarge_pixels(
+    pixels: Pixels,
+    upscaler_for: Callable[[int], Upscales],
+    size: Size,
+    consistent: bool = False,
+    progress: Progress | None = None,
+) -> Pixels:
+    """Enlarge H×W×C pixels, C = 1 to 4 as in `Frame.pixels`; dtype and channels stay."""
+    target = size.target(pixels.shape[:2])
+    upscaler = upscaler_for(size.network_scale(pixels.shape[:2]))
+    if pixels.shape[2] in (1, 3):
+        return _enlarge_color(pixels, upscaler, target, consistent, progress)
+    color, alpha = pixels[..., :-1], pixels[..., -1:]
+    if is_opaque(pixels):
+        color = _enlarge_color(color, upscaler, target, consistent, progress)
+        opaque = np.full((*target, 1), top(pixels), pixels.dtype)
+        return np.concatenate([color, opaque], axis=2)
+    first = progress and _part(progress, 0.0, 0.5)
+    second = progress and _part(progress, 0.5, 0.5)
+    color = _enlarge_color(bleed(color, alpha), upscaler, target, consistent, first)
+    return np.concatenate([color, _enlarge_alpha(alpha, upscaler, target, second)], axis=2)
+
+
+def _enlarge_color(
+    color: Pixels, upscaler: Upscales, target: tuple[int, int], consistent: bool, progress: Progress | None
+) -> Pixels:
+    """H×W×(1 or 3), of any dtype and (float) any range, to the target size."""
+    if color.dtype.kind != "f":
+        large = reduce_to(upscaler.upscale(color, progress), target)
+        return _project(large, color) if consistent else large
+    low, high = _range(color)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("the picture holds infinite or undefined samples", "replace them before enlarging")
+    large = upscaler.upscale(((color - low) / (high - low)).astype(np.float32), progress)
+    large = np.clip(reduce_to(large, target) * np.float32(high - low) + np.float32(low), low, high)
+    return _project(large, color) if consistent else large
+
+
+def _enlarge_alpha(alpha: Pixels, upscaler: Upscales, target: tuple[int, int], progress: Progress | None) -> Pixels:
+    """H×W×1 transparency, kept within what the 3×3 input pixels around show: no halo, no overshoot."""
+    large = reduce_to(upscaler.upscale(alpha, progress), target)
+    rows = (2 * np.arange(target[0]) + 1) * alpha.shape[0] // (2 * target[0])
+    columns = (2 * np.arange(target[1]) + 1) * alpha.shape[1] // (2 * target[1])
+    at = np.ix_(rows, columns)
+    return np.clip(large, _extreme(alpha, np.minimum)[at], _extreme(alpha, np.maximum)[at])
+
+
+def _extreme(pixels: Pixels, choose: np.ufunc) -> Pixels:
+    """Each pixel's 3×3 neighbourhood's minimum or maximum, H×W×C to the same."""
+    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = choose(choose(padded[:-2], padded[1:-1]), padded[2:])
+    result: Pixels = choose(choose(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+    return result
+
+
+def reduce_to(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """H×W×C pixels by a Lanczos filter (a = 3, widened when it shrinks) to (height, width); dtype stays, range too."""
+    if pixels.shape[:2] == size:
+        return pixels
+    from PIL import Image
+
+    planes = []
+    for channel in range(pixels.shape[2]):
+        plane = np.ascontiguousarray(pixels[..., channel])
+        image = Image.fromarray(plane if plane.dtype == np.uint8 else plane.astype(np.float32))
+        planes.append(np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS)))
+    result = np.stack(planes, axis=2)
+    return result if result.dtype == pixels.dtype else _round_like(result, pixels)
+
+
+def _round_like(values: Pixels, model: Pixels) -> Pixels:
+    """Floats to the integer dtype of `model`, clipped to its range."""
+    return np.clip(np.rint(values), 0, top(model)).astype(model.dtype)
+
+
+def _project(large: Pixels, small: Pixels) -> Pixels:
+    """Add, a few times, what the shrunk result lacks of the input: iterative back-projection (Irani & Peleg 1991)."""
+    from hasn_cli.evaluation.bicubic import resize
+
+    wanted: Pixels = small.astype(np.float32)
+    estimate: Pixels = large.astype(np.float32)
+    for _ in range(PROJECTIONS):
+        missing: Pixels = wanted - resize(estimate, size=small.shape[:2])
+        estimate = np.clip(estimate + resize(missing, size=large.shape[:2]), *_range(small))
+    return estimate if large.dtype.kind == "f" else _round_like(estimate, large)
+
+
+def _range(pixels: Pixels) -> tuple[float, float]:
+    """The values between which a result stays: the dtype's, and for floats [0, 1], widened to those that occur."""
+    if pixels.dtype.kind != "f":
+        return 0.0, top(pixels)
+    return min(0.0, float(pixels.min())), max(1.0, float(pixels.max()))
+
+
+def _part(progress: Progress, start: float, share: float) -> Progress:
+    """Progress for a piece of the work that begins at `start` and is `share` of the whole."""
+    return lambda fraction: progress(start + share * fraction)

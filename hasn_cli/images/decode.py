@@ -1,0 +1,68 @@
+"""From a file to a `Picture`: the content decides what it is, and whatever is wrong with it becomes an `ImageError`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from hasn_cli.errors import HasnError, ImageError
+from hasn_cli.images.formats import sniff
+from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
+from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.images.source import Limit, Source
+
+DEFAULT_MAX_PIXELS = 256_000_000
+
+
+def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS, name: str = "") -> Picture:
+    """Read a picture's header; its frames are decoded when they are iterated.
+
+    Args:
+        source: a file's path, or the bytes of one. What it holds decides, not what it is called.
+        max_pixels: a picture that declares more is refused before anything is decoded; None or 0 lifts the limit.
+        name: for messages; by default the path.
+
+    Returns:
+        The picture, orientation applied.
+
+    Raises:
+        ImageError: not a picture, or a broken one, or one too large; also while the frames are iterated.
+        MissingExtraError: the format needs an optional package.
+    """
+    origin = Source(source, name)
+    picture = _guarded(origin.name, lambda: _read(origin, Limit(max_pixels or None)))
+    orientation = orientation_of(picture.metadata.exif)
+
+    def frames() -> Iterator[Frame]:
+        iterator = iter(picture.frames)
+        while (frame := _guarded(origin.name, lambda: next(iterator, None))) is not None:
+            yield replace(frame, pixels=apply_orientation(frame.pixels, orientation))
+
+    size = picture.size if orientation < 5 else picture.size[::-1]
+    metadata = upright(picture.metadata)
+    return replace(picture, frames=Again(frames), size=size, metadata=metadata)
+
+
+def _read(source: Source, limit: Limit) -> Picture:
+    from hasn_cli.images.codecs import pillow
+
+    format = sniff(source.head)
+    if format is None:
+        raise ImageError(f"{source.name}: not a picture of a known format")
+    return pillow.read(source, limit, format)
+
+
+T = TypeVar("T")
+
+
+def _guarded(name: str, read: Callable[[], T]) -> T:
+    """Call a decoder. Decoders raise whatever they like over a broken file; for the user all of it means one thing."""
+    try:
+        return read()
+    except (HasnError, MemoryError):
+        raise
+    except Exception as error:
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ImageError(f"{name}: broken or not supported ({detail})") from error

@@ -1,0 +1,121 @@
+"""From a `Picture` to a file, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from hasn_cli.errors import HasnError, ImageError, OutputError
+from hasn_cli.images.color import is_opaque, lay_on
+from hasn_cli.images.formats import FORMATS
+from hasn_cli.images.metadata import resized
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, parse_color
+
+TEMPORARY_PREFIX = ".hasn-"
+"""Files that begin so, beside an output, are halves of one whose program was killed."""
+
+
+def write_picture(picture: Picture, target: Path | BinaryIO, format: str, options: EncodeOptions) -> None:
+    """Encode a picture; its frames are asked for one by one, so this is where lazy ones are computed.
+
+    Args:
+        picture: what to write.
+        target: a path: the file appears there complete, or not at all; or a stream, which gets the bytes at the end.
+        format: the name of a format, as in `Picture.format`.
+        options: how.
+
+    Raises:
+        ImageError: the format cannot hold the picture, or its frames turn out to be broken.
+        OutputError: the target cannot be written.
+        Exception: whatever the picture's frames raise.
+    """
+    frames = _Watched(picture)
+    prepared = _prepare(replace(picture, frames=frames), format, options)
+    try:
+        if isinstance(target, Path):
+            _write_file(prepared, target, format, options)
+        else:
+            buffer = io.BytesIO()
+            _encode(prepared, buffer, format, options)
+            target.write(buffer.getbuffer())
+    except Exception as error:
+        if frames.error is not None:
+            raise frames.error from None
+        if isinstance(error, HasnError | MemoryError | BrokenPipeError):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OutputError(f"{_title(target)}: {error.strerror or error}") from error
+        raise ImageError(f"{picture.name}: cannot be written as {FORMATS[format].title} ({error})") from error
+
+
+class _Watched:
+    """A picture's frames, remembering what they raised, lest it be taken for the encoder's fault."""
+
+    def __init__(self, picture: Picture) -> None:
+        self._frames = picture.frames
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        try:
+            yield from self._frames
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+def _title(target: Path | BinaryIO) -> str:
+    return str(target) if isinstance(target, Path) else "output"
+
+
+def _prepare(picture: Picture, format: str, options: EncodeOptions) -> Picture:
+    """The picture cut down to what the format can hold and the options ask for."""
+    entry = FORMATS[format]
+    first_only = options.first_frame and not (entry.pages if picture.paged else entry.animation)
+    background = parse_color(options.background) if options.background else None
+    metadata = Metadata(icc=picture.metadata.icc) if options.strip else resized(picture.metadata, picture.size)
+
+    def frames() -> Iterator[Frame]:
+        for frame in picture.frames:
+            pixels = frame.pixels
+            if not entry.alpha and pixels.shape[2] in (2, 4):
+                if background is None and not is_opaque(pixels):
+                    raise ImageError(f"{picture.name}: {entry.title} cannot hold its transparency", "use --background")
+                pixels = lay_on(pixels, background or (0, 0, 0))
+            yield replace(frame, pixels=pixels)
+            if first_only:
+                return
+
+    count = 1 if first_only else picture.frame_count
+    return replace(picture, frames=Again(frames), frame_count=count, metadata=metadata)
+
+
+def _encode(picture: Picture, stream: BinaryIO, format: str, options: EncodeOptions) -> None:
+    from hasn_cli.images.codecs import pillow
+
+    pillow.write(picture, stream, options, format)
+
+
+def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions) -> None:
+    """Encode into a temporary file beside the target and move it into place."""
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.part")
+    try:
+        # not tempfile: its files are private, while this one is to get the permissions of any new file
+        with temporary.open("x+b") as stream:
+            _encode(picture, stream, format, options)
+            stream.flush()
+            os.fsync(stream.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            temporary.chmod(target.stat().st_mode & 0o777)
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,165 @@
+"""Which formats there are, what each can hold, and how a file's first bytes tell one from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from hasn_cli.errors import ImageError, MissingExtraError
+from hasn_cli.images.picture import EncodeOptions, Picture
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format and what this program can put into it.
+
+    Attributes:
+        name: lower-case, as in `Picture.format`.
+        title: for people.
+        suffixes: the first is the one given to new files.
+        max_side: largest width and height in pixels.
+        alpha, deep, floats, icc: holds transparency, 16-bit, float samples, a colour profile.
+        animation, pages: holds several frames as an animation, as pages.
+        write: can be written (all can be read).
+        extra: name of the optional dependency group that it needs.
+    """
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    max_side: int
+    alpha: bool = True
+    deep: bool = False
+    floats: bool = False
+    icc: bool = True
+    animation: bool = False
+    pages: bool = False
+    write: bool = True
+    extra: str | None = None
+
+
+_2_31 = 2**31 - 1
+
+FORMATS: dict[str, Format] = {
+    entry.name: entry
+    for entry in (
+        Format("jpeg", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), 65_535, alpha=False),
+        Format("png", "PNG", (".png", ".apng"), _2_31, deep=True, animation=True),
+        Format("webp", "WebP", (".webp",), 16_383, animation=True),
+        Format("tiff", "TIFF", (".tif", ".tiff"), _2_31, deep=True, floats=True, pages=True),
+        Format("avif", "AVIF", (".avif", ".avifs"), 65_535, animation=True),
+        Format("gif", "GIF", (".gif",), 65_535, icc=False, animation=True),
+        Format("jpeg2000", "JPEG 2000", (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"), _2_31, deep=True),
+        Format("bmp", "BMP", (".bmp", ".dib"), _2_31, icc=False),
+        Format("ppm", "PPM, PGM, PBM, PAM", (".ppm", ".pgm", ".pbm", ".pnm", ".pam"), _2_31, deep=True, icc=False),
+        Format("pfm", "PFM", (".pfm",), _2_31, alpha=False, floats=True, icc=False),
+        Format("tga", "TGA", (".tga", ".icb", ".vda", ".vst"), 65_535, icc=False),
+        Format("ico", "ICO", (".ico",), 256, icc=False),
+        Format("jpegxl", "JPEG XL", (".jxl",), 2**30, deep=True, floats=True),
+        Format("heic", "HEIC", (".heic", ".heif", ".hif"), 16_384, deep=True, extra="heic"),
+    )
+}
+
+READABLE: frozenset[str] = frozenset(FORMATS)
+WRITABLE: frozenset[str] = frozenset(name for name, entry in FORMATS.items() if entry.write)
+SUFFIXES: dict[str, str] = {suffix: name for name, entry in FORMATS.items() for suffix in entry.suffixes}
+"""Suffix with its dot, lower-case → format name."""
+
+_ALIASES = {"jpg": "jpeg", "tif": "tiff", "jp2": "jpeg2000", "j2k": "jpeg2000", "jxl": "jpegxl", "heif": "heic"}
+_ALIASES |= {"apng": "png", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm", "pam": "ppm"}
+
+
+def format_for_name(name: str) -> str | None:
+    """The format that a file's name, a suffix ("png", ".png") or a format's own name stands for, or None."""
+    word = name.lower()
+    suffix = PurePath(word).suffix or "." + word.lstrip(".")
+    bare = suffix[1:]
+    return SUFFIXES.get(suffix) or (bare if bare in FORMATS else _ALIASES.get(bare))
+
+
+def suffix_for_format(name: str) -> str:
+    """The suffix, with its dot, of new files of a format."""
+    return FORMATS[name].suffixes[0]
+
+
+def sniff(head: bytes) -> str | None:
+    """The format that a file's first bytes (some 64 are enough) announce, or None. TGA announces nothing."""
+    for name, magics in _MAGICS.items():
+        if head.startswith(magics):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":
+        brands = {head[at : at + 4] for at in range(8, min(len(head), 64) - 3, 4)}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+            return "heic"
+    if head[:1] == b"P" and head[2:3].isspace() and head[1:2] in b"1234567Ff":
+        return "pfm" if head[1:2] in b"Ff" else "ppm"
+    return None
+
+
+_MAGICS: dict[str, tuple[bytes, ...]] = {
+    "jpeg": (b"\xff\xd8\xff",),
+    "png": (b"\x89PNG\r\n\x1a\n",),
+    "gif": (b"GIF87a", b"GIF89a"),
+    "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "bmp": (b"BM",),
+    "jpeg2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "jpegxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "ico": (b"\0\0\1\0",),
+}
+
+
+def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options: EncodeOptions) -> None:
+    """See that `format` can hold the picture enlarged to `size`, so that nothing is computed in vain.
+
+    Args:
+        picture: as read; where transparency is in question, its first frame is decoded to see whether any is there.
+        size: (height, width) that it is going to have.
+        format: name of the format asked for.
+        options: how it is going to be written.
+
+    Raises:
+        ImageError: too large, transparent or animated for the format, which says what would do.
+        MissingExtraError: the format needs an optional package.
+    """
+    entry = FORMATS.get(format)
+    if entry is None or not entry.write:
+        raise ImageError(f"{picture.name}: the format {format!r} cannot be written", "use -f png")
+    if max(size) > entry.max_side:
+        message = f"{picture.name}: {size[1]}×{size[0]} pixels are too many for {entry.title}"
+        raise ImageError(f"{message} (at most {entry.max_side} a side)", f"use -f {_roomier(size)}")
+    if entry.extra == "heic" and not _has_heif():
+        raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
+    if picture.frame_count > 1 and not options.first_frame:
+        _check_frames(picture, entry)
+    if picture.has_alpha and not entry.alpha and options.background is None and not _opaque(picture):
+        message = f"{picture.name}: {entry.title} cannot hold its transparency"
+        raise ImageError(message, "use --background white, or -f png")
+
+
+def _check_frames(picture: Picture, entry: Format) -> None:
+    if picture.paged and not entry.pages:
+        message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} pages"
+        raise ImageError(message, "use -f tiff, or --first-frame for the first alone")
+    if not picture.paged and not entry.animation:
+        message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} frames"
+        raise ImageError(message, "use -f webp, png or gif, or --first-frame for the first alone")
+
+
+def _opaque(picture: Picture) -> bool:
+    from hasn_cli.images.color import is_opaque
+
+    return is_opaque(next(iter(picture.frames)).pixels)
+
+
+def _roomier(size: tuple[int, int]) -> str:
+    return "jpg, png or tiff" if max(size) <= FORMATS["jpeg"].max_side else "png or tiff"
+
+
+def _has_heif() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("pillow_heif") is not None

@@ -1,0 +1,72 @@
+"""Metadata corrected where turning and enlarging make it untrue; everything else stays byte by byte as it was."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import replace
+
+import numpy as np
+
+from hasn_cli.images.exif import ORIENTATION, Exif
+from hasn_cli.images.picture import Metadata, Pixels
+
+
+def apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn and mirror H×W×C pixels as EXIF's orientation 1 to 8 says they are to be shown."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def orientation_of(exif: bytes | None) -> int:
+    """The orientation that an EXIF block states, 1 to 8; 1 where it states none or nonsense."""
+    block = _parse(exif)
+    value = block.number(block.first, ORIENTATION) if block else None
+    return value if value is not None and 1 <= value <= 8 else 1
+
+
+def upright(metadata: Metadata) -> Metadata:
+    """The metadata of a picture whose orientation has been applied: wherever one is stated it becomes 1."""
+    block = _parse(metadata.exif)
+    if block is not None:
+        block.set_number(block.first, ORIENTATION, 1)
+    xmp = metadata.xmp and _set_in_xmp(metadata.xmp, b"tiff:Orientation", 1)
+    return replace(metadata, exif=bytes(block.data) if block else None, xmp=xmp)
+
+
+def resized(metadata: Metadata, size: tuple[int, int]) -> Metadata:
+    """The metadata of a picture that now has this (height, width): no old thumbnail, the true number of pixels."""
+    height, width = size
+    block = _parse(metadata.exif)
+    if block is not None:
+        block.set_size(height, width)
+        block.drop_thumbnail()
+    xmp = metadata.xmp
+    if xmp:
+        for name, value in (("tiff:ImageWidth", width), ("tiff:ImageLength", height)):
+            xmp = _set_in_xmp(xmp, name.encode(), value)
+        for name, value in (("exif:PixelXDimension", width), ("exif:PixelYDimension", height)):
+            xmp = _set_in_xmp(xmp, name.encode(), value)
+    return replace(metadata, exif=bytes(block.data) if block else None, xmp=xmp)
+
+
+def _parse(exif: bytes | None) -> Exif | None:
+    """The block, or None where it is too broken to be corrected, and so to be passed on."""
+    try:
+        block = Exif(exif or b"")
+        next(block.entries(block.first), None)
+    except (ValueError, struct.error):
+        return None
+    return block
+
+
+def _set_in_xmp(xmp: bytes, name: bytes, value: int) -> bytes:
+    """Overwrite an integer property of an XMP packet, written as an attribute or as an element."""
+    number = str(value).encode()
+    xmp = re.sub(rb"(\b" + name + rb"\s*=\s*[\"'])\s*\d+\s*([\"'])", rb"\g<1>" + number + rb"\g<2>", xmp)
+    return re.sub(rb"(<" + name + rb">)\s*\d+\s*(</" + name + rb">)", rb"\g<1>" + number + rb"\g<2>", xmp)
