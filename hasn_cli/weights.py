@@ -1,26 +1,47 @@
-"""Which weights exist, where they come from, and which file serves a scale."""
+"""Which weights exist, where they come from, and which file serves a scale.
+
+What `-w` takes, in the order of reading:
+
+* `hasn`: in the package; never touches the network.
+* `released`: the authors' x4 checkpoint, from their repository at one commit, with one SHA-256.
+* `hf://OWNER/REPO[@REVISION][/FILE]`: a repository of the Hugging Face Hub.
+* the path of a file, or of a folder laid out like such a repository.
+* `OWNER/REPO[@REVISION]`: as with `hf://`, unless a file or folder has that name.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hasn_cli.errors import WeightsError
+from hasn_cli import hub
+from hasn_cli.errors import DownloadError, WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hasn_cli.network import HASN
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is being fetched, the bytes here so far, and the bytes in all (None: unknown)."""
+"""Called with what is being fetched, the bytes here so far, and the bytes in all (None: not known yet)."""
 
-DEFAULT = "hasn"
+BUNDLED = "hasn"
+RELEASED = "released"
+NAMES = (BUNDLED, RELEASED)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+CHECKSUMS = "SHA256SUMS"
+CARD = "README.md"
+
+RELEASED_SCALE = 4
+RELEASED_COMMIT = "bd8d5c035ca613f77e6d14d69cdd8b07fc36dd86"
+RELEASED_REPOSITORY = "https://github.com/nathan66666/HASN"
+RELEASED_URL = f"https://raw.githubusercontent.com/nathan66666/HASN/{RELEASED_COMMIT}/experiments/HASN.pth"
+RELEASED_URL_VARIABLE = "HASN_RELEASED_URL"
+RELEASED_SHA256 = "3d70a22008332a7ab35aeedf7722484e6e7607244bc6ddd8adeab0ab864bcb93"
+RELEASED_SIZE = 3616623
 
 
 @dataclass(frozen=True)
@@ -31,7 +52,7 @@ class WeightsFile:
         name: what was asked for.
         scale: the scale it was asked for; `load_network` checks that the tensors agree.
         path: where it lies.
-        source: `bundled`, `file`, `hub` or `release`.
+        source: `bundled`, `released`, `hub` or `file`.
     """
 
     name: str
@@ -42,39 +63,48 @@ class WeightsFile:
     @cached_property
     def sha256(self) -> str:
         """Hex SHA-256 of the file as it lies there now."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(self.path)
 
 
-def resolve(weights: str, scale: int, *, progress: Progress | None = None) -> WeightsFile:
-    """Find the file that `weights` means for `scale`.
+def resolve(weights: str, scale: int, *, progress: Progress | None = None, download: bool = True) -> WeightsFile:
+    """Find the file that `weights` means for `scale`, fetching it where it has to be fetched.
 
     Args:
-        weights: `hasn` (in the package), or the path of a file or of a folder that holds `hasn_xS.safetensors`.
+        weights: a name, a path or a hub id: see the top of this module.
         scale: 2, 3 or 4.
         progress: told of downloads.
+        download: False: only what is on this machine already, without any network access.
 
     Raises:
         WeightsError: there is no such thing, or not for this scale.
+        DownloadError: it could not be brought here, or is not here with `download=False`.
     """
-    if weights == DEFAULT:
+    if weights == BUNDLED:
         return WeightsFile(weights, scale, bundled_path(scale), "bundled")
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        path = path / f"hasn_x{scale}.safetensors"
-    if not path.exists():
-        raise WeightsError(f"no weights at {weights}", "give -w hasn, or the path of a .safetensors or .pth file")
-    return WeightsFile(weights, scale, path, "file")
+    if weights == RELEASED:
+        return WeightsFile(weights, scale, _released_path(scale, progress, download), "released")
+    if not weights.startswith(hub.SCHEME):
+        path = Path(weights).expanduser()
+        if path.is_dir():
+            return WeightsFile(weights, scale, _in_folder(path, scale), "file")
+        if path.exists():
+            return WeightsFile(weights, scale, path, "file")
+    if (source := hub_id(weights)) is not None:
+        access = hub.Access(progress=progress, local_only=not download)
+        return WeightsFile(weights, scale, hub.fetch(source, scale, access), "hub")
+    if _looks_like_a_path(weights):
+        raise WeightsError(f"there are no weights at {weights}", "check the path given to -w")
+    raise WeightsError(
+        f"there are no weights called '{weights}'",
+        f"give one of {', '.join(NAMES)}, a path, or a hub id OWNER/REPO; see: hasn weights list",
+    )
 
 
-def bundled_path(scale: int) -> Path:
-    """The file that came with the package: inside an installed wheel, in `weights/` of a checkout."""
-    package = Path(__file__).parent
-    name = f"hasn_x{scale}.safetensors"
-    for folder in (package / "bundled", package.parent / "weights"):
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightsError(f"the package carries no weights for x{scale}", "scales are 2, 3 and 4; else install it again")
+def hub_id(weights: str) -> hub.HubId | None:
+    """`weights` as the name of a hub repository, or None if it cannot be one."""
+    if weights in NAMES or (_looks_like_a_path(weights) and not weights.startswith(hub.SCHEME)):
+        return None
+    return hub.HubId.parse(weights)
 
 
 def load_network(weights: str, scale: int, *, progress: Progress | None = None) -> HASN:
@@ -89,15 +119,119 @@ def load_network(weights: str, scale: int, *, progress: Progress | None = None) 
     return network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=scale)
 
 
-def load_state_dict_file(path: Path) -> dict[str, Tensor]:
-    """Read a weights file's tensors: see `hasn_cli.checkpoint.load_state_dict_file`."""
-    from hasn_cli import checkpoint
+def bundled_path(scale: int) -> Path:
+    """The file that came with the package: inside an installed wheel, in `weights/` of a checkout.
 
-    return checkpoint.load_state_dict_file(path)
+    Raises:
+        WeightsError: there is none for this scale.
+    """
+    package = Path(__file__).parent
+    name = f"hasn_x{scale}.safetensors"
+    for folder in (package / "bundled", package.parent / "weights"):
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(f"the package carries no weights for x{scale}", "scales are 2, 3 and 4; else install it again")
 
 
-def save_network(network: HASN, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a network as safetensors, atomically: see `hasn_cli.checkpoint.save_network`."""
-    from hasn_cli import checkpoint
+def expected_sha256(found: WeightsFile) -> str | None:
+    """What the file's SHA-256 should be, if anybody says so: the pinned one, or `SHA256SUMS` beside it."""
+    if found.source == "released":
+        return RELEASED_SHA256
+    sums = found.path.parent / CHECKSUMS
+    if not sums.is_file():
+        return None
+    for line in sums.read_text(encoding="utf-8").splitlines():  # as sha256sum writes it: DIGEST, two spaces, NAME
+        digest, _, name = line.partition("  ")
+        if name == found.path.name:
+            return digest
+    return None
 
-    checkpoint.save_network(network, path, metadata)
+
+def verify(found: WeightsFile) -> None:
+    """Check a file against its expected SHA-256, and that its tensors make a HASN for its scale.
+
+    Raises:
+        WeightsError: it fails either.
+    """
+    from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
+
+    expected = expected_sha256(found)
+    if expected is not None and found.sha256 != expected:
+        raise WeightsError(f"{found.path} has SHA-256 {found.sha256}, not {expected}", "it is damaged or was changed")
+    network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=found.scale)
+
+
+def publish(repo: str, folder: Path, *, private: bool | None = None, message: str = "Upload HASN weights") -> str:
+    """Upload a folder of `hasn_xS.safetensors` as a hub repository that `-w OWNER/REPO` can use.
+
+    The model card (`README.md`) and `SHA256SUMS` go along, and a `config.json` is written that names the files.
+
+    Returns:
+        The commit's web address.
+
+    Raises:
+        WeightsError: there are no such files in `folder`, or one of them fails `verify`.
+        DownloadError: the hub could not be reached, or refused.
+    """
+    from hasn_cli.network import NUM_FEATURES, SCALES
+
+    files = {scale: f"hasn_x{scale}.safetensors" for scale in SCALES}
+    files = {scale: name for scale, name in files.items() if (folder / name).is_file()}
+    if not files:
+        raise WeightsError(f"{folder} holds no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
+    for scale, name in files.items():
+        verify(WeightsFile(str(folder), scale, folder / name, "file"))
+    contents: dict[str, Path | bytes] = {name: folder / name for name in files.values()}
+    contents |= {name: folder / name for name in (CARD, CHECKSUMS) if (folder / name).is_file()}
+    contents[hub.CONFIG] = hub.config_bytes(files, NUM_FEATURES)
+    return hub.push(repo, contents, private=private, message=message)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _released_path(scale: int, progress: Progress | None, download: bool) -> Path:
+    """The authors' checkpoint in the assets cache of `huggingface_hub` (HF_HOME/assets/hasn), checked at every use."""
+    from huggingface_hub import cached_assets_path, constants
+
+    if scale != RELEASED_SCALE:
+        raise WeightsError(
+            f"the authors released HASN for x{RELEASED_SCALE} only, not x{scale}", "use -s 4, or -w hasn"
+        )
+    path = cached_assets_path("hasn", RELEASED, RELEASED_COMMIT[:12]) / "HASN.pth"
+    if path.is_file() and file_sha256(path) == RELEASED_SHA256:
+        return path
+    if not download or constants.HF_HUB_OFFLINE:
+        raise DownloadError(
+            "the released checkpoint is not on this machine, and the network is not to be used",
+            "with the network and without HF_HUB_OFFLINE: hasn weights pull released",
+        )
+    from hasn_cli.download import download as fetch
+
+    url = os.environ.get(RELEASED_URL_VARIABLE) or RELEASED_URL
+    report = progress or (lambda label, done, total: None)
+    fetch(
+        url,
+        path,
+        sha256=RELEASED_SHA256,
+        size=RELEASED_SIZE,
+        progress=lambda done, total: report("released", done, total),
+    )
+    return path
+
+
+def _in_folder(folder: Path, scale: int) -> Path:
+    config_path = folder / hub.CONFIG
+    config = hub.read_config(config_path, str(folder)) if config_path.is_file() else None
+    names = hub.candidates(config, scale, str(folder))
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(f"{folder} has no weights for x{scale} (looked for {', '.join(names)})", "name the file itself")
+
+
+def _looks_like_a_path(weights: str) -> bool:
+    return weights.endswith(SUFFIXES) or weights.startswith((".", "/", "~")) or "\\" in weights

@@ -1,0 +1,104 @@
+"""One file from one URL, with its size and SHA-256 known beforehand: resumed when cut, whole or not at all.
+
+For files that no hub serves. The standard library's client honours the proxy variables and `SSL_CERT_FILE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from hasn_cli.errors import DownloadError
+
+ATTEMPTS = 5
+FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
+LONGEST_PAUSE = 30.0
+TIMEOUT = 30.0  # seconds without a byte
+CHUNK = 1 << 16
+WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
+TRANSIENT = (OSError, http.client.HTTPException)  # URLError, timeouts and resets are OSErrors
+
+
+def download(url: str, target: Path, *, sha256: str, size: int, progress: Callable[[int, int], None]) -> None:
+    """Fetch `url` into `target`.
+
+    Args:
+        url: http, https or file.
+        target: replaced in one step, once the whole content is there and right.
+        sha256: hex digest that the content must have.
+        size: bytes that it must have; nothing beyond is read.
+        progress: called with the bytes here so far and `size`.
+
+    Raises:
+        DownloadError: the server refuses, stays unreachable, or serves something else. Nothing is left behind.
+        OSError: `target` cannot be written.
+    """
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            _fill(url, file, size, progress)
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise DownloadError(
+                f"{url} is not the file it should be: its SHA-256 is {found}, not {sha256}",
+                "nothing was kept; a proxy or mirror may have altered it",
+            )
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fill(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None]) -> None:
+    """Read `url` to its end, taking up again where a connection broke."""
+    pause = FIRST_PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        wait = pause
+        try:
+            _append(url, file, size, progress)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code not in WORTH_A_RETRY or attempt == ATTEMPTS:
+                raise _refused(url, error.code) from error
+            wait = min(_seconds(error.headers.get("Retry-After"), pause), LONGEST_PAUSE)
+        except TRANSIENT as error:
+            if attempt == ATTEMPTS:
+                reason = getattr(error, "reason", None) or error
+                raise DownloadError(f"cannot fetch {url}: {reason}", "check the connection and try again") from error
+        time.sleep(wait)
+        pause *= 2
+
+
+def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None]) -> None:
+    have = file.tell()
+    request = urllib.request.Request(url, headers={"User-Agent": "hasn", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if have and response.status != http.client.PARTIAL_CONTENT:  # the server starts again from the first byte
+            file.seek(0)
+            file.truncate()
+        while file.tell() < size and (chunk := response.read(min(CHUNK, size - file.tell()))):
+            file.write(chunk)
+            progress(file.tell(), size)
+        if file.tell() < size:
+            raise ConnectionError(f"the connection ended after {file.tell()} of {size} bytes")
+        if response.read(1):
+            raise DownloadError(f"{url} is longer than the {size} bytes it should have", "nothing was kept")
+
+
+def _seconds(text: str | None, default: float) -> float:
+    return float(text) if text and text.isdecimal() else default
+
+
+def _refused(url: str, status: int) -> DownloadError:
+    hints = {404: "the file has moved", 429: "the server asks to slow down: wait a while and try again"}
+    hint = hints.get(status, "try again later" if status >= 500 else "check the address and the proxy")
+    return DownloadError(f"{url} answers {status} {http.client.responses.get(status, '')}".rstrip(), hint)

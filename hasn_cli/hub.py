@@ -1,0 +1,315 @@
+"""Weights in a repository of the Hugging Face Hub: found, fetched into the client's own cache, checked, published.
+
+All traffic is `huggingface_hub`'s, so its cache, tokens, proxies, mirrors (`HF_ENDPOINT`) and offline mode
+(`HF_HUB_OFFLINE`) hold here too. Its errors become `DownloadError`s that say what to do.
+
+A repository, or a folder laid out like one, holds `config.json` with either `files` (scale → file name) or `scale`
+(then the file is `model.safetensors`, as `push_to_hub` writes it), or plainly named files `hasn_x2.safetensors` ….
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from hasn_cli.errors import DownloadError, WeightsError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+Progress = Callable[[str, int, int | None], None]
+
+CONFIG = "config.json"
+SINGLE_FILE = "model.safetensors"
+SCHEME = "hf://"
+_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(/(?P<filename>.+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubId:
+    """`OWNER/REPO[@REVISION]` or `hf://OWNER/REPO[@REVISION][/FILE]`."""
+
+    repo: str
+    revision: str | None = None
+    filename: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubId | None:
+        """Read either form; None if `text` is neither."""
+        match = _ID.fullmatch(text.removeprefix(SCHEME))
+        if match is None or (match["filename"] and not text.startswith(SCHEME)):
+            return None
+        revision = match["revision"]
+        return cls(match["repo"], unquote(revision) if revision else None, match["filename"])
+
+    def __str__(self) -> str:
+        name = f"{self.repo}@{self.revision}" if self.revision else self.repo
+        return f"{SCHEME}{name}/{self.filename}" if self.filename else name
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the client is to fetch; the defaults are its own."""
+
+    progress: Progress | None = None
+    local_only: bool = False
+    force: bool = False
+    cache_dir: str | Path | None = None
+    token: str | bool | None = None
+
+
+def fetch(source: HubId, scale: int, access: Access = Access()) -> Path:
+    """The cached file of `source` that serves `scale`, downloaded if it is not there or its revision has moved.
+
+    A second use of an unmoved revision costs one HEAD request, or none where the hub is out of reach.
+
+    Raises:
+        DownloadError: no such repository, revision or file, no access, no connection, or damaged on the way.
+        WeightsError: the repository has nothing for this scale.
+    """
+    if source.filename:
+        return _get(source, source.filename, access)
+    pinned, config, out_of_reach = source, None, None
+    try:
+        config_path = _get(source, CONFIG, access)
+    except _NoSuchFileError:
+        pass
+    except _NotCachedError as error:  # the weights may be cached all the same, from a repository without a config
+        out_of_reach, access = error, replace(access, local_only=True, force=False)
+    else:
+        config = read_config(config_path, str(source))
+        pinned = HubId(source.repo, config_path.parent.name)  # snapshots/COMMIT/config.json: both files of one commit
+    names = candidates(config, scale, str(source))
+    for name in names:
+        try:
+            return _get(pinned, name, access)
+        except _NoSuchFileError:
+            continue
+        except _NotCachedError as error:
+            out_of_reach = out_of_reach or error
+    raise out_of_reach or WeightsError(
+        f"{source} has no weights for x{scale} (looked for {', '.join(names)})",
+        f"name the file: {SCHEME}{source}/FILE",
+    )
+
+
+def read_config(path: Path, origin: str) -> dict[str, Any]:
+    """Parse a repository's `config.json`.
+
+    Raises:
+        WeightsError: it is no JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{CONFIG} of {origin} cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{CONFIG} of {origin} is no JSON object")
+    return config
+
+
+def candidates(config: Mapping[str, Any] | None, scale: int, origin: str) -> list[str]:
+    """File names to try for `scale`, best first, given a repository's config (None: it has none).
+
+    Raises:
+        WeightsError: the config says that `scale` is not there.
+    """
+    config = config or {}
+    files = config.get("files")
+    if isinstance(files, Mapping):
+        name = files.get(str(scale))
+        if not isinstance(name, str):
+            raise WeightsError(f"{origin} has no weights for x{scale}", f"it has x{', x'.join(map(str, files))}")
+        return [name]
+    named = f"hasn_x{scale}.safetensors"
+    if config.get("scale") == scale:
+        return [SINGLE_FILE, named]
+    if "scale" in config:
+        return [named]
+    return [named, SINGLE_FILE]
+
+
+def config_bytes(files: Mapping[int, str], num_features: int) -> bytes:
+    """A `config.json` that `candidates` reads, and `HASN.from_pretrained` too (for it, the scale is the largest)."""
+    config = {
+        "model_type": "hasn",
+        "scale": max(files),
+        "num_features": num_features,
+        "files": {str(scale): name for scale, name in sorted(files.items())},
+    }
+    return json.dumps(config, indent=2).encode() + b"\n"
+
+
+def push(repo: str, contents: Mapping[str, Path | bytes], *, private: bool | None, message: str) -> str:
+    """Make the repository if it is not there, and commit `contents` (name → file or bytes) to it.
+
+    Returns:
+        The commit's web address.
+
+    Raises:
+        DownloadError: no token, no right to write, no connection, or refused by the hub.
+    """
+    with _explained(HubId(repo)):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        api = HfApi(library_name="hasn")
+        repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        return str(api.create_commit(repo_id, operations, commit_message=message).commit_url)
+
+
+class _NoSuchFileError(DownloadError):
+    """The repository is there and the file is not."""
+
+
+class _NotCachedError(DownloadError):
+    """The file is not in the cache, and the hub was not, or could not be, asked."""
+
+
+def _get(source: HubId, filename: str, access: Access) -> Path:
+    with _explained(source, filename):
+        from huggingface_hub import hf_hub_download
+
+        if access.progress is not None:
+            access.progress(f"{source.repo}/{filename}", 0, None)  # the client may be a while before the first byte
+        path = hf_hub_download(
+            source.repo,
+            filename,
+            revision=source.revision,
+            cache_dir=access.cache_dir,
+            token=access.token,
+            force_download=access.force,
+            local_files_only=access.local_only,
+            library_name="hasn",
+            tqdm_class=_bar_class(f"{source.repo}/{filename}", access.progress),
+        )
+    _check_digest(Path(path), f"{source.repo}/{filename}")
+    return Path(path)
+
+
+def _check_digest(path: Path, label: str) -> None:
+    """Compare a cached large file with the SHA-256 that the hub named it by; the client compares sizes only."""
+    if not path.is_symlink():
+        return  # a small file (named by a git hash), or a file system without links: the name is not to be had
+    blob = path.readlink().name
+    if _SHA256.fullmatch(blob) is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != blob:
+        path.resolve().unlink()
+        path.unlink()
+        raise DownloadError(
+            f"{label} came damaged: its SHA-256 is {found}, the hub says {blob}",
+            "it was removed from the cache; try again",
+        )
+
+
+def _bar_class(label: str, progress: Progress | None) -> type:
+    """A stand-in for the client's bar that draws nothing and tells `progress`."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    leader: list[object] = []  # the client may open a second bar for one file: the first one counts
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *_: object, total: float | None = None, initial: float = 0, **__: object) -> None:
+            super().__init__(disable=True)
+            self.n, self.total = initial, total
+            leader.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if progress is not None and leader[0] is self:
+                progress(label, int(self.n), int(self.total) if self.total else None)
+
+    return Bar
+
+
+@contextmanager
+def _explained(source: HubId, filename: str = "") -> Iterator[None]:
+    """Turn what the client raises into errors for people, and keep its own running commentary off stderr."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    client_log = logging.getLogger("huggingface_hub")
+    level = client_log.level
+    client_log.setLevel(logging.ERROR)
+    transport_error: type[Exception] = HfHubHTTPError.__mro__[1]  # the HTTP library's own, whichever it is
+    try:
+        yield
+    except (OSError, ValueError, transport_error) as error:
+        raise _explain(error, source, filename) from error
+    finally:
+        client_log.setLevel(level)
+
+
+def _explain(error: Exception, source: HubId, filename: str) -> DownloadError:
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    host = constants.ENDPOINT
+    if isinstance(error, hub.GatedRepoError):
+        return DownloadError(f"{source.repo} is gated", f"ask for access on {host}/{source.repo}, then: hf auth login")
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return DownloadError(
+            f"there is no model {source.repo} on {host}, or it is private",
+            "check the spelling; for a private one: hf auth login, or HF_TOKEN",
+        )
+    if isinstance(error, hub.RevisionNotFoundError):
+        return DownloadError(f"{source.repo} has no revision '{source.revision}'", "give a branch, a tag or a commit")
+    if isinstance(error, hub.RemoteEntryNotFoundError):
+        return _NoSuchFileError(f"{source} has no file {filename}", f"see {host}/{source.repo}/tree/main")
+    if isinstance(error, hub.LocalTokenNotFoundError):
+        return DownloadError(f"writing to {source.repo} needs a token", "hf auth login, or set HF_TOKEN")
+    if isinstance(error, hub.LocalEntryNotFoundError):
+        return _not_here(error, source, host)
+    if isinstance(error, hub.HfHubHTTPError):
+        return _refused(error, source, host)
+    if isinstance(error, ValueError):  # the client's verdict on a malformed name
+        return DownloadError(
+            f"'{source}' cannot be asked for: {_first_line(error)}", "the form is OWNER/REPO[@REVISION]"
+        )
+    return DownloadError(
+        f"cannot fetch {source} from {host}: {_first_line(error)}", "check the connection and try again"
+    )
+
+
+def _not_here(error: Exception, source: HubId, host: str) -> DownloadError:
+    """The file is not in the cache, and the hub did not give it: say why."""
+    from huggingface_hub import errors as hub
+
+    cause = error.__cause__
+    if isinstance(cause, hub.HfHubHTTPError):
+        return _refused(cause, source, host)
+    if cause is None or isinstance(cause, hub.OfflineModeIsEnabled):
+        return _NotCachedError(
+            f"{source} is not in the cache, and the network is not to be used",
+            f"with the network and without HF_HUB_OFFLINE: hasn weights pull {source}",
+        )
+    return _NotCachedError(
+        f"{source} is not in the cache, and {host} cannot be reached ({_first_line(cause)})",
+        "check the connection; HF_ENDPOINT names a mirror",
+    )
+
+
+def _refused(error: HfHubHTTPError, source: HubId, host: str) -> DownloadError:
+    status = error.response.status_code
+    if status == 429:
+        return DownloadError(f"{host} asks to slow down (429) for {source}", "wait a while; HF_TOKEN raises the limit")
+    if status in (401, 403):
+        return DownloadError(f"{host} refuses access to {source} ({status})", "hf auth login, or a token that may")
+    if status >= 500:
+        return DownloadError(f"{host} is out of order ({status}) for {source}", "try again later")
+    return DownloadError(f"{host} answers {status} for {source}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
