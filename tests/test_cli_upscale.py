@@ -1,0 +1,357 @@
+"""`hasn upscale` keeps its contract: names, sizes, streams, messages, exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hasn_cli import __version__
+from hasn_cli.cli.main import run
+
+
+class Result:
+    def __init__(self, code: int, out: bytes, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def events(self) -> list[dict]:
+        return [json.loads(line) for line in self.out.decode().splitlines()]
+
+
+@pytest.fixture
+def hasn(tmp_path, monkeypatch, capfdbinary):
+    """Run `hasn` in this process, in an empty folder; stdin is bytes."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfdbinary.readouterr()
+        code = run([str(arg) for arg in args])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out, err = capfdbinary.readouterr()
+        return Result(code, out, err.decode())
+
+    return call
+
+
+def process(*args: object, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "hasn_cli", *map(str, args)], capture_output=True, **options)
+
+
+def save(path, size=(20, 16), mode="RGB", **options):
+    """A picture with something in it; `size` is (width, height), as Pillow has it."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small.convert(mode).save(path, **options)
+    return path
+
+
+def size_of(path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_output_lies_beside_the_input_and_is_exactly_scaled(hasn, tmp_path, scale):
+    save(tmp_path / "photo.png", (23, 17))
+    result = hasn("upscale", "photo.png", "-s", scale)
+    assert (result.code, result.out) == (0, b"")
+    assert size_of(tmp_path / f"photo_x{scale}.png") == (23 * scale, 17 * scale)
+    assert f"{23 * scale}×{17 * scale}" in result.err
+
+
+def test_the_default_scale_is_4(hasn, tmp_path):
+    save(tmp_path / "photo.png", (16, 15))
+    assert hasn("upscale", "photo.png").code == 0
+    assert size_of(tmp_path / "photo_x4.png") == (64, 60)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (14, 14), (15, 3)])
+def test_tiny_pictures_work(hasn, tmp_path, size):
+    save(tmp_path / "tiny.png", size)
+    assert hasn("upscale", "tiny.png", "-s", 2).code == 0
+    assert size_of(tmp_path / "tiny_x2.png") == (2 * size[0], 2 * size[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (["-s", "1.5"], (30, 24)),
+        (["--width", "50"], (50, 40)),
+        (["--height", "40"], (50, 40)),
+        (["--fit", "1000x48"], (60, 48)),
+        (["--width", "33", "--height", "47"], (33, 47)),
+    ],
+)
+def test_other_sizes_are_exact_too(hasn, tmp_path, options, size):
+    save(tmp_path / "a.png", (20, 16))
+    assert hasn("upscale", "a.png", *options, "-o", "out.png").code == 0
+    assert size_of(tmp_path / "out.png") == size
+
+
+def test_a_pipe_in_and_a_pipe_out(hasn, tmp_path):
+    data = save(tmp_path / "a.png").read_bytes()
+    result = hasn("upscale", "-", "-o", "-", "-s", 2, stdin=data)
+    assert result.code == 0
+    with Image.open(io.BytesIO(result.out)) as image:
+        assert (image.format, image.size) == ("PNG", (40, 32))
+
+
+def test_stdout_in_another_format(hasn, tmp_path):
+    save(tmp_path / "a.jpg")
+    result = hasn("upscale", "a.jpg", "-o", "-", "-f", "png", "-s", 2)
+    assert (result.code, result.out[:8]) == (0, b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_output_name_gives_the_format_and_jpeg_is_full_chroma(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert hasn("upscale", "a.png", "-o", "b.jpg", "-s", 2).code == 0
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert image.format == "JPEG"
+        assert [component[1:3] for component in image.layer] == [(1, 1)] * 3
+
+
+def test_a_folder_goes_into_a_new_folder_and_keeps_its_tree(hasn, tmp_path):
+    save(tmp_path / "in/a.png")
+    save(tmp_path / "in/below/b.jpg")
+    assert hasn("upscale", "in", "-r", "-s", 2, "-o", "out/").code == 0
+    assert size_of(tmp_path / "out/a.png") == (40, 32)
+    assert size_of(tmp_path / "out/below/b.jpg") == (40, 32)
+
+
+def test_an_existing_output_is_an_error_and_stays_as_it_was(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a_x2.png").write_bytes(b"precious")
+    result = hasn("upscale", "a.png", "-s", 2)
+    assert result.code == 1
+    assert "error:" in result.err and "--overwrite" in result.err
+    assert (tmp_path / "a_x2.png").read_bytes() == b"precious"
+    assert hasn("upscale", "a.png", "-s", 2, "--skip-existing").code == 0
+    assert (tmp_path / "a_x2.png").read_bytes() == b"precious"
+    assert hasn("upscale", "a.png", "-s", 2, "--overwrite").code == 0
+    assert size_of(tmp_path / "a_x2.png") == (40, 32)
+
+
+def test_an_output_onto_its_input_is_refused(hasn, tmp_path):
+    before = save(tmp_path / "a.png").read_bytes()
+    assert hasn("upscale", "a.png", "-s", 2, "-o", "a.png", "--overwrite").code == 2
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.png", b""),
+        ("text.png", b"no picture at all"),
+        ("cut.png", None),
+        ("cut.jpg", None),
+    ],
+)
+def test_a_bad_picture_fails_alone_and_leaves_nothing(hasn, tmp_path, name, content):
+    bad = tmp_path / "in" / name
+    if content is None:
+        save(bad, (200, 200))
+        content = bad.read_bytes()[: bad.stat().st_size // 2]
+    save(tmp_path / "in/good.png")
+    bad.write_bytes(content)
+    result = hasn("upscale", "in", "-s", 2, "-o", "out/")
+    assert result.code == 1
+    assert [line for line in result.err.splitlines() if line.startswith("error:") and name in line]
+    assert "Traceback" not in result.err
+    assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["missing.png"], 1, ["missing.png", "no such file"]),
+        (["a.png", "-s", "5"], 2, ["5", "at most 4"]),
+        (["a.png", "-s", "2", "--width", "90"], 2, ["--width", "exclude"]),
+        (["a.png", "--overwrite", "--skip-existing"], 2, ["exclude"]),
+        (["a.png", "-f", "xyz"], 2, ["xyz"]),
+        (["a.png", "-o", "out.xyz"], 2, ["out.xyz", "-f png"]),
+        (["a.png", "-w", "missing.safetensors"], 1, ["missing.safetensors"]),
+        (["a.png", "-d", "cuda:77"], 1, ["cuda"]),
+        (["a.png", "-d", "toaster"], 1, ["toaster"]),
+        (["a.png", "--memory", "lots"], 2, ["lots"]),
+        (["a.png", "--tile", "5"], 2, ["tile"]),
+        (["a.png", "--frobnicate"], 2, ["--frobnicate"]),
+        (["-0", "a.png"], 2, ["list"]),
+        ([], 2, ["no input"]),
+        (["empty/"], 1, ["no pictures"]),
+        (["a.png", "-o", "a.png/b.png"], 1, ["a.png"]),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line_with_the_right_code(hasn, tmp_path, args, code, words):
+    save(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    result = hasn("upscale", *args)
+    assert result.code == code
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert all(word in result.err for word in words), result.err
+    assert "Traceback" not in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_verbose_adds_the_traceback_and_the_plan(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    result = hasn("upscale", "a.png", "b.png", "-s", 2, "-v")
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert any("a.png  20×16" in line and "cpu" in line.lower() for line in result.err.splitlines())
+
+
+def test_quiet_says_nothing_but_errors(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert hasn("upscale", "a.png", "-s", 2, "-q").err == ""
+    assert "error:" in hasn("upscale", "a.png", "-s", 2, "-q").err
+
+
+def test_json_tells_everything_on_stdout(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    result = hasn("upscale", "a.png", "b.png", "-s", 2, "--json")
+    kinds = [event["event"] for event in result.events]
+    assert result.code == 1
+    assert {"start", "progress", "done", "failed"} < set(kinds) and kinds[-1] == "summary"
+    summary = result.events[-1]
+    assert (summary["done"], summary["failed"], summary["interrupted"]) == (1, 1, False)
+    assert summary["failures"][0]["input"] == "b.png"
+
+
+def test_json_and_pixels_cannot_share_stdout(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert hasn("upscale", "a.png", "-o", "-", "--json").code == 2
+
+
+def test_a_dry_run_tells_and_does_nothing(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    result = hasn("upscale", "a.png", "-s", 3, "--dry-run")
+    assert result.code == 0
+    assert "a.png" in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_list_of_files(hasn, tmp_path):
+    save(tmp_path / "a b.png")
+    save(tmp_path / "-c.png")
+    result = hasn("upscale", "-0", "--files-from", "-", "-s", 2, "-o", "out/", stdin=b"a b.png\0-c.png\0")
+    assert result.code == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["-c.png", "a b.png"]
+
+
+def test_version_and_help():
+    assert process("--version").stdout.decode().strip() == f"hasn, version {__version__}"
+    shown = process("--help", env={**os.environ, "COLUMNS": "80", "LINES": "24"}).stdout.decode()
+    assert len(shown.splitlines()) <= 24
+    assert all(name in shown for name in ("upscale", "compare", "doctor", "-s 4", "-r", "- -o -"))
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from hasn_cli.cli.main import run; run(['--help']); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.decode().split()
+    assert not {"torch", "numpy", "PIL", "rich", "huggingface_hub", "imagecodecs"} & set(modules)
+
+
+def test_a_terminal_is_not_given_pixels(tmp_path):
+    save(tmp_path / "a.png")
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "hasn_cli", "upscale", "a.png", "-o", "-"],
+        cwd=tmp_path,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 2
+    assert b"terminal" in done.stderr
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path):
+    save(tmp_path / "a.png", (64, 64))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "hasn_cli", "upscale", "a.png", "-o", "-", "-q"],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode == 1
+
+
+def test_bars_are_drawn_on_a_terminal_and_cleared(tmp_path):
+    save(tmp_path / "a.png", (96, 96))
+    save(tmp_path / "b.png", (96, 96))
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hasn_cli", "upscale", "a.png", "b.png", "-s", "2"],
+        cwd=tmp_path,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        shown += piece
+    assert child.wait() == 0
+    text = shown.decode()
+    assert "2 pictures" in text and "━" in text and "MP" in text
+    assert "a_x2.png" in text and "2 done" in text
+
+
+def test_ctrl_c_ends_within_two_seconds_with_a_summary_and_130(tmp_path):
+    save(tmp_path / "large.png", (1500, 1500))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hasn_cli", "upscale", "large.png", "--json"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    for line in child.stdout:
+        if json.loads(line)["event"] == "progress":
+            break
+    child.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    out, err = child.communicate(timeout=30)
+    assert time.monotonic() - began < 2
+    assert child.returncode == 130
+    assert json.loads(out.splitlines()[-1])["interrupted"] is True
+    assert b"interrupted" in err and b"Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["large.png"]
+
+
+def test_completion_scripts_are_given_for_three_shells(hasn):
+    for shell in ("bash", "zsh", "fish"):
+        result = hasn("completion", shell)
+        assert result.code == 0 and b"_HASN_COMPLETE" in result.out
+    done = subprocess.run(
+        [sys.executable, "-m", "hasn_cli"],
+        env={**os.environ, "_HASN_COMPLETE": "bash_complete", "COMP_WORDS": "hasn ups", "COMP_CWORD": "1"},
+        capture_output=True,
+    )
+    assert b"upscale" in done.stdout
