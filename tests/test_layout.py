@@ -1,0 +1,101 @@
+"""The layers stay layers: what may import what, and how long a piece of code may grow."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "hasn_cli"
+MODULES = {
+    ".".join(["hasn_cli", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+FACES = ("hasn_cli.cli", "hasn_cli.console", "hasn_cli.__main__")  # the layer that talks to people
+
+NEVER = [
+    # (who, never imports, and why)
+    ("hasn_cli.errors", ("hasn_cli",), "the ground"),
+    ("hasn_cli.network", ("hasn_cli", "PIL", "numpy"), "the network stands alone"),
+    ("hasn_cli.weights", ("click", "rich", "PIL"), "weights know no pictures"),
+    ("hasn_cli.inference", ("PIL", "click", "rich", "hasn_cli.weights", "hasn_cli.images"), "arrays in, arrays out"),
+    ("hasn_cli.images", ("torch", "hasn_cli.network", "hasn_cli.inference"), "pictures know no network"),
+    ("hasn_cli.enlarge", ("torch", "hasn_cli.inference", "hasn_cli.weights"), "is handed its upscaler"),
+    ("hasn_cli.console", ("torch", "numpy", "hasn_cli.cli"), "shows, and computes nothing"),
+    ("hasn_cli.evaluation", ("hasn_cli.training", "hasn_cli.cli"), "measures whatever made it"),
+    ("hasn_cli.training", ("hasn_cli.cli",), "is used by the command"),
+]
+
+
+def _type_checking_only(tree: ast.AST) -> set[ast.AST]:
+    """Everything below `if TYPE_CHECKING:`, which is never run."""
+    guarded = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    return {below for node in guarded for statement in node.body for below in ast.walk(statement)}
+
+
+def imports(module: str, *, at_start_only: bool = False) -> set[str]:
+    """Full names of what a module imports, in functions too unless `at_start_only`."""
+    tree = ast.parse(MODULES[module].read_text())
+    skipped = _type_checking_only(tree)
+    if at_start_only:
+        functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        skipped |= {below for function in functions for below in ast.walk(function)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize(("who", "never", "why"), NEVER)
+def test_a_layer_imports_nothing_that_is_not_its_business(who, never, why):
+    modules = [module for module in MODULES if within(module, who)]
+    assert modules, f"{who} is gone; mend this table"
+    for module in modules:
+        wrong = {n for n in imports(module) for banned in never if within(n, banned) and not within(n, who)}
+        assert not wrong, f"{module} imports {wrong}: {why}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not any(within(m, face) for face in FACES)])
+def test_the_library_knows_no_console(module):
+    talk = {name for name in imports(module) if any(within(name, p) for p in ("click", "rich", "hasn_cli.cli"))}
+    assert not talk or module.startswith("hasn_cli.compare"), talk
+    tree = ast.parse(MODULES[module].read_text())
+    assert not [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"]
+
+
+def test_imports_at_module_level_have_no_cycle():
+    graph = {
+        module: {other for other in imports(module, at_start_only=True) if other in MODULES and other != module}
+        for module in MODULES
+    }
+    for module, others in graph.items():  # a package that re-exports its own parts is no cycle
+        graph[module] = {other for other in others if not within(module, other)}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_stay_short_and_modules_too(module):
+    source = MODULES[module].read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 60, f"{module}: {node.name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_and_public_function_says_what_it_is(module):
+    tree = ast.parse(MODULES[module].read_text())
+    assert ast.get_docstring(tree) or not tree.body, module
+    public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+    assert not [node.name for node in public if not ast.get_docstring(node)]
