@@ -18,7 +18,7 @@ from hasn_cli.images.metadata import resized
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, parse_color
 
 TEMPORARY_PREFIX = ".hasn-"
-"""Files that begin so, beside an output, are halves of one whose program was killed."""
+"""Files called so, then the number of the writing process, then `-….part`, are outputs that are not finished."""
 
 
 def write_picture(picture: Picture, target: Path | BinaryIO, format: str, options: EncodeOptions) -> None:
@@ -105,7 +105,7 @@ def _encode(picture: Picture, stream: BinaryIO, format: str, options: EncodeOpti
 
 def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions) -> None:
     """Encode into a temporary file beside the target and move it into place."""
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.part")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         # not tempfile: its files are private, while this one is to get the permissions of any new file
         with temporary.open("x+b") as stream:
