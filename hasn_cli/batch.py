@@ -1,88 +1,49 @@
-"""A batch of pictures: opened, enlarged, written, one event after the other."""
+"""A batch of pictures, one failure stopping no other: decoded ahead of the network, encoded behind it.
+
+A few threads take one picture each from its file to its file; the network has a thread of its own (`hasn_cli.pool`), on
+which they wait in turn. So while it computes one picture, the next are being decoded and the last ones encoded, and
+there are never more in memory than there are threads, nor more than fit (`hasn_cli.room`).
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import io
-import json
+import errno
 import os
-import sys
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
-from hasn_cli import remote
-from hasn_cli.enlarge import Size, enlarge
-from hasn_cli.errors import OutputError
+from hasn_cli.errors import DeviceError, WeightsError
 from hasn_cli.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.images import DEFAULT_MAX_PIXELS, EncodeOptions, Picture, open_picture, write_picture
-from hasn_cli.images.formats import WRITABLE, check_can_hold, format_for_name
-from hasn_cli.inputs import FALLBACK_FORMAT, Job, Place
+from hasn_cli.gate import Gate, OnExists, clear_leftovers
+from hasn_cli.inputs import Job
+from hasn_cli.pool import Cancelled, UpscalerPool
+from hasn_cli.room import Room
+from hasn_cli.settings import Settings
+from hasn_cli.work import do_job, look, open_source
 
-if TYPE_CHECKING:
-    from hasn_cli.inference import Upscaler
+__all__ = [
+    "Done",
+    "Event",
+    "Failed",
+    "Job",
+    "OnExists",
+    "Progress",
+    "Settings",
+    "Skipped",
+    "Started",
+    "Stopped",
+    "UpscalerPool",
+    "plan_batch",
+    "run_batch",
+]
 
-__all__ = ["Done", "Event", "Failed", "Job", "Progress", "Settings", "Skipped", "Started", "Stopped", "run_batch"]
-
-OnExists = Literal["error", "overwrite", "skip"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that says what becomes of a picture, and how it is computed.
-
-    Attributes:
-        size: how large it becomes.
-        weights: as `hasn_cli.weights.resolve` takes them.
-        format: of the output; None: the output name's, else the input's.
-        encode: how it is written.
-        consistent: see `hasn_cli.enlarge.enlarge`.
-        keep_times: the output gets the input's modification time.
-        max_pixels: inputs that declare more are refused; None for no limit.
-        device, precision, tile, overlap, memory, tta, compile: see `hasn_cli.inference.Upscaler`.
-    """
-
-    size: Size = field(default_factory=Size)
-    weights: str = "hasn"
-    format: str | None = None
-    encode: EncodeOptions = field(default_factory=EncodeOptions)
-    consistent: bool = False
-    keep_times: bool = False
-    max_pixels: int | None = DEFAULT_MAX_PIXELS
-    device: str = "auto"
-    precision: str = "auto"
-    tile: int | None = None
-    overlap: int | None = None
-    memory: int | None = None
-    tta: bool = False
-    compile: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values, from which `from_dict` makes equal settings."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Settings:
-        """The settings that `to_dict` gave."""
-        size = {key: _unlisted(value) for key, value in values["size"].items()}
-        return Settings(**{**values, "size": Size(**size), "encode": EncodeOptions(**values["encode"])})
-
-    def fingerprint(self) -> str:
-        """Equal for settings that make the same output: where and in what memory it is computed is left out."""
-        values = self.to_dict()
-        for key in ("device", "memory", "max_pixels", "compile"):
-            del values[key]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _unlisted(value: Any) -> Any:
-    if isinstance(value, str):
-        return Fraction(value)
-    return tuple(value) if isinstance(value, list) else value
+PATIENCE = 1.5  # seconds that a stopped batch waits for its threads
+WORKERS = 4  # one picture in the network, the others before and behind it
+MOST_WORKERS = 32  # for an accelerator, which takes many small pictures at once
 
 
 def run_batch(
@@ -94,119 +55,176 @@ def run_batch(
     resume: bool = False,
     journal: bool = True,
     cluster: str | None = None,
-) -> Iterator[Event]:
-    """Do every job and tell of it; one that fails does not stop the others.
+) -> Generator[Event, None, None]:
+    """Do every job, and tell of it as it goes.
 
-    Closing the generator (or Ctrl-C inside it) stops everything within two seconds and leaves no half output.
+    Closing the generator, or Ctrl-C inside it, stops everything within two seconds and leaves no half output.
 
     Args:
         jobs: from `find_jobs`.
         settings: what becomes of each picture.
         on_exists: what to do where the output is there already.
-        workers: pictures under way at once; None chooses for the device.
-        resume: what the journal says is done, from this very input with these settings, is skipped.
-        journal: keep one beside the outputs.
+        workers: pictures under way at once, at least 1; None chooses for the device.
+        resume: skip what the journal says is done from this very input with these settings, do the rest.
+        journal: keep one beside the outputs, where there are several jobs.
         cluster: `tcp://HOST:PORT` of a Dask scheduler, or `local:N` for N worker processes on this machine.
+
+    Raises:
+        WeightsError, DeviceError: no picture could be done with these settings.
     """
+    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=journal and len(jobs) > 1)
+    gate.open(jobs)
+    if resume:
+        clear_leftovers({job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None})
+    try:
+        if cluster is not None:
+            from hasn_cli.cluster import run_on_cluster
+
+            yield from run_on_cluster(jobs, settings, gate, cluster)
+        else:
+            yield from _run_here(jobs, settings, gate, workers)
+    finally:
+        gate.close()
+
+
+def plan_batch(
+    jobs: Sequence[Job], settings: Settings, *, on_exists: OnExists = "error", resume: bool = False
+) -> Generator[Event, None, None]:
+    """What `run_batch` would begin with: `Started`, `Skipped` or `Failed` for each job. Nothing is written."""
+    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=False)
+    gate.open(jobs)
     pool = UpscalerPool(settings)
     for job in jobs:
-        events: list[Event] = []
         try:
-            if job.problem is not None:
-                raise job.problem
-            if isinstance(job.target, Path) and job.target.exists() and on_exists != "overwrite":
-                if on_exists == "skip":
-                    yield Skipped(job, f"{job.target} exists")
-                    continue
-                hint = "--overwrite replaces it, --skip-existing leaves it"
-                raise OutputError(f"{job.target}: exists already", hint)
-            yield do_job(job, settings, pool.upscaler, events.append)
+            reason = gate.check(job)
+            if reason is not None:
+                yield Skipped(job, reason)
+            else:
+                yield look(job, open_source(job.source, settings, job.name)[0], settings, pool)
         except Exception as error:
             yield Failed(job, error)
 
 
-class UpscalerPool:
-    """The networks of one run, by scale."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._upscalers: dict[int, Upscaler] = {}
-
-    def upscaler(self, scale: int) -> Upscaler:
-        """The upscaler for 2, 3 or 4."""
-        from hasn_cli.inference import Upscaler
-        from hasn_cli.weights import load_network
-
-        if scale not in self._upscalers:
-            wanted = self.settings
-            self._upscalers[scale] = Upscaler(
-                load_network(wanted.weights, scale),
-                device=wanted.device,
-                precision=wanted.precision,
-                tile=wanted.tile,
-                overlap=wanted.overlap,
-                memory=wanted.memory,
-                tta=wanted.tta,
-                compile=wanted.compile,
-            )
-        return self._upscalers[scale]
+def fixed_scale(settings: Settings) -> int | None:
+    """The network's scale, where it is the same for every picture."""
+    size = settings.size
+    if size.width or size.height or size.fit or size.megapixels:
+        return None
+    return size.network_scale((1000, 1000))
 
 
-def do_job(
-    job: Job, settings: Settings, upscaler_for: Callable[[int], Upscaler], tell: Callable[[Event], None]
-) -> Done:
-    """Open, enlarge and write one picture."""
-    began = time.monotonic()
-    picture = open_source(job.source, settings, job.name)
-    format = output_format(job.target, picture, settings)
-    target_size = settings.size.target(picture.size)
-    check_can_hold(picture, target_size, format, settings.encode)
-    megapixels = picture.size[0] * picture.size[1] * picture.frame_count / 1e6
-    upscaler = upscaler_for(settings.size.network_scale(picture.size))
-    plan = str(upscaler.plan(picture.size, min(picture.channels, 3), picture.dtype.itemsize))
-    tell(Started(job, picture.size, target_size, picture.frame_count, format, plan))
-
-    def progress(fraction: float) -> None:
-        tell(Progress(job, fraction, fraction * megapixels))
-
-    sr = enlarge(picture, upscaler_for, settings.size, consistent=settings.consistent, progress=progress)
-    written = write_result(sr, job, format, settings)
-    return Done(job, time.monotonic() - began, 0.0, picture.size, target_size, written)
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full disk, or a used-up quota, is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
-def open_source(source: Place, settings: Settings, name: str) -> Picture:
-    """The picture at a path, a URL, or on the standard input (`-`)."""
-    if source == "-":
-        return open_picture(sys.stdin.buffer.read(), max_pixels=settings.max_pixels, name=name)
-    if isinstance(source, str):
-        return open_picture(remote.read(source), max_pixels=settings.max_pixels, name=name)
-    return open_picture(source, max_pixels=settings.max_pixels, name=name)
+def _run_here(jobs: Sequence[Job], settings: Settings, gate: Gate, workers: int | None) -> Iterator[Event]:
+    crew = _Crew(settings, gate, workers)
+    try:
+        yield from crew.work(jobs)
+    finally:
+        crew.dismiss()
 
 
-def output_format(target: Place, picture: Picture, settings: Settings) -> str:
-    """The format asked for, else the output name's, else the input's where it can be written."""
-    named = settings.format or (None if target == "-" else format_for_name(str(target)))
-    return named or (picture.format if picture.format in WRITABLE else FALLBACK_FORMAT)
+class _Crew:
+    """The threads that carry pictures, and the pool that they share."""
 
+    def __init__(self, settings: Settings, gate: Gate, workers: int | None) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._workers = workers
+        self._pool = UpscalerPool(settings)
+        self._room = Room(settings.memory)
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._folders: set[Path] = set()
 
-def write_result(picture: Picture, job: Job, format: str, settings: Settings) -> int:
-    """Encode `picture` to where the job says; returns the number of bytes."""
-    target = job.target
-    if isinstance(target, Path):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{target.parent}: {error.strerror}") from error
-        write_picture(picture, target, format, settings.encode)
-        if settings.keep_times and isinstance(job.source, Path):
-            times = job.source.stat()
-            os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
-        return target.stat().st_size
-    encoded = io.BytesIO()
-    write_picture(picture, encoded, format, settings.encode)
-    if target == "-":
-        sys.stdout.buffer.write(encoded.getbuffer())
-        sys.stdout.buffer.flush()
-    else:
-        remote.write(target, encoded.getvalue())
-    return len(encoded.getbuffer())
+    def work(self, jobs: Iterable[Job]) -> Iterator[Event]:
+        """Hand out the jobs, a new one for each that comes back: a slow reader of the events slows the batch."""
+        waiting = deque(jobs)
+        under_way = 0
+        full: str | None = None
+        while True:
+            while waiting and full is None and under_way < self._limit():
+                self._hand_out(waiting.popleft())
+                under_way += 1
+            if under_way == 0:
+                break
+            event = self._next()
+            if isinstance(event, Done | Skipped | Failed):
+                under_way -= 1
+            if isinstance(event, Failed):
+                self._raise_if_hopeless(event.error)
+                full = full or (str(event.error) if disk_is_full(event.error) else None)
+            yield event
+        if full is not None and waiting:
+            yield Stopped(full, len(waiting))
+
+    def dismiss(self) -> None:
+        """Stop everything, and clear away what could not be stopped in time."""
+        self._pool.stop()
+        self._room.close()
+        for _ in self._threads:
+            self._inbox.put(None)
+        deadline = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._pool.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            clear_leftovers(self._folders, owner=os.getpid())
+
+    def _limit(self) -> int:
+        """How many pictures may be under way."""
+        if self._workers is not None:
+            return max(1, self._workers)
+        return min(MOST_WORKERS, 2 * (os.cpu_count() or WORKERS)) if self._pool.accelerated else WORKERS
+
+    def _hand_out(self, job: Job) -> None:
+        if isinstance(job.target, Path):
+            self._folders.add(job.target.parent)
+        self._inbox.put(job)
+        if len(self._threads) < self._limit():
+            thread = threading.Thread(target=self._carry, name=f"pictures {len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _next(self) -> Event:
+        while True:
+            try:
+                return self._outbox.get(timeout=0.5)  # without a timeout, Ctrl-C would not get through on Windows
+            except queue.Empty:
+                continue
+
+    def _raise_if_hopeless(self, error: Exception) -> None:
+        """Raise what has nothing to do with a picture, and would meet every one of them."""
+        if isinstance(error, WeightsError | DeviceError) and fixed_scale(self._settings) is not None:
+            raise error
+
+    def _carry(self) -> None:
+        """One thread's life: pictures from file to file."""
+        while (job := self._inbox.get()) is not None:
+            try:
+                self._outbox.put(self._do(job))
+            except Cancelled:
+                return
+            except Exception as error:
+                self._outbox.put(Failed(job, error))
+
+    def _do(self, job: Job) -> Event:
+        reason = self._gate.check(job)
+        if reason is not None:
+            return Skipped(job, reason)
+
+        def tell(event: Started | Progress) -> None:
+            if isinstance(event, Started):
+                self._gate.begin(job)
+            self._outbox.put(event)
+
+        done, receipt = do_job(job, self._settings, self._pool, self._room, tell)
+        self._gate.finish(job, receipt)
+        return done

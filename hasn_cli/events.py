@@ -62,7 +62,7 @@ class Done:
     """The output stands where it belongs.
 
     Attributes:
-        seconds: from opening the input to the finished output, waiting for its turn included.
+        seconds: from opening the input to the finished output, the wait for its turn left out.
         network_seconds: of these, what the network took.
         size: (height, width) of the input's first frame.
         sr_size: (height, width) of the output's first frame.

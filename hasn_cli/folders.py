@@ -1,7 +1,7 @@
 """What a folder given as input holds: which of its files are meant, in which order.
 
-Left out: hidden names, names that are no picture's, the program's own outputs, what `--include` and `--exclude` say, and
-links that lead out of the folder.
+Left out: hidden names, names that are no picture's, the program's own outputs, links that lead out of the folder, and
+what `--include` and `--exclude` say.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def sort_naturally(paths: Iterable[Path], root: Path) -> list[Path]:
 def glob_matches(pattern: str, relative: Path | PurePosixPath) -> bool:
     """Whether the glob matches a path below the folder, as .gitignore means it.
 
-    Without a slash it is matched with the last name, else with the whole path; `*` and `?` stop at slashes, `**` does not.
+    Without a slash it is matched with the last name, else with the whole path; `*` and `?` stop at a slash, `**` not.
     """
     whole = "/" in pattern.rstrip("/")
     subject = relative.as_posix() if whole else relative.name

@@ -71,8 +71,8 @@ def find_jobs(
 ) -> list[Job]:
     """Every picture that is meant, each with its output's name.
 
-    A file named as an input is always taken; inside folders, `hasn_cli.folders` says what is. Without `output`, or where
-    the output would lie beside its input, the name gets the suffix.
+    A file named as an input is always taken; inside folders, `hasn_cli.folders` says what is. Without `output`, or
+    where the output would lie beside its input, the name gets the suffix.
 
     Args:
         inputs: files, folders, URLs, or `-` for the standard input.

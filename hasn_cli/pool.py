@@ -1,0 +1,224 @@
+"""`UpscalerPool`: the networks of one run, shared by all threads that have pictures.
+
+Each device has one thread, which alone runs networks there. The others hand it their arrays and wait: while they decode
+and encode, it computes. Requests of one kind that have piled up are evaluated together where the device is quicker so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from hasn_cli.errors import HasnError
+from hasn_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from hasn_cli.inference import Upscaler
+
+Image = NDArray[Any]
+Progress = Callable[[float], None]
+
+
+class Cancelled(BaseException):
+    """The run was stopped. Not an `Exception`, so that no handler takes it for a fault of the picture."""
+
+
+@dataclass(eq=False)
+class _Request:
+    """One array on its way through a network; `result` gives the larger array and the seconds that it took."""
+
+    scale: int
+    image: Image
+    progress: Progress | None
+    result: Future[tuple[Image, float]] = field(default_factory=Future)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Requests of one kind can be evaluated together."""
+        return self.scale, self.image.shape, self.image.dtype
+
+
+class UpscalerPool:
+    """Upscalers by device and scale, loaded when first needed, and the threads that run them.
+
+    Args:
+        settings: weights, devices and all that `Upscaler` takes.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.devices = [name.strip() for name in settings.device.split(",")]
+        self.network_seconds = 0.0
+        self._upscalers: dict[tuple[str, int], Upscaler] = {}
+        self._refused: dict[int, HasnError] = {}
+        self._loading = threading.Lock()
+        self._requests: deque[_Request] = deque()
+        self._change = threading.Condition()
+        self._stopped = False
+        self._threads: list[threading.Thread] = []
+
+    def loaded(self, scale: int, device: str | None = None) -> Upscaler:
+        """The upscaler for 2, 3 or 4 on one of the devices, by default the first.
+
+        Raises:
+            WeightsError: there are no such weights; the same again for whoever asks next.
+            DeviceError: there is no such device.
+        """
+        device = device or self.devices[0]
+        with self._loading:
+            if scale in self._refused:
+                raise self._refused[scale]
+            if (device, scale) not in self._upscalers:
+                try:
+                    self._upscalers[device, scale] = self._load(scale, device)
+                except HasnError as error:
+                    self._refused[scale] = error
+                    raise
+            return self._upscalers[device, scale]
+
+    def _load(self, scale: int, device: str) -> Upscaler:
+        from hasn_cli.inference import Upscaler
+        from hasn_cli.weights import load_network
+
+        wanted = self.settings
+        return Upscaler(
+            load_network(wanted.weights, scale),
+            device=device,
+            precision=wanted.precision,
+            tile=wanted.tile,
+            overlap=wanted.overlap,
+            memory=wanted.memory,
+            tta=wanted.tta,
+            compile=wanted.compile,
+        )
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether the network runs elsewhere than on the CPU; known once an upscaler is loaded."""
+        return any(upscaler.device.type != "cpu" for upscaler in self._upscalers.values())
+
+    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> str:
+        """How a picture of `size` (height, width) would be evaluated, in one line."""
+        return str(self.loaded(scale).plan(size, channels, itemsize))
+
+    def upscale(self, scale: int, image: Image, progress: Progress | None = None) -> tuple[Image, float]:
+        """Have `image` (H×W×C, as `Upscaler.upscale` takes it) enlarged; waits for its turn.
+
+        Returns:
+            The larger image, and the seconds that the network took for it.
+
+        Raises:
+            Cancelled: the pool was stopped.
+            Exception: what the network raises.
+        """
+        request = _Request(scale, image, progress)
+        with self._change:
+            if self._stopped:
+                raise Cancelled
+            if not self._threads:
+                self._start()
+            self._requests.append(request)
+            self._change.notify()
+        return request.result.result()
+
+    def stop(self) -> None:
+        """Cancel what waits and what runs. Does not wait for it."""
+        with self._change:
+            self._stopped = True
+            waiting, self._requests = self._requests, deque()
+            self._change.notify_all()
+        for request in waiting:
+            request.result.set_exception(Cancelled())
+
+    def join(self, timeout: float) -> bool:
+        """After `stop`: wait for the devices to come to rest, and say whether they did."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _start(self) -> None:
+        for device in self.devices:
+            thread = threading.Thread(target=self._serve, args=(device,), name=f"network on {device}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, device: str) -> None:
+        while (first := self._take()) is not None:
+            group = [first]
+            try:
+                upscaler = self.loaded(first.scale, device)
+                group += self._alike(first, upscaler.batch_size(first.image.shape[:2]) - 1)
+                self._run(upscaler, group)
+            except BaseException as error:
+                for request in group:
+                    request.result.set_exception(error)
+
+    def _take(self) -> _Request | None:
+        with self._change:
+            while not self._requests and not self._stopped:
+                self._change.wait()
+            return None if self._stopped else self._requests.popleft()
+
+    def _alike(self, first: _Request, limit: int) -> list[_Request]:
+        """Up to `limit` waiting requests of `first`'s kind, taken off the queue."""
+        with self._change:
+            alike = [request for request in self._requests if request.kind == first.kind][: max(0, limit)]
+            for request in alike:
+                self._requests.remove(request)
+        return alike
+
+    def _run(self, upscaler: Upscaler, group: list[_Request]) -> None:
+        def progress(fraction: float) -> None:
+            if self._stopped:
+                raise Cancelled
+            for request in group:
+                if request.progress is not None:
+                    request.progress(fraction)
+
+        began = time.perf_counter()
+        if len(group) == 1:
+            images = [upscaler.upscale(group[0].image, progress)]
+        else:
+            images = upscaler.upscale_batch([request.image for request in group], progress)
+        seconds = time.perf_counter() - began
+        with self._change:
+            self.network_seconds += seconds
+        for request, image in zip(group, images, strict=True):
+            request.result.set_result((image, seconds / len(group)))
+
+
+class PooledUpscaler:
+    """One picture's door to the pool, in the shape that `hasn_cli.enlarge` wants.
+
+    Attributes:
+        scale: 2, 3 or 4, from `for_scale`.
+        seconds: that the network took so far.
+        waited: seconds that went by until its turn came.
+    """
+
+    def __init__(self, pool: UpscalerPool) -> None:
+        self.seconds = 0.0
+        self.waited = 0.0
+        self.scale = 0
+        self._pool = pool
+
+    def for_scale(self, scale: int) -> PooledUpscaler:
+        """This, set to `scale`."""
+        self.scale = scale
+        return self
+
+    def upscale(self, image: Image, progress: Progress | None = None) -> Image:
+        """As `Upscaler.upscale`."""
+        began = time.perf_counter()
+        result, seconds = self._pool.upscale(self.scale, image, progress)
+        self.seconds += seconds
+        self.waited += max(0.0, time.perf_counter() - began - seconds)
+        return result

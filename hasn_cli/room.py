@@ -1,0 +1,72 @@
+"""`Room`: memory for the pictures under way, shared out so that many small ones or one large one fit."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from hasn_cli.pool import Cancelled
+
+SHARE_OF_FREE = 0.25
+
+
+class Room:
+    """First come, first served; a picture that is too large for the room has it alone.
+
+    Args:
+        limit: bytes; None for a quarter of what is free when the first picture comes.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._given = limit
+        self._change = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._used = 0
+        self._inside = 0
+        self._closed = False
+
+    @cached_property
+    def limit(self) -> int:
+        """In bytes."""
+        if self._given is not None:
+            return self._given
+        import psutil
+
+        return int(psutil.virtual_memory().available * SHARE_OF_FREE)
+
+    @contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        """Wait for `amount` bytes, and hold them.
+
+        Raises:
+            Cancelled: the room was closed.
+        """
+        ticket = object()
+        with self._change:
+            self._queue.append(ticket)
+            self._change.wait_for(lambda: self._closed or (self._queue[0] is ticket and self._fits(amount)))
+            if self._closed:
+                raise Cancelled
+            self._queue.popleft()
+            self._used += amount
+            self._inside += 1
+            self._change.notify_all()
+        try:
+            yield
+        finally:
+            with self._change:
+                self._used -= amount
+                self._inside -= 1
+                self._change.notify_all()
+
+    def close(self) -> None:
+        """Turn away all who wait and all who come."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+
+    def _fits(self, amount: int) -> bool:
+        return self._inside == 0 or self._used + amount <= self.limit

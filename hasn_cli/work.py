@@ -1,0 +1,173 @@
+"""One picture from its file to its file: opened, enlarged, written. Runs in a thread here, or on a cluster's worker."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hasn_cli import journal, remote
+from hasn_cli.enlarge import enlarge
+from hasn_cli.errors import OutputError
+from hasn_cli.events import Done, Progress, Started
+from hasn_cli.images import WRITABLE, Picture, check_can_hold, format_for_name, open_picture, write_picture
+from hasn_cli.inputs import FALLBACK_FORMAT, Job, Place
+from hasn_cli.pool import PooledUpscaler, UpscalerPool
+from hasn_cli.room import Room
+from hasn_cli.settings import Settings
+
+READ_WHOLE = 64 << 20  # files up to so many bytes are read once, for the decoder and for the fingerprint alike
+FEATURE_BYTES = 700  # of the network's feature maps, an LR pixel
+PROGRESS_INTERVAL = 0.1  # seconds between two reports on one picture
+
+Tell = Callable[[Started | Progress], None]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the journal has to know about a finished picture.
+
+    Attributes:
+        source: the input's fingerprint, taken as it was read.
+        target: the output's state, taken as it was written.
+        scale: the network's.
+    """
+
+    source: journal.Mark
+    target: journal.Mark
+    scale: int
+
+
+def do_job(job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell) -> tuple[Done, Receipt]:
+    """Open, enlarge and write one picture.
+
+    Raises:
+        HasnError: what a user can understand; there is no output then.
+        Cancelled: the pool or the room was closed; there is no output then.
+    """
+    began = time.perf_counter()
+    picture, mark = open_source(job.source, settings, job.name)
+    started = look(job, picture, settings, pool)
+    upscaler = PooledUpscaler(pool)
+    asked = time.perf_counter()
+    with room.take(bytes_needed(picture, started.target_size, settings)):
+        waited = time.perf_counter() - asked
+        if picture.frame_count == 1:
+            picture = picture.load()  # ahead, while the network has another picture
+        tell(started)
+        progress = _reporter(job, picture, tell)
+        sr = enlarge(picture, upscaler.for_scale, settings.size, consistent=settings.consistent, progress=progress)
+        if sr.frame_count == 1:
+            sr = sr.load()
+        length, state = write_result(sr, job, started.format, settings)
+    seconds = time.perf_counter() - began - waited - upscaler.waited
+    done = Done(job, seconds, upscaler.seconds, picture.size, started.target_size, length)
+    return done, Receipt(mark, state, settings.size.network_scale(picture.size))
+
+
+def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> Started:
+    """What is going to be done with a picture that has been opened; whatever forbids it is raised here.
+
+    Raises:
+        ImageError: it is out of reach, or the format cannot hold it.
+        WeightsError, DeviceError: from loading the network.
+    """
+    format = output_format(job.target, picture, settings)
+    target_size = settings.size.target(picture.size)
+    scale = settings.size.network_scale(picture.size)
+    check_can_hold(picture, target_size, format, settings.encode)
+    channels = 1 if picture.channels < 3 else 3
+    plan = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
+    return Started(job, picture.size, target_size, picture.frame_count, format, plan)
+
+
+def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, journal.Mark]:
+    """The picture at a path, a URL, or on the standard input (`-`), and the fingerprint of what was read."""
+    data: bytes | Path
+    mark: journal.Mark
+    if source == "-":
+        data, mark = sys.stdin.buffer.read(), {}
+    elif isinstance(source, str):
+        mark = {"state": remote.state(source)}
+        data = remote.read(source)
+    else:
+        data, mark = _read_file(source)
+    return open_picture(data, max_pixels=settings.max_pixels, name=name), mark
+
+
+def _read_file(path: Path) -> tuple[bytes | Path, journal.Mark]:
+    """The bytes of a small file or of a pipe, the path of a large one; and the fingerprint."""
+    try:
+        if path.is_file() and path.stat().st_size > READ_WHOLE:
+            return path, journal.mark_input(path)
+        before = journal.input_state(path)  # taken first: a change while we read must not go unnoticed
+        data = path.read_bytes()
+    except OSError:
+        return path, {}  # open_picture finds the words for it
+    return data, journal.mark_input(path, data, before)
+
+
+def output_format(target: Place, picture: Picture, settings: Settings) -> str:
+    """The format asked for, else the output name's, else the input's where it can be written."""
+    named = settings.format or (None if target == "-" else format_for_name(str(target)))
+    return named or (picture.format if picture.format in WRITABLE else FALLBACK_FORMAT)
+
+
+def bytes_needed(picture: Picture, target_size: tuple[int, int], settings: Settings) -> int:
+    """About how much memory a picture takes on its way.
+
+    The network's feature maps count only against a budget: without one, there is room for those of one picture at a
+    time besides.
+    """
+    pixel = picture.channels * picture.dtype.itemsize
+    scale = settings.size.network_scale(picture.size)
+    lr = picture.size[0] * picture.size[1]
+    sr = max(target_size[0] * target_size[1], lr * scale * scale)
+    features = FEATURE_BYTES * lr if settings.memory is not None else 0
+    return features + pixel * (lr + 3 * sr)  # 3: the result, the encoder's copy of it, and what it encodes into
+
+
+def write_result(picture: Picture, job: Job, format: str, settings: Settings) -> tuple[int, journal.Mark]:
+    """Encode `picture` to where the job says; returns the number of bytes, and the output's state."""
+    target = job.target
+    if isinstance(target, Path):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{target.parent}: {error.strerror}") from error
+        write_picture(picture, target, format, settings.encode)
+        if settings.keep_times and isinstance(job.source, Path):
+            times = job.source.stat()
+            os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return target.stat().st_size, journal.state(target) or {}
+    encoded = io.BytesIO()
+    write_picture(picture, encoded, format, settings.encode)
+    if target == "-":
+        _write_stream(sys.stdout.buffer, encoded)
+        return encoded.tell(), {}
+    remote.write(target, encoded.getvalue())
+    return encoded.tell(), {"state": remote.state(target)}
+
+
+def _write_stream(stream: BinaryIO, encoded: io.BytesIO) -> None:
+    stream.write(encoded.getbuffer())
+    stream.flush()
+
+
+def _reporter(job: Job, picture: Picture, tell: Tell) -> Callable[[float], None]:
+    megapixels = picture.size[0] * picture.size[1] * picture.frame_count / 1e6
+    last = 0.0
+
+    def report(fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PROGRESS_INTERVAL or fraction >= 1:
+            last = now
+            tell(Progress(job, fraction, fraction * megapixels))
+
+    return report
