@@ -1,0 +1,5 @@
+"""Two or more enlargements of one picture, set side by side: as an HTML page, a sheet, or in the terminal."""
+
+from hasn_cli.compare.comparison import Comparison, Method, Spot, View, bicubic, compare, network
+
+__all__ = ["Comparison", "Method", "Spot", "View", "bicubic", "compare", "network"]

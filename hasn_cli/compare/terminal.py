@@ -1,0 +1,77 @@
+"""The comparison in a terminal: kitty's protocol, sixels, or half blocks, whichever the terminal can."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.compare.comparison import around
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from hasn_cli.compare.comparison import Comparison, Spot
+
+SPOTS = 3
+WIDEST = 120  # columns
+
+
+def drawer(console: Console) -> type[Any] | None:
+    """What can draw a picture on this terminal, or None.
+
+    The terminal itself is asked (primary device attributes, kitty's query), so both of its ends must be ours; one that
+    answers neither gets half blocks, if it has the colours for them.
+    """
+    asks = console.is_terminal and sys.stdin is not None and sys.stdin.isatty()
+    if not asks or console.is_dumb_terminal or console.color_system not in ("256", "truecolor"):
+        return None
+    from textual_image.renderable import Image  # asks the terminal as it is imported
+
+    return Image
+
+
+def preview(comparison: Comparison, draw: type[Any], columns: int) -> Iterator[RenderableType]:
+    """The most telling spots, the views side by side.
+
+    Args:
+        comparison: what to show.
+        draw: from `drawer`.
+        columns: the terminal's width in characters.
+    """
+    from rich.text import Text
+
+    views = comparison.views[:3]
+    width = (min(columns, WIDEST) - len(views)) // len(views)  # of each view, in columns
+    pixels = width * _pixels_a_column(draw)
+    for index, spot in enumerate(comparison.spots[:SPOTS]):
+        place = f"{index + 1}. at {spot.left + comparison.origin[1]}, {spot.top + comparison.origin[0]}"
+        yield Text("".join(f"{view.label[: width - 1]:<{width + 1}}" for view in views), style="bold")
+        yield draw(_strip([view.rgb for view in views], spot, pixels, pixels // width), width=_wide(width, len(views)))
+        yield Text(f"{place}; mean difference {spot.difference:.1f} grey levels\n", style="dim")
+
+
+def _wide(width: int, views: int) -> int:
+    return views * width + views - 1
+
+
+def _strip(views: list[NDArray[np.uint8]], spot: Spot, side: int, gap: int) -> Any:
+    """One picture of the views' squares, each `side` pixels wide, with empty columns between them."""
+    from PIL import Image
+
+    strip = Image.new("RGB", (len(views) * (side + gap) - gap, side))
+    for index, pixels in enumerate(views):
+        square = Image.fromarray(np.ascontiguousarray(around(pixels, spot, side)))
+        strip.paste(square.resize((side, side), Image.Resampling.NEAREST), (index * (side + gap), 0))
+    return strip
+
+
+def _pixels_a_column(draw: type[Any]) -> int:
+    if "halfcell" in draw.__module__:
+        return 1
+    from textual_image._terminal import get_cell_size
+
+    return int(get_cell_size().width)
