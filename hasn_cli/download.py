@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import secrets
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -23,7 +24,7 @@ LONGEST_PAUSE = 30.0
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 16
 WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
-TRANSIENT = (OSError, http.client.HTTPException)  # URLError, timeouts and resets are OSErrors
+TRANSIENT = (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException)
 
 
 def download(url: str, target: Path, *, sha256: str, size: int, progress: Callable[[int, int], None]) -> None:
@@ -78,7 +79,10 @@ def _fill(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], No
 
 def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None]) -> None:
     have = file.tell()
-    request = urllib.request.Request(url, headers={"User-Agent": "hasn", "Accept-Encoding": "identity"})
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "hasn", "Accept-Encoding": "identity"})
+    except ValueError as error:
+        raise DownloadError(f"'{url}' is no web address ({error})", "it starts with https://") from error
     if have:
         request.add_header("Range", f"bytes={have}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:

@@ -289,13 +289,15 @@ def _not_here(error: Exception, source: HubId, host: str) -> DownloadError:
     cause = error.__cause__
     if isinstance(cause, hub.HfHubHTTPError):
         return _refused(cause, source, host)
-    if cause is None or isinstance(cause, hub.OfflineModeIsEnabled):
+    if cause is None:  # asked to look in the cache alone
+        return _NotCachedError(f"{source} is not on this machine", f"fetch it with: hasn weights pull {source}")
+    if isinstance(cause, hub.OfflineModeIsEnabled):
         return _NotCachedError(
-            f"{source} is not in the cache, and the network is not to be used",
-            f"with the network and without HF_HUB_OFFLINE: hasn weights pull {source}",
+            f"{source} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            f"without HF_HUB_OFFLINE: hasn weights pull {source}",
         )
     return _NotCachedError(
-        f"{source} is not in the cache, and {host} cannot be reached ({_first_line(cause)})",
+        f"{source} is not on this machine, and {host} cannot be reached ({_first_line(cause)})",
         "check the connection; HF_ENDPOINT names a mirror",
     )
 

@@ -205,9 +205,9 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
     if path.is_file() and file_sha256(path) == RELEASED_SHA256:
         return path
     if not download or constants.HF_HUB_OFFLINE:
+        forbidden = ", and HF_HUB_OFFLINE forbids to fetch it" if constants.HF_HUB_OFFLINE else ""
         raise DownloadError(
-            "the released checkpoint is not on this machine, and the network is not to be used",
-            "with the network and without HF_HUB_OFFLINE: hasn weights pull released",
+            f"the released checkpoint is not on this machine{forbidden}", "fetch it with: hasn weights pull released"
         )
     from hasn_cli.download import download as fetch
 

@@ -1,0 +1,214 @@
+"""`hasn weights`: list, inspect, fetch, verify, locate and publish weights. Answers go to stdout, bars to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.errors import WeightsError
+
+if TYPE_CHECKING:
+    from hasn_cli.catalogue import Entry
+    from hasn_cli.weights import Progress
+
+SHORT_DIGEST = 7
+COLUMNS = ("name", "scale", "parameters", "multiply-adds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here")
+
+names_argument = click.argument("names", nargs=-1, metavar="[WEIGHTS]...")
+weights_argument = click.argument("weights", metavar="WEIGHTS")
+scale_option = click.option("-s", "--scale", type=click.IntRange(2, 4), help="2, 3 or 4.  [default: all there are]")
+json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
+@click.group("weights", context_settings=HELP_SETTINGS)
+def command() -> None:
+    """List, inspect, fetch, verify and publish weights.
+
+    WEIGHTS is what `hasn upscale -w` takes: hasn (in the package), released (the authors' x4), a file, a folder, or a
+    repository of the Hugging Face Hub, OWNER/REPO[@REVISION] or hf://OWNER/REPO[@REVISION]/FILE.
+    """
+
+
+@command.command("list")
+@names_argument
+@json_option
+def list_command(names: tuple[str, ...], as_json: bool) -> None:
+    """A table of the published weights, or of those named.
+
+    Multiply-adds are for an output of 1280×720; PSNR-Y in dB as the model card gives it. Tab-separated where stdout is
+    no terminal.
+    """
+    from hasn_cli.catalogue import entries
+    from hasn_cli.weights import NAMES
+
+    found = list(entries(names or NAMES))
+    if as_json:
+        _print_json([entry.to_dict() for entry in found])
+    elif sys.stdout.isatty():
+        _print_table(found)
+    else:
+        for line in (COLUMNS, *(row(entry) for entry in found)):
+            click.echo("\t".join(line))
+
+
+@command.command()
+@weights_argument
+@json_option
+def info(weights: str, as_json: bool) -> None:
+    """All there is to say about WEIGHTS on this machine, and about what is published."""
+    from hasn_cli.catalogue import entries
+
+    found = list(entries([weights]))
+    if as_json:
+        _print_json([entry.to_dict() for entry in found])
+        return
+    for entry in found:
+        for label, text in zip(COLUMNS, row(entry), strict=True):
+            click.echo(f"{label + ':':<15}{text}")
+        click.echo(f"{'path:':<15}{entry.path or f'not here; fetch it with: hasn weights pull {weights}'}")
+        click.echo(f"note:          {entry.note}\n" if entry.note else "")
+
+
+@command.command()
+@names_argument
+@scale_option
+def pull(names: tuple[str, ...], scale: int | None) -> None:
+    """Bring WEIGHTS to this machine, check them, and print where they lie. Without names: the released ones.
+
+    What was pulled is used without the network, also with HF_HUB_OFFLINE=1.
+    """
+    from hasn_cli.catalogue import files_of
+    from hasn_cli.weights import RELEASED, verify
+
+    for name in names or (RELEASED,):
+        with fetching() as progress:
+            files = files_of(name, scale, download=True, progress=progress)
+        for found in files:
+            verify(found)
+            click.echo(found.path)
+
+
+@command.command("verify")
+@names_argument
+def verify_command(names: tuple[str, ...]) -> int:
+    """Check SHA-256 and every tensor of WEIGHTS on this machine. Without names: all published ones that are here."""
+    from hasn_cli.catalogue import files_of
+    from hasn_cli.console import show_error
+    from hasn_cli.errors import DownloadError
+    from hasn_cli.weights import NAMES, expected_sha256, verify
+
+    failed = 0
+    for name in names or NAMES:
+        try:
+            files = files_of(name)
+        except DownloadError:
+            if names:
+                raise
+            click.echo(f"{name}: not on this machine")
+            continue
+        for found in files:
+            try:
+                verify(found)
+                against = "SHA-256 and tensors" if expected_sha256(found) else "tensors (nobody states its SHA-256)"
+                click.echo(f"{found.path}: {against} as they should be")
+            except WeightsError as error:
+                show_error(error)
+                failed = 1
+    return failed
+
+
+@command.command()
+@weights_argument
+@scale_option
+def path(weights: str, scale: int | None) -> None:
+    """Print where WEIGHTS lie on this machine, a line for each scale. Never touches the network."""
+    from hasn_cli.catalogue import files_of
+
+    for found in files_of(weights, scale):
+        click.echo(found.path)
+
+
+@command.command()
+@click.argument("repository", metavar="OWNER/REPO")
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with hasn_x2.safetensors ….  [default: the package's]",
+)
+@click.option("--private/--public", default=None, help="If it has to be made.  [default: the account's]")
+@click.option("-m", "--message", default="Upload HASN weights", show_default=True, help="Of the commit.")
+def push(repository: str, folder: Path | None, private: bool | None, message: str) -> None:
+    """Publish a folder of weights as a repository of the Hugging Face Hub, and print the commit's address.
+
+    The model card (README.md) goes along; `-w OWNER/REPO` and `HASN.from_pretrained("OWNER/REPO")` then work. Needs a
+    token that may write: `hf auth login`, or HF_TOKEN.
+    """
+    from hasn_cli.weights import bundled_path, publish
+
+    click.echo(publish(repository, folder or bundled_path(4).parent, private=private, message=message))
+
+
+@contextmanager
+def fetching() -> Iterator[Progress]:
+    """One progress bar on stderr for whatever is being fetched; none where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=None, visible=False)
+
+        def progress(label: str, done: int, total: int | None) -> None:
+            bars.update(task, description=label, completed=done, total=total, visible=True)
+
+        yield progress
+
+
+def row(entry: Entry) -> tuple[str, ...]:
+    """An entry as text, in the order of `COLUMNS`."""
+    return (
+        entry.name,
+        f"x{entry.scale}",
+        f"{entry.parameters:,}",
+        f"{entry.multiply_adds / 1e9:.2f} G",
+        ", ".join(f"{name} {value:.2f}" for name, value in entry.psnr.items()) or "not measured",
+        entry.licence,
+        entry.source,
+        f"{entry.size / 1e6:.2f} MB",
+        entry.sha256,
+        "yes" if entry.present else "no",
+    )
+
+
+def _print_table(entries: Sequence[Entry]) -> None:
+    """The same columns, in a shape that fits 80 columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for label in ("name", "for", "params", "multiply\nadds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here"):
+        number = label in ("params", "multiply\nadds", "size")
+        table.add_column(label, justify="right" if number else "left", no_wrap=number)
+    for entry in entries:
+        name, scale, _, _, _, licence, source, size, digest, here = row(entry)
+        parameters, multiply_adds = f"{entry.parameters / 1e3:.0f} k", f"{entry.multiply_adds / 1e9:.1f} G"
+        psnr = "\n".join(f"{data} {value:.2f}" for data, value in entry.psnr.items()) or "–"
+        short_source = source.partition(",")[0]
+        table.add_row(
+            name, scale, parameters, multiply_adds, psnr, licence, short_source, size, digest[:SHORT_DIGEST], here
+        )
+    Console().print(table)
+
+
+def _print_json(content: object) -> None:
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False))

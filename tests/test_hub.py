@@ -1,0 +1,325 @@
+"""`-w OWNER/REPO` and `-w released` against a server on loopback; the clients are the real ones."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import pytest
+from hub_server import Hub, serving
+
+from hasn_cli import download as download_module
+from hasn_cli import hub as hub_module
+from hasn_cli import weights
+from hasn_cli.errors import DownloadError, WeightsError
+
+REPO = "someone/hasn"
+SMALL = bytes(range(256)) * 1200  # 300 kB: several chunks
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A loopback hub that the client takes for the only one, with an empty cache and no token."""
+    from huggingface_hub import close_session, constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HASN_RELEASED_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield server
+        close_session()
+
+
+@pytest.fixture
+def x4() -> bytes:
+    return weights.bundled_path(4).read_bytes()
+
+
+def test_first_use_downloads_and_the_second_asks_only_whether_it_moved(hub: Hub, x4: bytes):
+    hub.add(REPO, {"config.json": b'{"scale": 4}', "model.safetensors": x4})
+    assert weights.resolve(REPO, 4).path.read_bytes() == x4
+    hub.log.clear()
+    assert weights.load_network(REPO, 4).scale == 4
+    assert hub.log == [f"HEAD {REPO}/resolve/main/config.json"]
+
+
+def test_cached_use_with_the_hub_gone(hub: Hub, monkeypatch, x4: bytes):
+    from huggingface_hub import constants
+
+    hub.add(REPO, {"config.json": b'{"scale": 4}', "model.safetensors": x4})
+    first = weights.resolve(REPO, 4).path
+    hub.always = 503
+    assert weights.resolve(REPO, 4).path == first
+    nobody = "http://127.0.0.1:9"  # discard port: refused
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
+    assert weights.resolve(REPO, 4).path == first
+    assert weights.resolve(REPO, 4, download=False).path == first
+
+
+def test_cached_use_with_the_hub_gone_of_a_repository_without_config(hub: Hub, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    first = weights.resolve(REPO, 2).path
+    nobody = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
+    assert weights.resolve(REPO, 2).path == first
+
+
+def test_a_moved_revision_is_followed_and_a_pinned_one_is_not(hub: Hub):
+    old = hub.add(REPO, {"hasn_x2.safetensors": SMALL, "config.json": b"{}"})
+    assert weights.resolve(REPO, 2).path.read_bytes() == SMALL
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL[::-1]})
+    assert weights.resolve(REPO, 2).path.read_bytes() == SMALL[::-1]
+    assert weights.resolve(f"{REPO}@{old}", 2).path.read_bytes() == SMALL
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # the client's 10 MB would hold the whole file
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    hub.cuts = [100_000]
+    seen = []
+    found = weights.resolve(REPO, 2, progress=lambda label, done, total: seen.append((label, done, total)))
+    assert found.path.read_bytes() == SMALL
+    assert [line.split()[-1] for line in hub.asked("GET", "hasn_x2")] == [
+        f"{REPO}/resolve/main/hasn_x2.safetensors",
+        "bytes=100000-",
+    ]
+    assert seen[-1] == (f"{REPO}/hasn_x2.safetensors", len(SMALL), len(SMALL))
+
+
+def test_content_that_does_not_match_its_hash_is_refused_and_not_kept(hub: Hub):
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    hub.corrupt = True
+    with pytest.raises(DownloadError, match="came damaged: its SHA-256 is") as caught:
+        weights.resolve(REPO, 2)
+    assert hashlib.sha256(SMALL).hexdigest() in str(caught.value)
+    hub.corrupt = False
+    assert weights.resolve(REPO, 2).path.read_bytes() == SMALL
+
+
+def test_the_file_for_the_scale_is_found_by_config_by_name_or_given(hub: Hub):
+    listing = b'{"files": {"2": "a/two.safetensors", "3": "three.safetensors"}}'
+    hub.add("o/listed", {"config.json": listing, "a/two.safetensors": b"2", "three.safetensors": b"3"})
+    assert weights.resolve("o/listed", 2).path.read_bytes() == b"2"
+    assert weights.resolve("hf://o/listed@main", 3).path.read_bytes() == b"3"
+    assert weights.resolve("hf://o/listed/three.safetensors", 2).path.read_bytes() == b"3"
+    hub.add("o/named", {"hasn_x3.safetensors": b"n3", "model.safetensors": b"any"})
+    assert weights.resolve("o/named", 3).path.read_bytes() == b"n3"
+    assert weights.resolve("o/named", 2).path.read_bytes() == b"any"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b'{"files": {"2": "two.safetensors"}}', "o/r has no weights for x4"),
+        (b'{"scale": 2}', r"o/r has no weights for x4 \(looked for hasn_x4.safetensors\)"),
+        (b"[1]", "config.json of o/r is no JSON object"),
+        (b"{", "config.json of o/r cannot be read"),
+        (b'{"files": {"4": "../../etc/passwd"}}', "cannot be asked for"),
+    ],
+)
+def test_a_repository_without_weights_for_the_scale_says_so(hub: Hub, config: bytes, message: str):
+    hub.add("o/r", {"config.json": config})
+    with pytest.raises(WeightsError, match=message):
+        weights.resolve("o/r", 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("o/absent", "there is no model o/absent on http", "hf auth login"),
+        (f"{REPO}@nowhere", f"{REPO} has no revision 'nowhere'", "branch"),
+        (f"hf://{REPO}/other.pth", "has no file other.pth", "/tree/main"),
+        ("hf://o/--bad--.git", "cannot be asked for", "OWNER/REPO"),
+    ],
+)
+def test_what_is_not_there_is_named(hub: Hub, name: str, message: str, hint: str):
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    with pytest.raises(DownloadError) as caught:
+        weights.resolve(name, 2)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "refuses access"), (403, "refuses access"), (429, "slow down"), (500, "out of order")]
+)
+def test_a_status_that_stays_becomes_one_error(hub: Hub, status: int, message: str, caplog):
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    hub.always = status
+    with pytest.raises(DownloadError, match=message) as caught:
+        weights.resolve(REPO, 2)
+    assert str(status) in caught.value.message
+    assert caught.value.hint
+    assert caplog.records == []  # the client's own commentary stays away
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_status_that_passes_is_waited_out(hub: Hub, status: int):
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    hub.statuses = [status, status]
+    assert weights.resolve(f"hf://{REPO}/hasn_x2.safetensors", 2).path.read_bytes() == SMALL
+
+
+def test_a_private_repository_opens_with_the_token_of_the_environment(hub: Hub, monkeypatch):
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    hub.private.add(REPO)
+    with pytest.raises(DownloadError, match="or it is private"):
+        weights.resolve(REPO, 2)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert weights.resolve(REPO, 2).path.read_bytes() == SMALL
+
+
+def test_offline_mode_uses_the_cache_and_asks_nobody(hub: Hub, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL, "config.json": b"{}"})
+    first = weights.resolve(REPO, 2).path
+    hub.log.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert weights.resolve(REPO, 2).path == first
+    with pytest.raises(DownloadError, match="not on this machine, and HF_HUB_OFFLINE forbids") as caught:
+        weights.resolve("o/other", 2)
+    assert "hasn weights pull o/other" in (caught.value.hint or "")
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids"):
+        weights.resolve("released", 4)
+    assert hub.log == []
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content")  # the client's own use of its HTTP library
+def test_what_publish_uploads_is_what_the_hub_id_loads(hub: Hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    folder = weights.bundled_path(4).parent
+    address = weights.publish("me/mine", folder, message="First weights")
+    assert address == f"{hub.url}/me/mine/commit/{hub.repositories['me/mine'].head}"
+    for scale in (2, 3, 4):
+        found = weights.resolve("me/mine", scale)
+        assert found.path.read_bytes() == weights.bundled_path(scale).read_bytes()
+        weights.verify(found)
+    card = hub.repositories["me/mine"].commits[hub.repositories["me/mine"].head]["README.md"]
+    assert card == (folder / "README.md").read_bytes()
+
+
+def test_publish_without_a_token_says_how_to_get_one(hub: Hub):
+    with pytest.raises(DownloadError) as caught:
+        weights.publish("me/mine", weights.bundled_path(4).parent)
+    assert "hf auth login" in (caught.value.hint or "")
+    assert hub.repositories == {}
+
+
+def test_publish_refuses_damaged_weights_before_anything_is_sent(hub: Hub, tmp_path):
+    (tmp_path / "hasn_x4.safetensors").write_bytes(weights.bundled_path(4).read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="damaged"):
+        weights.publish("me/mine", tmp_path)
+    with pytest.raises(WeightsError, match="holds no hasn_x2"):
+        weights.publish("me/mine", tmp_path / "nothing")
+    assert hub.log == []
+
+
+@pytest.fixture
+def released(hub: Hub, monkeypatch) -> Hub:
+    """A mirror of the authors' file; its pinned size and hash are those of a stand-in."""
+    hub.files["HASN.pth"] = SMALL
+    monkeypatch.setenv("HASN_RELEASED_URL", f"{hub.url}/files/HASN.pth")
+    monkeypatch.setattr(weights, "RELEASED_SHA256", hashlib.sha256(SMALL).hexdigest())
+    monkeypatch.setattr(weights, "RELEASED_SIZE", len(SMALL))
+    return hub
+
+
+def test_released_is_fetched_once(released: Hub):
+    seen = []
+    found = weights.resolve("released", 4, progress=lambda *event: seen.append(event))
+    assert found.path.read_bytes() == SMALL
+    assert seen[-1] == ("released", len(SMALL), len(SMALL))
+    released.always = 500
+    assert weights.resolve("released", 4).path == found.path
+    assert len(released.log) == 1
+
+
+def test_released_is_resumed_after_cuts(released: Hub):
+    released.cuts = [100_000, 50_000]
+    assert weights.resolve("released", 4).path.read_bytes() == SMALL
+    assert [line.split()[2:] for line in released.log] == [[], ["bytes=100000-"], ["bytes=150000-"]]
+
+
+def test_released_starts_again_from_a_server_without_ranges(released: Hub):
+    released.cuts, released.ignore_ranges = [100_000], True
+    assert weights.resolve("released", 4).path.read_bytes() == SMALL
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(SMALL[:-1] + b"\0", "is not the file it should be"), (SMALL + b"\0", "is longer than")]
+)
+def test_released_with_other_content_is_refused_and_not_kept(released: Hub, tmp_path, damage: bytes, message: str):
+    released.files["HASN.pth"] = damage
+    with pytest.raises(DownloadError, match=message):
+        weights.resolve("released", 4)
+    assert [p for p in (tmp_path / "assets").rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize(("status", "hint"), [(404, "moved"), (403, "address"), (429, "wait"), (500, "later")])
+def test_released_behind_a_status_that_stays(released: Hub, status: int, hint: str):
+    released.always = status
+    with pytest.raises(DownloadError, match=str(status)) as caught:
+        weights.resolve("released", 4)
+    assert hint in (caught.value.hint or "")
+    assert len(released.log) == (1 if status in (403, 404) else download_module.ATTEMPTS)
+
+
+def test_released_waits_out_a_passing_status(released: Hub):
+    released.statuses = [503, 429]
+    assert weights.resolve("released", 4).path.read_bytes() == SMALL
+
+
+def test_released_with_nobody_there(released: Hub, monkeypatch):
+    monkeypatch.setenv("HASN_RELEASED_URL", "http://127.0.0.1:9/HASN.pth")
+    with pytest.raises(DownloadError, match="cannot fetch http://127.0.0.1:9/HASN.pth: .*refused"):
+        weights.resolve("released", 4)
+
+
+def test_released_from_an_address_that_is_none(released: Hub, monkeypatch):
+    monkeypatch.setenv("HASN_RELEASED_URL", "mirror.example/HASN.pth")
+    with pytest.raises(DownloadError, match="'mirror.example/HASN.pth' is no web address"):
+        weights.resolve("released", 4)
+
+
+def test_released_damaged_in_the_cache_is_fetched_again(released: Hub):
+    path = weights.resolve("released", 4).path
+    path.write_bytes(b"rot")
+    assert weights.resolve("released", 4).path.read_bytes() == SMALL
+
+
+def test_released_is_for_one_scale(released: Hub):
+    with pytest.raises(WeightsError, match="for x4 only, not x2"):
+        weights.resolve("released", 2)
+    assert released.log == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("o/r", ("o/r", None, None)),
+        ("o/r@v1", ("o/r", "v1", None)),
+        ("hf://o/r@v1/a/b.pth", ("o/r", "v1", "a/b.pth")),
+        ("hf://o/r@refs/pr/3/b.pth", ("o/r", "refs/pr/3", "b.pth")),
+        ("hf://o/r@a%2Fb", ("o/r", "a/b", None)),
+    ],
+)
+def test_hub_ids_are_read(text: str, parsed: tuple):
+    found = hub_module.HubId.parse(text)
+    assert found == hub_module.HubId(*parsed)
+
+
+@pytest.mark.parametrize("text", ["hasn", "o/r/file.pth", "o r/x", "hf://only", ""])
+def test_other_words_are_no_hub_ids(text: str):
+    assert hub_module.HubId.parse(text) is None
