@@ -7,7 +7,6 @@ there are never more in memory than there are threads, nor more than fit (`hasn_
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
 import threading
@@ -16,14 +15,14 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from hasn_cli.errors import DeviceError, WeightsError
+from hasn_cli.errors import DeviceError, MissingExtraError, WeightsError
 from hasn_cli.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.gate import Gate, OnExists, clear_leftovers
 from hasn_cli.inputs import Job
 from hasn_cli.pool import Cancelled, UpscalerPool
 from hasn_cli.room import Room
 from hasn_cli.settings import Settings
-from hasn_cli.work import do_job, look, open_source
+from hasn_cli.work import disk_is_full, do_job, look, open_source
 
 __all__ = [
     "Done",
@@ -78,9 +77,7 @@ def run_batch(
         clear_leftovers({job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None})
     try:
         if cluster is not None:
-            from hasn_cli.cluster import run_on_cluster
-
-            yield from run_on_cluster(jobs, settings, gate, cluster)
+            yield from _run_there(jobs, settings, gate, cluster)
         else:
             yield from _run_here(jobs, settings, gate, workers)
     finally:
@@ -105,21 +102,12 @@ def plan_batch(
             yield Failed(job, error)
 
 
-def fixed_scale(settings: Settings) -> int | None:
-    """The network's scale, where it is the same for every picture."""
-    size = settings.size
-    if size.width or size.height or size.fit or size.megapixels:
-        return None
-    return size.network_scale((1000, 1000))
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk, or a used-up quota, is behind an error."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _run_there(jobs: Sequence[Job], settings: Settings, gate: Gate, address: str) -> Iterator[Event]:
+    try:
+        from hasn_cli.cluster import run_on_cluster
+    except ImportError as error:
+        raise MissingExtraError("--cluster", "cluster") from error
+    yield from run_on_cluster(jobs, settings, gate, address)
 
 
 def _run_here(jobs: Sequence[Job], settings: Settings, gate: Gate, workers: int | None) -> Iterator[Event]:
@@ -202,7 +190,7 @@ class _Crew:
 
     def _raise_if_hopeless(self, error: Exception) -> None:
         """Raise what has nothing to do with a picture, and would meet every one of them."""
-        if isinstance(error, WeightsError | DeviceError) and fixed_scale(self._settings) is not None:
+        if isinstance(error, WeightsError | DeviceError) and self._settings.network_scale is not None:
             raise error
 
     def _carry(self) -> None:

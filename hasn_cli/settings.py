@@ -48,6 +48,13 @@ class Settings:
     tta: bool = False
     compile: bool = False
 
+    @property
+    def network_scale(self) -> int | None:
+        """The network's scale, 2, 3 or 4, where it is the same for pictures of every size."""
+        if self.size.width or self.size.height or self.size.fit or self.size.megapixels:
+            return None
+        return self.size.network_scale((1000, 1000))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values, from which `from_dict` makes equal settings."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))

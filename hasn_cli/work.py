@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -84,6 +85,15 @@ def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> 
     channels = 1 if picture.channels < 3 else 3
     plan = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     return Started(job, picture.size, target_size, picture.frame_count, format, plan)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full disk, or a used-up quota, is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, journal.Mark]:

@@ -1,0 +1,388 @@
+"""The same batch on a Dask cluster (`pip install 'hasn-cli[cluster]'`).
+
+Each picture is one task; it is read and written where it runs, from a disk that all machines share or from URLs. A
+plugin gives each worker its pool, so that the network is loaded once there. The journal, and the word on what exists,
+stay here.
+
+A worker may die at any moment, and Dask gives its pictures to others. One that it had already finished may be among
+them: so each task is told what the output looked like before, and one that finds it changed has nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import time
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from distributed import CancelledError, Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, Worker, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from hasn_cli import errors
+from hasn_cli.errors import DeviceError, HasnError, UsageError, WeightsError
+from hasn_cli.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
+from hasn_cli.gate import Gate, clear_leftovers, target_state
+from hasn_cli.inputs import Job
+from hasn_cli.journal import Mark
+from hasn_cli.pool import Cancelled, UpscalerPool
+from hasn_cli.room import Room
+from hasn_cli.settings import Settings
+from hasn_cli.work import Receipt, disk_is_full, do_job, open_source
+
+PICTURES_PER_WORKER = 4  # at most, so that decoding and encoding go on beside the network
+GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
+CONNECT_TIMEOUT = 10.0  # seconds
+WORKERS_TIMEOUT = 300.0  # seconds until a cluster without workers is given up; one that grows on demand takes a while
+AGAIN = "start it again, and add --resume"
+SHARE_OF_FREE = 0.5  # of the memory, for all workers on this machine together, where no budget is given
+
+
+def run_on_cluster(jobs: Sequence[Job], settings: Settings, gate: Gate, address: str) -> Iterator[Event]:
+    """As `hasn_cli.batch.run_batch`, on the cluster at `address` (`tcp://…` or `local:N`).
+
+    Raises:
+        UsageError: an address that is none, or a picture from or to a standard stream.
+        HasnError: no scheduler answers, no worker comes, or the cluster is lost.
+    """
+    for job in jobs:
+        if "-" in (job.source, job.target):
+            raise UsageError("a cluster cannot use the standard streams", "give files, folders or URLs")
+    with ExitStack() as stack:
+        if address.startswith("local:"):
+            local = _local_cluster(address, settings)
+            stack.callback(_quietly, local.close, 1)
+            settings = _share_memory(settings, len(local.worker_spec))
+            address = local.scheduler_address
+        run = _Run(_connect(address), settings, gate)
+        stack.callback(run.close)
+        yield from run.events(jobs)
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        hint = "give tcp://HOST:PORT of a running Dask scheduler, or local:N"
+        raise HasnError(f"--cluster {address}: no scheduler answers there", hint) from error
+
+
+def _local_cluster(address: str, settings: Settings) -> SpecCluster:
+    """A scheduler and N worker processes on this machine."""
+    count = address.removeprefix("local:")
+    if not count.isdecimal() or int(count) < 1:
+        raise UsageError(f"--cluster {address}: N must be a number from 1", "for instance local:4")
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    specs = worker_specs(int(count), 0 if settings.device == "cpu" else _count_gpus())
+    return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50, asynchronous=False)
+
+
+def worker_specs(count: int, gpus: int) -> dict[int, dict[str, Any]]:
+    """What `count` workers on this machine are given: their share of the cores and, where there are GPUs, one each."""
+    cores = max(1, (os.cpu_count() or 1) // count)
+    specs = {}
+    for index in range(count):
+        env = {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores), "OPENBLAS_NUM_THREADS": str(cores)}
+        if gpus:
+            env["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
+        options: dict[str, Any] = {
+            "nthreads": max(2, min(PICTURES_PER_WORKER, cores)),
+            "host": "127.0.0.1",
+            "dashboard": False,
+            "memory_limit": 0,  # the upscaler keeps to its budget; a worker killed at a threshold would help nobody
+            "silence_logs": 50,
+            "resources": {"GPU": 1} if gpus else {},
+            "env": env,
+        }
+        specs[index] = {"cls": Nanny, "options": options}
+    return specs
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def _share_memory(settings: Settings, workers: int) -> Settings:
+    import psutil
+
+    free = int(psutil.virtual_memory().available * SHARE_OF_FREE)
+    return replace(settings, memory=(settings.memory or free) // workers)
+
+
+class _Run:
+    """One batch on one cluster, seen from here."""
+
+    def __init__(self, client: Client, settings: Settings, gate: Gate) -> None:
+        self.id = f"hasn-{uuid.uuid4().hex[:12]}"
+        self._client = client
+        self._settings = settings
+        self._gate = gate
+        self._inbox: queue.SimpleQueue[Future | dict[str, Any]] = queue.SimpleQueue()
+        self._flight: dict[Future, Job] = {}
+        self._by_index: dict[int, Job] = {}
+        self._started: set[int] = set()
+        self._processes: set[int] = set()
+        self._folders: set[Path] = set()
+        self._known: list[dict[str, Any]] = []
+        self._asked = 0.0
+        self._deadline = time.monotonic() + WORKERS_TIMEOUT
+
+    def events(self, jobs: Sequence[Job]) -> Iterator[Event]:
+        """Keep the workers supplied, and tell what comes back."""
+        self._client.subscribe_topic(self.id, self._receive)
+        self._client.register_plugin(WorkerState(self.id, self._settings), name=self.id)
+        self._see_that_workers_see(jobs)
+        waiting = deque(jobs)
+        full: str | None = None
+        while (waiting and full is None) or self._flight:
+            while waiting and full is None and len(self._flight) < self._capacity():
+                event = self._submit(waiting.popleft())
+                if event is not None:
+                    yield event
+            if not self._flight:
+                continue
+            event = self._next()
+            if isinstance(event, Failed):
+                if isinstance(event.error, WeightsError | DeviceError) and self._settings.network_scale is not None:
+                    raise event.error
+                full = full or (str(event.error) if disk_is_full(event.error) else None)
+            if event is not None:
+                yield event
+        if full is not None and waiting:
+            yield Stopped(full, len(waiting))
+
+    def close(self) -> None:
+        """Leave the cluster as it was: nothing of this run goes on there."""
+        if self._flight:
+            _quietly(self._client.cancel, list(self._flight))
+        _quietly(self._client.unregister_worker_plugin, self.id)
+        gone = self._processes - self._workers_processes()
+        _quietly(self._client.close, 1)
+        for process in gone:
+            clear_leftovers(self._folders, owner=process)
+
+    def _workers(self) -> list[dict[str, Any]]:
+        """What the scheduler knows of its workers, at most a second old."""
+        if time.monotonic() - self._asked > 1:
+            try:
+                self._known = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+            except Exception as error:
+                raise HasnError("the cluster is lost: its scheduler does not answer", AGAIN) from error
+            self._asked = time.monotonic()
+        return self._known
+
+    def _capacity(self) -> int:
+        """How many pictures may be with the cluster: what its workers carry at once, and one more each."""
+        return max(1, sum(min(int(worker["nthreads"]), PICTURES_PER_WORKER) + 1 for worker in self._workers()))
+
+    def _workers_processes(self) -> set[int]:
+        with suppress(Exception):
+            return set(self._client.run(os.getpid).values())
+        return set()
+
+    def _see_that_workers_see(self, jobs: Sequence[Job]) -> None:
+        """Local paths are of use only where all machines share the disk."""
+        path = next((job.source.absolute() for job in jobs if isinstance(job.source, Path) and not job.problem), None)
+        if path is None or not path.exists():
+            return
+        blind = [address for address, sees in self._client.run(path.exists).items() if not sees]
+        if blind:
+            hint = "use a folder that all machines share, or URLs such as s3://…"
+            raise HasnError(f"{path}: the workers on {', '.join(blind)} do not see it", hint)
+
+    def _submit(self, job: Job) -> Event | None:
+        """Give one job to the cluster; an event if that is all there is to it."""
+        try:
+            reason = self._gate.check(job)
+            if reason is not None:
+                return Skipped(job, reason)
+            before = target_state(job.target)
+            self._gate.begin(job)
+        except Exception as error:
+            return Failed(job, error)
+        self._by_index[job.index] = job
+        if isinstance(job.target, Path):
+            self._folders.add(job.target.parent)
+        resources = {"GPU": GPU_SHARE} if any("GPU" in worker["resources"] for worker in self._workers()) else None
+        future = self._client.submit(
+            run_task, self.id, _absolute(job), before, key=f"{self.id}-{job.index}", resources=resources, pure=False
+        )
+        self._flight[future] = job
+        future.add_done_callback(self._inbox.put)
+        return None
+
+    def _receive(self, event: tuple[float, dict[str, Any]]) -> None:
+        self._inbox.put(event[1])
+
+    def _next(self) -> Event | None:
+        try:
+            item = self._inbox.get(timeout=0.5)
+        except queue.Empty:
+            self._see_that_cluster_lives()
+            return None
+        if isinstance(item, Future):
+            return self._finished(item, self._flight.pop(item))
+        return self._told(item)
+
+    def _see_that_cluster_lives(self) -> None:
+        if self._client.status != "running":
+            raise HasnError("the cluster is lost: its scheduler does not answer", AGAIN)
+        if self._workers():
+            self._deadline = time.monotonic() + WORKERS_TIMEOUT
+        elif time.monotonic() > self._deadline:
+            raise HasnError("the cluster has no workers", "start some: dask worker ADDRESS")
+
+    def _told(self, message: dict[str, Any]) -> Event | None:
+        """A message of a task under way; late ones, and a second start elsewhere, are passed over."""
+        if "process" in message:
+            self._processes.add(message["process"])
+            return None
+        job = self._by_index.get(message["index"])
+        if job is None:
+            return None
+        if message["event"] == "progress":
+            return Progress(job, message["fraction"], message["megapixels"])
+        if job.index in self._started:
+            return None
+        self._started.add(job.index)
+        size, target_size = tuple(message["size"]), tuple(message["target_size"])
+        return Started(job, size, target_size, message["frames"], message["format"], message["plan"])
+
+    def _finished(self, future: Future, job: Job) -> Event:
+        self._by_index.pop(job.index)
+        try:
+            outcome = future.result()
+        except KilledWorker:
+            message = f"{job.name}: every worker that tried it died"
+            return Failed(job, HasnError(message, "they may lack memory: give a smaller --memory"))
+        except CancelledError as error:
+            raise HasnError("the cluster is lost: it dropped a picture", AGAIN) from error
+        except Exception as error:
+            return Failed(job, error)
+        finally:
+            future.release()
+        if "error" in outcome:
+            return Failed(job, _error_from(outcome["error"]))
+        done = Done(job=job, **outcome["done"])
+        self._gate.finish(job, Receipt(**outcome["receipt"]))
+        return done
+
+
+class WorkerState(WorkerPlugin):  # type: ignore[misc]
+    """What one run keeps in each worker: the pool of networks, and the memory for pictures.
+
+    Args:
+        name: the run's.
+        settings: the run's; a file of weights goes with them, for workers on other machines.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self._settings = settings.to_dict()
+        path = Path(settings.weights).expanduser()
+        self._weights = (path.name, path.read_bytes()) if path.is_file() else None
+
+    def setup(self, worker: Worker) -> None:
+        """Called by Dask in each worker, also in those that come later."""
+        import torch
+
+        self._folder = tempfile.TemporaryDirectory(prefix="hasn-") if self._weights else None
+        settings = Settings.from_dict(self._settings)
+        if self._weights and self._folder:
+            path = Path(self._folder.name) / self._weights[0]
+            path.write_bytes(self._weights[1])
+            settings = replace(settings, weights=str(path))
+        if "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] == "1":
+            torch.set_num_threads(worker.state.nthreads)  # Dask's own default is 1, for many tasks at once
+        self.settings = settings
+        self.pool = UpscalerPool(settings)
+        self.room = Room(settings.memory)
+        worker.log_event(self.name, {"process": os.getpid()})
+
+    def teardown(self, worker: Worker) -> None:
+        """Called by Dask when the run is over: what still runs stops."""
+        self.pool.stop()
+        self.room.close()
+        if self._folder:
+            self._folder.cleanup()
+
+
+def run_task(run: str, job: Job, before: Mark | None) -> dict[str, Any]:
+    """One picture, on a worker; errors are part of the answer, since not all of them can travel as they are."""
+    worker = get_worker()
+    state: WorkerState = worker.plugins[run]
+
+    def tell(event: Started | Progress) -> None:
+        worker.log_event(run, event.to_dict())
+
+    try:
+        if target_state(job.target) != before:
+            return _finished_before(job, state.settings)
+        done, receipt = do_job(job, state.settings, state.pool, state.room, tell)
+    except Cancelled:
+        return {"error": {"kind": "HasnError", "message": f"{job.name}: cancelled", "hint": None}}
+    except Exception as error:
+        return {"error": _error_to_dict(error)}
+    return {"done": _without_job(done), "receipt": asdict(receipt)}
+
+
+def _finished_before(job: Job, settings: Settings) -> dict[str, Any]:
+    """The answer that a worker no longer there would have given."""
+    picture, mark = open_source(job.source, settings, job.name)
+    state = target_state(job.target) or {}
+    target_size = settings.size.target(picture.size)
+    done = Done(job, 0.0, 0.0, picture.size, target_size, int(state.get("size", 0)))
+    return {
+        "done": _without_job(done),
+        "receipt": asdict(Receipt(mark, state, settings.size.network_scale(picture.size))),
+    }
+
+
+def _without_job(done: Done) -> dict[str, Any]:
+    values = asdict(done)
+    del values["job"]
+    return values
+
+
+def _absolute(job: Job) -> Job:
+    source = job.source.absolute() if isinstance(job.source, Path) else job.source
+    target = job.target.absolute() if isinstance(job.target, Path) else job.target
+    return replace(job, source=source, target=target)
+
+
+def _error_to_dict(error: Exception) -> dict[str, Any]:
+    known = isinstance(error, HasnError)
+    return {
+        "kind": type(error).__name__,
+        "message": str(error) if known else f"{type(error).__name__}: {error}",
+        "hint": error.hint if isinstance(error, HasnError) else None,
+        "traceback": "".join(traceback.format_exception(error)),
+        "disk_is_full": disk_is_full(error),
+    }
+
+
+def _error_from(values: dict[str, Any]) -> HasnError:
+    kind = getattr(errors, values["kind"], HasnError)
+    error: HasnError = kind.__new__(kind)
+    HasnError.__init__(error, values["message"], values["hint"])
+    error.add_note(f"On the worker:\n{values.get('traceback', '')}")
+    if values.get("disk_is_full"):
+        import errno
+
+        error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return error
+
+
+def _quietly(call: Any, *args: Any) -> None:
+    """Clean up as far as the cluster lets us; what it makes of it changes nothing for the pictures."""
+    with suppress(Exception):
+        call(*args)
