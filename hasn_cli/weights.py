@@ -86,7 +86,7 @@ def resolve(weights: str, scale: int, *, progress: Progress | None = None, downl
     if not weights.startswith(hub.SCHEME):
         path = Path(weights).expanduser()
         if path.is_dir():
-            return WeightsFile(weights, scale, _in_folder(path, scale), "file")
+            return WeightsFile(weights, scale, find_in_folder(path, scale), "file")
         if path.exists():
             return WeightsFile(weights, scale, path, "file")
     if (source := hub_id(weights)) is not None:
@@ -223,7 +223,12 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
     return path
 
 
-def _in_folder(folder: Path, scale: int) -> Path:
+def find_in_folder(folder: Path, scale: int) -> Path:
+    """The file for `scale` in a folder laid out like a hub repository (see `hasn_cli.hub`).
+
+    Raises:
+        WeightsError: there is none.
+    """
     config_path = folder / hub.CONFIG
     config = hub.read_config(config_path, str(folder)) if config_path.is_file() else None
     names = hub.candidates(config, scale, str(folder))

@@ -283,13 +283,13 @@ def test_released_waits_out_a_passing_status(released: Hub):
 
 def test_released_with_nobody_there(released: Hub, monkeypatch):
     monkeypatch.setenv("HASN_RELEASED_URL", "http://127.0.0.1:9/HASN.pth")
-    with pytest.raises(DownloadError, match="cannot fetch http://127.0.0.1:9/HASN.pth: .*refused"):
+    with pytest.raises(DownloadError, match=r"cannot fetch http://127.0.0.1:9/HASN.pth: .*refused"):
         weights.resolve("released", 4)
 
 
 def test_released_from_an_address_that_is_none(released: Hub, monkeypatch):
     monkeypatch.setenv("HASN_RELEASED_URL", "mirror.example/HASN.pth")
-    with pytest.raises(DownloadError, match="'mirror.example/HASN.pth' is no web address"):
+    with pytest.raises(DownloadError, match=r"'mirror.example/HASN.pth' is no web address"):
         weights.resolve("released", 4)
 
 

@@ -198,7 +198,8 @@ def _print_table(entries: Sequence[Entry]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for label in ("name", "for", "params", "multiply\nadds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here"):
         number = label in ("params", "multiply\nadds", "size")
-        table.add_column(label, justify="right" if number else "left", no_wrap=number)
+        whole = number or label in ("name", "PSNR-Y")
+        table.add_column(label, justify="right" if number else "left", no_wrap=whole, overflow="fold")
     for entry in entries:
         name, scale, _, _, _, licence, source, size, digest, here = row(entry)
         parameters, multiply_adds = f"{entry.parameters / 1e3:.0f} k", f"{entry.multiply_adds / 1e9:.1f} G"

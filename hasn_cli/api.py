@@ -1,0 +1,161 @@
+"""`hasn_cli.upscale`: one picture in memory or on disk, enlarged, in one call.
+
+For many pictures or large ones, `hasn_cli.Upscaler` keeps the network and tells its plan; the command line also keeps
+animations, pages and all metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.enlarge import Size, enlarge_pixels
+from hasn_cli.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from hasn_cli.inference import Upscaler
+
+Sample = TypeVar("Sample", bound=np.generic)
+Progress = Callable[[float], None]
+
+# Pillow's modes that are worked on as they are; every other becomes RGB, or RGBA where it has transparency
+KEPT_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "F")
+
+_one_at_a_time = threading.Lock()  # an Upscaler serves one caller at a time
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `upscale`."""
+
+    weights: str
+    device: str
+    precision: str
+    memory: int | None
+    tta: bool
+    consistent: bool
+    progress: Progress | None
+
+
+@overload
+def upscale(image: str | os.PathLike[str] | Image.Image, scale: float = 4, **options: Unpack[Options]) -> Image.Image:
+    """A path or a Pillow image gives a Pillow image."""
+
+
+@overload
+def upscale(image: NDArray[Sample], scale: float = 4, **options: Unpack[Options]) -> NDArray[Sample]:
+    """An array gives an array."""
+
+
+def upscale(
+    image: Any,
+    scale: float = 4,
+    *,
+    weights: str = "hasn",
+    device: str = "auto",
+    precision: str = "auto",
+    memory: int | None = None,
+    tta: bool = False,
+    consistent: bool = False,
+    progress: Progress | None = None,
+) -> Any:
+    """Enlarge one picture, and return what was given: an array for an array, else a Pillow image.
+
+    Args:
+        image: an array, H×W or H×W×C with C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA, of uint8, uint16 or any float
+            ([0, 1], or a range of its own); a Pillow image; or a picture's path: its first frame is taken, upright.
+        scale: times the sides, above 1 and up to 4; between 2, 3 and 4 the next one up is shrunk.
+        weights: as the command line's `-w`: `hasn`, `released`, a path, or a hub id.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        precision: of the feature maps: `auto`, `fp32`, `fp16`, `bf16`.
+        memory: budget in bytes; None: a share of what is free.
+        tta: mean over the eight flips and turns.
+        consistent: make the result, shrunk again by bicubic interpolation, give the input.
+        progress: told the fraction done, 0 to 1; may raise to cancel.
+
+    Returns:
+        An array of the same dtype and axes; or a Pillow image that keeps the profile and the EXIF data. Its mode is the
+        given one's where that is L, LA, RGB, RGBA, I;16 or F, else RGB or RGBA.
+
+    Raises:
+        HasnError: the picture, the weights or the device cannot be used; the message and its hint say why.
+
+    The networks of the last few combinations of weights and device stay loaded.
+    """
+    size = Size(factor=scale)
+
+    def upscaler_for(network_scale: int) -> Upscaler:
+        return _upscaler(weights, network_scale, device, precision, memory, tta)
+
+    def enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
+        with _one_at_a_time:
+            return enlarge_pixels(pixels, upscaler_for, size, consistent, progress)
+
+    if isinstance(image, np.ndarray):
+        return _upscale_array(image, enlarged)
+    if isinstance(image, (str, os.PathLike)):
+        image = _open(Path(image))
+    return _upscale_pillow(image, enlarged)
+
+
+@lru_cache(maxsize=4)
+def _upscaler(weights: str, scale: int, device: str, precision: str, memory: int | None, tta: bool) -> Upscaler:
+    from hasn_cli.inference import Upscaler
+    from hasn_cli.weights import load_network
+
+    return Upscaler(load_network(weights, scale), device=device, precision=precision, memory=memory, tta=tta)
+
+
+def _upscale_array(image: NDArray[Any], enlarged: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or image.size == 0:
+        raise ImageError(f"an array of shape {image.shape} is no picture", "give H×W, or H×W×C with C from 1 to 4")
+    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
+        raise ImageError(f"an array of {image.dtype} is no picture", "give uint8, uint16 or a float type")
+    pixels = image if image.ndim == 3 else image[..., None]
+    if image.dtype.kind == "f":
+        pixels = pixels.astype(np.float32)
+    large = enlarged(np.ascontiguousarray(pixels)).astype(image.dtype)
+    return large if image.ndim == 3 else large[..., 0]
+
+
+def _upscale_pillow(image: Image.Image, enlarged: Callable[[NDArray[Any]], NDArray[Any]]) -> Image.Image:
+    from PIL import Image as Pillow
+
+    if not isinstance(image, Pillow.Image):
+        raise ImageError(f"a {type(image).__name__} is no picture", "give a path, a Pillow image or an array")
+    if image.mode not in KEPT_MODES:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    pixels = np.asarray(image)
+    large = enlarged(pixels.reshape(*pixels.shape[:2], -1))
+    result = Pillow.fromarray(large if pixels.ndim == 3 else large[..., 0])
+    result.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return result
+
+
+def _open(path: Path) -> Image.Image:
+    """A file's first frame as a Pillow image, upright, with what Pillow keeps of the metadata in `info`."""
+    from PIL import Image as Pillow
+
+    from hasn_cli.images import open_picture
+
+    picture = open_picture(path)
+    pixels = next(iter(picture.frames)).pixels
+    if pixels.dtype != np.uint8 and pixels.shape[2] > 1:
+        raise ImageError(
+            f"{path.name} has {8 * pixels.itemsize} bits a sample in colour, which no Pillow image can hold",
+            "give its pixels as an array, or use the command line",
+        )
+    image = Pillow.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
+    metadata = picture.metadata
+    exif = b"Exif\0\0" + metadata.exif if metadata.exif else None
+    info = {"icc_profile": metadata.icc, "exif": exif, "dpi": metadata.dpi}
+    image.info = {key: value for key, value in info.items() if value is not None}
+    return image
