@@ -308,11 +308,15 @@ def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:
 
     On Ctrl-C the batch is closed, which stops it cleanly, and the report says so; a second one goes through.
     """
+    from hasn_cli import events
+
     report = Report()
     try:
         with contextlib.closing(batch):
             for event in batch:
                 report.count(event)
+                if isinstance(event, events.Failed) and isinstance(event.error, BrokenPipeError):
+                    raise event.error  # whoever read our stdout has gone: nothing is left to do or to say
                 for view in views:
                     view.show(event)
     except KeyboardInterrupt:
