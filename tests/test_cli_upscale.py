@@ -332,13 +332,17 @@ def test_ctrl_c_ends_within_two_seconds_with_a_summary_and_130(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    for line in child.stdout:
-        if json.loads(line)["event"] == "progress":
-            break
-    child.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    out, err = child.communicate(timeout=30)
-    assert time.monotonic() - began < 2
+    try:
+        for line in child.stdout:
+            if json.loads(line)["event"] == "progress":
+                break
+        child.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = child.communicate(timeout=30)
+        took = time.monotonic() - began
+    finally:
+        child.kill()
+    assert took < 2
     assert child.returncode == 130
     assert json.loads(out.splitlines()[-1])["interrupted"] is True
     assert b"interrupted" in err and b"Traceback" not in err
