@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,7 @@ from numpy.typing import NDArray
 SUPPORT = 2.0  # half the kernel's width, in pixels of the coarser grid
 
 
-def resize(
-    image: NDArray[np.generic], *, scale: float | None = None, size: tuple[int, int] | None = None
-) -> NDArray[np.generic]:
+def resize(image: NDArray[Any], *, scale: float | None = None, size: tuple[int, int] | None = None) -> NDArray[Any]:
     """Resize a picture, antialiased when it shrinks.
 
     Args:
@@ -48,7 +47,7 @@ def resize(
     return result
 
 
-def resize_axis(image: NDArray[np.generic], axis: int, new_length: int, factor: float) -> NDArray[np.generic]:
+def resize_axis(image: NDArray[Any], axis: int, new_length: int, factor: float) -> NDArray[Any]:
     """One pass of `resize` along one axis; the same type as `image`."""
     indices, weights = taps(image.shape[axis], new_length, factor)
     values = np.moveaxis(image, axis, 0)
@@ -60,7 +59,7 @@ def resize_axis(image: NDArray[np.generic], axis: int, new_length: int, factor: 
     return np.moveaxis(to_type(result, image.dtype), 0, axis)
 
 
-def to_type(values: NDArray[np.floating], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+def to_type(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Floats → `dtype`: rounded half up and clipped for integers, merely cast for floats."""
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)

@@ -1,0 +1,82 @@
+"""`hasn evaluate`: how good the network is on a folder of HR pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from hasn_cli.evaluation.benchmark import Score
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command("evaluate", context_settings=HELP_SETTINGS)
+@click.argument("hr_dir", metavar="HR_DIR", type=FOLDER)
+@click.option("-s", "--scale", type=click.Choice([2, 3, 4]), default=4, show_default=True, help="Times larger.")
+@click.option("--lr", "lr_dir", type=FOLDER, metavar="DIR", help="LR pictures.  [default: made by MATLAB's bicubic]")
+@click.option("-w", "--weights", default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO.")
+@click.option("-d", "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@click.option("-f", "--format", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("-o", "--output", type=FOLDER, metavar="FILE", help="Write there.  [default: stdout]")
+def command(
+    hr_dir: Path, scale: int, lr_dir: Path | None, weights: str, device: str, format: str, output: Path | None
+) -> None:
+    """Measure PSNR-Y and SSIM-Y over a folder of HR pictures, beside bicubic.
+
+    As the field does it: 8-bit pictures, MATLAB's luma, as many pixels cut off the border as the scale.
+    """
+    from hasn_cli.evaluation.benchmark import benchmark, mean_score
+    from hasn_cli.inference import Upscaler
+    from hasn_cli.weights import load_network
+
+    upscaler = Upscaler(load_network(weights, scale), device=device)
+    scores = list(benchmark(hr_dir, upscaler, lr_dir))
+    text = FORMATS[format]([*scores, mean_score(scores)])
+    if output is None:
+        click.echo(text)
+        return
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror}") from None
+
+
+def _table(scores: Sequence[Score]) -> str:
+    width = max(len("picture"), *(len(score.name) for score in scores))
+    lines = [f"{'picture':{width}}  PSNR-Y  bicubic    gain  SSIM-Y  bicubic  seconds"]
+    for score in scores:
+        gain = score.psnr_y - score.bicubic_psnr_y
+        lines.append(
+            f"{score.name:{width}}  {score.psnr_y:6.2f}  {score.bicubic_psnr_y:7.2f}  {gain:+6.2f}"
+            f"  {score.ssim_y:.4f}   {score.bicubic_ssim_y:.4f}  {score.seconds:7.2f}"
+        )
+    lines.insert(-1, "─" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def _csv(scores: Sequence[Score]) -> str:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(vars(scores[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(score) for score in scores)
+    return text.getvalue().rstrip("\n")
+
+
+def _json(scores: Sequence[Score]) -> str:
+    import json
+
+    *pictures, mean = (vars(score) for score in scores)
+    return json.dumps({"pictures": pictures, "mean": mean}, indent=2)
+
+
+FORMATS = {"table": _table, "csv": _csv, "json": _json}

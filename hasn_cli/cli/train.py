@@ -1,0 +1,142 @@
+"""`hasn train`: weights of one's own from a folder of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedCommand, option
+from hasn_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from hasn_cli.training.trainer import Recipe, Report, Trainer
+
+PATH = click.Path(path_type=Path)
+DATA, LENGTH, RECIPE, MACHINE = "Data and output", "Length", "Recipe", "Machine"
+POSITIVE = click.IntRange(1)
+
+
+@click.command("train", cls=GroupedCommand, context_settings=HELP_SETTINGS)
+@click.argument("data_dir", metavar="DATA_DIR", type=PATH)
+@option("-s", "--scale", "scales", group=DATA, type=click.Choice([2, 3, 4]), multiple=True, default=[2],
+        help="Times larger; given several times, one body is trained for all.  [default: 2]")  # fmt: skip
+@option("-o", "--output", group=DATA, type=PATH, required=True, metavar="RUN", help="Folder of the run.")
+@option("--from", "initial", group=DATA, metavar="WEIGHTS", help="Begin from these, of any scale: a file, hasn, …")
+@option("--valid", group=DATA, type=PATH, metavar="DIR", help="Pictures kept apart, to choose the best weights by.")
+@option("--valid-side", group=DATA, type=POSITIVE, default=384, show_default=True, help="Of their middle, HR pixels.")
+@option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Steps.")
+@option("--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Or time.")
+@option("--validate-every", group=LENGTH, type=POSITIVE, default=500, show_default=True, help="Steps; saves as often.")
+@option("--report-every", group=LENGTH, type=POSITIVE, default=50, show_default=True, help="Steps.")
+@option("--rate", group=RECIPE, type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
+@option("--warm-up", group=RECIPE, type=click.IntRange(0), default=100, show_default=True, help="Steps.")
+@option("--batch", group=RECIPE, type=POSITIVE, default=8, show_default=True, help="Patches a step.")
+@option("--patch", group=RECIPE, type=click.IntRange(16), default=48, show_default=True, help="Side in LR pixels.")
+@option("--seed", group=RECIPE, type=click.IntRange(0), default=0, show_default=True)
+@option("--adam", group=RECIPE, is_flag=True, help="Adam for all weights, rather than Muon for matrices.")
+@option("-d", "--device", group=MACHINE, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@option("-p", "--precision", group=MACHINE, type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
+        show_default=True, help="bf16 is for the blocks only.")  # fmt: skip
+@option("-j", "--workers", group=MACHINE, type=click.IntRange(0), help="Processes that cut patches.")
+def command(data_dir: Path, output: Path, initial: str | None, valid: Path | None, **options: Any) -> None:
+    """Train on the pictures in DATA_DIR; started again with the same RUN folder, a run goes on where it was.
+
+    RUN gets the weights (hasn_x2.safetensors, …: averaged over time, the best by --valid), log.csv, curve.png, and
+    checkpoint.pt to go on from.
+    """
+    if (options["iterations"] is None) == (options["minutes"] is None):
+        raise UsageError("give either --iterations or --minutes")
+    from hasn_cli.training.session import prepare
+
+    valid_side = options.pop("valid_side")
+    trainer = prepare(
+        data_dir, output, _recipe(**options), initial=initial, valid=valid, valid_side=valid_side, on_skip=_say_skipped
+    )
+    if trainer.step:
+        click.echo(f"going on from step {trainer.step}", err=True)
+    with _view() as show:
+        for report in trainer.run():
+            _write_log(trainer)
+            show(report)
+    click.echo(f"weights and log are in {output}", err=True)
+
+
+def _recipe(
+    *,
+    scales: tuple[int, ...],
+    batch: int,
+    patch: int,
+    seed: int,
+    adam: bool,
+    device: str,
+    precision: str,
+    workers: int | None,
+    **others: Any,
+) -> Recipe:
+    """Options → recipe; what is not given is chosen for the device."""
+    from hasn_cli.inference.upscaler import resolve_device
+    from hasn_cli.training.patches import PatchPlan
+    from hasn_cli.training.trainer import Recipe
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = (found := resolve_device(device)).type == "cpu"
+    return Recipe(
+        scales=tuple(dict.fromkeys(scales)),
+        patches=PatchPlan(side=patch, batch=batch, seed=seed),
+        device=str(found),
+        half=precision == "bf16" or (precision == "auto" and found.type == "cuda"),
+        lanes=cores if on_cpu else 1,
+        piece=max(1, min(4, batch // cores)) if on_cpu else batch,
+        workers=workers if workers is not None else (0 if on_cpu else min(8, cores)),
+        matrices=not adam,
+        **others,
+    )
+
+
+def _write_log(trainer: Trainer) -> None:
+    from hasn_cli.training.log import plot, write_csv
+
+    if trainer.history[-1].psnr or trainer.finished:
+        plot(trainer.history, trainer.folder / "curve.png")
+    write_csv(trainer.history, trainer.folder / "log.csv")
+
+
+@contextmanager
+def _view() -> Iterator[Callable[[Report], None]]:
+    """Shows reports on stderr: a bar and a line for each on a terminal, else the lines alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("step {task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("0", total=1.0, status="")
+
+        def show(report: Report) -> None:
+            bar.update(task, completed=report.fraction, description=str(report.step), status=f"{report.speed:.2f} it/s")
+            console.print(_line(report))
+
+        yield show
+
+
+def _line(report: Report) -> str:
+    from hasn_cli.console import duration
+
+    parts = [
+        f"{report.step:7d}",
+        f"{report.fraction:4.0%}",
+        f"loss {report.loss:.3f}",
+        f"{report.speed:.2f} it/s",
+        f"{duration(report.seconds_left)} left",
+    ]
+    parts += [f"x{scale} {value:.3f} dB" for scale, value in report.psnr.items()]
+    return "  ".join(parts)
+
+
+def _say_skipped(name: str, reason: str) -> None:
+    click.echo(f"{click.style('skipped:', fg='yellow')} {name}: {reason}", err=True)

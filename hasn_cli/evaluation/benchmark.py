@@ -1,0 +1,89 @@
+"""A network measured over a folder of HR pictures, beside bicubic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.errors import ImageError, UsageError
+from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.evaluation.metrics import psnr_y, ssim_y
+from hasn_cli.evaluation.pictures import list_pictures, read_rgb
+
+if TYPE_CHECKING:
+    from hasn_cli.inference import Upscaler
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one picture, or the mean of several, came to: decibels, SSIM from −1 to 1, seconds the network took."""
+
+    name: str
+    psnr_y: float
+    ssim_y: float
+    bicubic_psnr_y: float
+    bicubic_ssim_y: float
+    seconds: float
+
+
+def benchmark(hr_folder: Path, upscaler: Upscaler, lr_folder: Path | None = None) -> Iterator[Score]:
+    """Score each picture of a folder, in natural order.
+
+    Args:
+        hr_folder: HR pictures; read as 8-bit RGB and cut to multiples of the scale.
+        upscaler: whose scale decides how much is cut off the border: as many pixels as the scale, as the field does.
+        lr_folder: LR pictures by the same names (with or without `xS` behind); by default they are made from HR by
+            MATLAB-style bicubic.
+
+    Raises:
+        UsageError: a folder is not there or empty, or lacks an LR picture.
+        ImageError: a picture is corrupt, or LR and HR do not fit together.
+    """
+    lr_paths = {} if lr_folder is None else {path.stem: path for path in list_pictures(lr_folder, recursive=False)}
+    for path in list_pictures(hr_folder, recursive=False):
+        hr = whole_multiple(read_rgb(path), upscaler.scale)
+        lr = resize(hr, scale=1 / upscaler.scale)
+        if lr_folder is not None:
+            lr = _matching_lr(path, hr, upscaler.scale, lr_paths)
+        yield _score(path.name, hr, lr, upscaler)
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean of each column, under the name "mean"."""
+    columns = [field.name for field in fields(Score) if field.name != "name"]
+    return Score("mean", *(float(np.mean([getattr(score, column) for score in scores])) for column in columns))
+
+
+def whole_multiple(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Cut H×W×C at the bottom and right to sides that are multiples of the scale."""
+    return image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
+
+
+def _score(name: str, hr: NDArray[np.uint8], lr: NDArray[np.generic], upscaler: Upscaler) -> Score:
+    began = perf_counter()
+    sr = upscaler.upscale(lr)
+    seconds = perf_counter() - began
+    border = upscaler.scale
+    plain = resize(lr, scale=upscaler.scale)
+    try:
+        psnr, ssim, plain_psnr, plain_ssim = (m(image, hr, border) for image in (sr, plain) for m in (psnr_y, ssim_y))
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}") from None
+    return Score(name, psnr, ssim, plain_psnr, plain_ssim, seconds)
+
+
+def _matching_lr(path: Path, hr: NDArray[np.uint8], scale: int, lr_paths: dict[str, Path]) -> NDArray[np.uint8]:
+    lr_path = lr_paths.get(path.stem) or lr_paths.get(f"{path.stem}x{scale}")
+    if lr_path is None:
+        raise UsageError(f"no LR picture for {path.name}", f"it should be called {path.stem} or {path.stem}x{scale}")
+    lr = read_rgb(lr_path)
+    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+        sizes = f"{lr.shape[1]}×{lr.shape[0]} and {hr.shape[1]}×{hr.shape[0]}"
+        raise ImageError(f"{lr_path.name} is no x{scale} reduction of {path.name}: {sizes}")
+    return lr

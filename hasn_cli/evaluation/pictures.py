@@ -1,0 +1,62 @@
+"""HR pictures for measuring and training: 8-bit RGB arrays out of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.errors import HasnError, ImageError, UsageError
+from hasn_cli.folders import OnSkip, Walk
+from hasn_cli.images import SUFFIXES, open_picture
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """The first frame of a picture as H×W×3 uint8 RGB: gray is repeated, alpha dropped, 16 bits and floats rounded.
+
+    Raises:
+        ImageError: not a picture, or a broken one.
+    """
+    frame = next(iter(open_picture(path).frames), None)
+    if frame is None:
+        raise ImageError(f"{path}: holds no frame")
+    pixels = frame.pixels[..., :1] if frame.pixels.shape[-1] < 3 else frame.pixels[..., :3]
+    return np.ascontiguousarray(np.broadcast_to(_to_uint8(pixels), (*pixels.shape[:2], 3)))
+
+
+def list_pictures(folder: Path, *, recursive: bool = True, on_skip: OnSkip | None = None) -> list[Path]:
+    """The pictures in a folder, in natural order.
+
+    Raises:
+        UsageError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    quiet: OnSkip = lambda path, reason: None  # noqa: E731
+    paths = Walk(frozenset(SUFFIXES), recursive=recursive, on_skip=on_skip or quiet).files(folder)
+    if not paths:
+        raise UsageError(f"{folder} holds no pictures")
+    return paths
+
+
+def read_all(paths: list[Path], min_side: int, on_skip: OnSkip) -> Iterator[NDArray[np.uint8]]:
+    """`read_rgb` of each path, but for those that are corrupt or have a side under `min_side`: `on_skip` is told."""
+    for path in paths:
+        try:
+            image = read_rgb(path)
+        except (HasnError, OSError) as error:
+            on_skip(str(path), str(error))
+            continue
+        if min(image.shape[:2]) < min_side:
+            on_skip(str(path), f"smaller than {min_side} pixels")
+            continue
+        yield image
+
+
+def _to_uint8(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    values = pixels.astype(np.float64) * (255 / 65535 if pixels.dtype == np.uint16 else 255)
+    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)

@@ -1,0 +1,71 @@
+"""A run's log as a table (CSV) and as a picture (PNG), written whole each time."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hasn_cli.checkpoint import write_atomically
+from hasn_cli.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from hasn_cli.training.trainer import Report
+
+
+def write_csv(history: Sequence[Report], path: Path) -> None:
+    """One row a report; the spatial deviations as `deviation_0` (before the blocks) to `deviation_6`, validation as
+    `psnr_y_xS`, empty where not measured."""
+    rows = [_row(report) for report in history]
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _row(report: Report) -> dict[str, object]:
+    row: dict[str, object] = {
+        "step": report.step,
+        "seconds": f"{report.seconds:.1f}",
+        "pixels": report.pixels,
+        "rate": f"{report.rate:.3e}",
+        "loss": f"{report.loss:.4f}",
+        "iterations_per_second": f"{report.speed:.3f}",
+    }
+    row |= {f"deviation_{i}": f"{value:.3e}" for i, value in enumerate(report.deviations)}
+    row |= {f"psnr_y_x{scale}": f"{value:.4f}" for scale, value in report.psnr.items()}
+    return row
+
+
+def plot(history: Sequence[Report], path: Path) -> None:
+    """Loss, validation PSNR-Y and the blocks' deviations over the LR pixels seen.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("the plot of the curve", "train") from None
+    pixels = [report.pixels / 1e6 for report in history]
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    top, middle, bottom = figure.subplots(3, sharex=True)
+    top.plot(pixels, [report.loss for report in history], linewidth=0.8)
+    top.set_ylabel("L1 loss, grey levels")
+    for scale in sorted({scale for report in history for scale in report.psnr}):
+        points = [(report.pixels / 1e6, report.psnr[scale]) for report in history if scale in report.psnr]
+        middle.plot(*zip(*points, strict=True), marker=".", label=f"x{scale}")
+    middle.set_ylabel("validation PSNR-Y, dB")
+    for block in range(len(history[0].deviations)):
+        bottom.plot(pixels, [report.deviations[block] for report in history], linewidth=0.8, label=f"after {block}")
+    bottom.set(ylabel="spatial deviation after block", yscale="log", xlabel="LR pixels seen, millions")
+    for axes in (middle, bottom):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(ncols=4)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    write_atomically(path, image.getvalue())

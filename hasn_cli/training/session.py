@@ -1,0 +1,63 @@
+"""From folders and files to a `Trainer` that is ready to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.checkpoint import load_state_dict_file
+from hasn_cli.errors import UsageError
+from hasn_cli.evaluation.pictures import list_pictures, read_all
+from hasn_cli.folders import OnSkip
+from hasn_cli.training.patches import MARGIN
+from hasn_cli.training.trainer import Recipe, Trainer
+from hasn_cli.weights import resolve
+
+
+def prepare(
+    data_dir: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    initial: str | None = None,
+    valid: Path | None = None,
+    valid_side: int = 384,
+    on_skip: OnSkip,
+) -> Trainer:
+    """Read all pictures into memory and set up a run, or take it up again where `output` holds one.
+
+    Args:
+        data_dir: HR pictures, folders below included.
+        output: the run's folder.
+        recipe: how to train.
+        initial: weights to begin from, as `hasn_cli.weights.resolve` takes them; a file may be of any scale.
+        valid: HR pictures to choose by.
+        valid_side: how many HR pixels of their middle are used.
+        on_skip: told of each picture that is corrupt or too small, and why.
+
+    Raises:
+        UsageError: a folder is missing or holds nothing usable.
+        WeightsError: `initial` cannot be had.
+    """
+    min_side = max(recipe.scales) * (recipe.patches.side + 2 * MARGIN)
+    pictures = list(read_all(list_pictures(data_dir, on_skip=on_skip), min_side, on_skip))
+    if not pictures:
+        raise UsageError(f"{data_dir} holds no picture of at least {min_side}×{min_side} pixels")
+    chosen_by = [] if valid is None else [middle(p, valid_side) for p in _valid_pictures(valid, on_skip)]
+    state = None if initial is None else load_state_dict_file(resolve(initial, recipe.scales[0]).path)
+    return Trainer(pictures, chosen_by, output, recipe, state)
+
+
+def middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The middle of H×W×C, at most `side` high and wide."""
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    return image[top : top + side, left : left + side].copy()
+
+
+def _valid_pictures(folder: Path, on_skip: OnSkip) -> list[NDArray[np.uint8]]:
+    pictures = list(read_all(list_pictures(folder, on_skip=on_skip), 64, on_skip))
+    if not pictures:
+        raise UsageError(f"{folder} holds no usable picture")
+    return pictures

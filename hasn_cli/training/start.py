@@ -1,0 +1,122 @@
+"""Where training starts from: an interpolator whose blocks are alive, or the weights of another scale.
+
+HASN has no skip from its input's pixels to its output, so with the usual random start it must learn the identity first.
+Here three channels of conv_1 hand the pixel on, the upsampler interpolates them, and conv_2 adds nothing yet. The
+blocks have no skip round their CAB: started at random they scramble and fade what they are given, and the channel
+attention then shuts for good. So they start near the identity, scaled on real patches to a set deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hasn_cli.network import HASB, HASN, ChannelAttention, pad_to_min_side
+
+DEVIATION = 0.1  # spatial standard deviation that each block hands on at the start
+NOISE = 0.02  # of a depthwise kernel's taps about the identity
+
+
+@torch.no_grad()
+def start(network: HASN, lr: Tensor, seed: int = 0) -> None:
+    """Initialise a network for training from nothing.
+
+    Args:
+        network: changed in place.
+        lr: N×3×H×W in [0, 1], real patches, on which the blocks are scaled.
+        seed: of the random weights.
+    """
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+    _pass_pixels(network.conv_1)
+    _interpolate(network)
+    nn.init.zeros_(network.conv_2.weight)
+    assert network.conv_2.bias is not None
+    nn.init.zeros_(network.conv_2.bias)
+    features = network.conv_1(pad_to_min_side(lr))
+    for block in network.blocks:
+        _near_identity(block)
+        last = block.cab.cab[2]
+        assert isinstance(last, nn.Conv2d)
+        last.weight *= DEVIATION / spatial_deviation(block(features))
+        features = block(features)
+
+
+def _pass_pixels(convolution: nn.Conv2d) -> None:
+    """Channels 0 to 2 become the pixel's R, G, B; biases vanish."""
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    convolution.weight[:3] = 0
+    for channel in range(3):
+        convolution.weight[channel, channel, 1, 1] = 1
+
+
+def _interpolate(network: HASN) -> None:
+    """The upsampler interpolates channels 0 to 2 with Lagrange's quadratic and ignores the others."""
+    head = network.upsampler[0]
+    assert isinstance(head, nn.Conv2d) and head.bias is not None
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    scale = network.scale
+    for phase_y in range(scale):
+        for phase_x in range(scale):
+            kernel = torch.outer(_lagrange(phase_y, scale), _lagrange(phase_x, scale))
+            for channel in range(3):  # pixel shuffle's order: colour, then phase by rows
+                head.weight[channel * scale**2 + phase_y * scale + phase_x, channel] = kernel
+
+
+def _lagrange(phase: int, scale: int) -> Tensor:
+    d = (phase + 0.5) / scale - 0.5  # SR pixel's place from the LR pixel's centre
+    return torch.tensor([d * (d - 1) / 2, 1 - d * d, d * (d + 1) / 2])
+
+
+def _near_identity(block: HASB) -> None:
+    for convolution in (block.dwconv.conv, block.dwconv2.conv):
+        nn.init.normal_(convolution.weight, std=NOISE)
+        convolution.weight[:, 0, 3, 3] += 1
+    narrow, _, wide, attention = block.cab.cab
+    assert isinstance(narrow, nn.Conv2d) and isinstance(wide, nn.Conv2d) and isinstance(attention, ChannelAttention)
+    opening = attention.attention[3]
+    assert isinstance(opening, nn.Conv2d) and opening.bias is not None
+    down = torch.linalg.qr(torch.randn(narrow.in_channels, narrow.out_channels))[0].T  # 17×52, orthonormal rows
+    narrow.weight.mul_(0.3)
+    narrow.weight[:, :, 1, 1] += down
+    wide.weight.mul_(0.3)
+    wide.weight[:, :, 1, 1] += down.T
+    for bias in (narrow.bias, wide.bias):
+        assert bias is not None
+        nn.init.zeros_(bias)
+    nn.init.constant_(opening.bias, 2.0)  # the sigmoid starts at 0.88
+
+
+def spatial_deviation(features: Tensor) -> float:
+    """Standard deviation over the pixels, averaged over pictures and channels: 0 for a dead block."""
+    return float(features.detach().float().std(dim=(2, 3)).mean())
+
+
+@torch.no_grad()
+def adopt(network: HASN, state: Mapping[str, Tensor]) -> None:
+    """Take over weights of any scale; an upsampler of another scale is resampled from phase to phase.
+
+    Args:
+        network: changed in place.
+        state: a HASN's state dict; keys of the body must match.
+    """
+    state = dict(state)
+    for name in ("upsampler.0.weight", "upsampler.0.bias"):
+        if state[name].shape[0] != 3 * network.scale**2:
+            state[name] = _resample_phases(state[name], network.scale)
+    network.load_state_dict(state)
+
+
+def _resample_phases(head: Tensor, scale: int) -> Tensor:
+    """(3·t²)×… → (3·s²)×…: a filter for each new phase, interpolated between the filters of the old ones."""
+    old = round((head.shape[0] / 3) ** 0.5)
+    phases = head.reshape(3, old, old, -1).permute(0, 3, 1, 2)
+    resampled = F.interpolate(phases, size=(scale, scale), mode="bilinear", align_corners=False)
+    return resampled.permute(0, 2, 3, 1).reshape(3 * scale**2, *head.shape[1:])

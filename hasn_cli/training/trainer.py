@@ -1,0 +1,303 @@
+"""The training loop: one body, one or more scales, checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hasn_cli.checkpoint import save_network
+from hasn_cli.errors import HasnError, UsageError
+from hasn_cli.evaluation.benchmark import whole_multiple
+from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.evaluation.metrics import psnr_y
+from hasn_cli.inference import Upscaler
+from hasn_cli.network import HASN, pad_to_min_side
+from hasn_cli.training.optimizer import build_optimizers, set_rate
+from hasn_cli.training.patches import Batch, Patches, PatchPlan
+from hasn_cli.training.start import adopt, spatial_deviation, start
+
+Image = NDArray[np.uint8]
+DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothing, and never will again
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. One of `iterations` and `minutes` says when the rate has come down to nothing and the run ends."""
+
+    scales: tuple[int, ...] = (2,)
+    iterations: int | None = None
+    minutes: float | None = None
+    rate: float = 1e-3
+    warm_up: int = 100  # iterations
+    clip: float = 1.0  # norm of the whole gradient
+    ema: float = 0.999
+    patches: PatchPlan = field(default_factory=PatchPlan)
+    device: str = "cpu"
+    half: bool = False  # the blocks in bfloat16
+    piece: int = 4  # patches whose gradient is worked out at once
+    lanes: int = 1  # threads that work on the pieces of a batch, each on one core
+    workers: int = 0
+    report_every: int = 50  # iterations
+    validate_every: int = 500  # iterations; a checkpoint is written as often
+    matrices: bool = True  # Muon for the body's matrices, else Adam for all
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run stands: one row of its log."""
+
+    step: int
+    fraction: float  # of the run done, 0..1
+    seconds: float  # trained so far, interruptions left out
+    pixels: int  # LR pixels seen
+    rate: float
+    loss: float  # L1, mean since the last report, in grey levels
+    speed: float  # iterations a second
+    deviations: tuple[float, ...]  # spatial, before the blocks and after each
+    psnr: Mapping[int, float]  # validation PSNR-Y of the averaged weights by scale; empty where not measured
+
+    @property
+    def seconds_left(self) -> float:
+        """At the pace so far."""
+        return self.seconds * (1 / self.fraction - 1) if self.fraction else math.inf
+
+
+class Trainer:
+    """Trains on pictures in memory into a folder, going on from the checkpoint there if one is.
+
+    Args:
+        pictures: H×W×3 uint8 RGB, to train on.
+        valid: the same, to choose by; may be empty.
+        folder: gets `checkpoint.pt` and `hasn_xS.safetensors` (the averaged weights, best by validation).
+        recipe: how.
+        initial: a state dict of any scale to begin from; None begins from nothing.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Image],
+        valid: Sequence[Image],
+        folder: Path,
+        recipe: Recipe,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        if (recipe.iterations is None) == (recipe.minutes is None):
+            raise ValueError("give either iterations or minutes")
+        self.valid, self.folder, self.recipe = valid, folder, recipe
+        self.data = Patches(pictures, recipe.scales, recipe.patches)
+        self.networks = _networks_of_one_body(recipe.scales)
+        self._initialise(initial)
+        for network in self.networks.values():
+            network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = copy.deepcopy(self.networks)
+        self.optimizers = build_optimizers(self.networks.values(), matrices=recipe.matrices)
+        self._lanes = ThreadPoolExecutor(recipe.lanes)
+        self.step, self.seconds = 0, 0.0
+        self.best = dict.fromkeys(recipe.scales, -math.inf)
+        self.history: list[Report] = []
+        if self.checkpoint.exists():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to go on."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def finished(self) -> bool:
+        """The run has come to the end that the recipe gave it."""
+        return self._fraction() >= 1
+
+    def run(self) -> Iterator[Report]:
+        """Train to the end, reporting on the way.
+
+        Raises:
+            HasnError: a block has died or the loss is no number: the run is lost.
+        """
+        losses: list[Tensor] = []
+        reported_at = clock = time.monotonic()
+        for batch in self._batches():
+            fraction = self._fraction()
+            if fraction >= 1:
+                break
+            rate = self.recipe.rate * schedule(fraction, self.step, self.recipe.warm_up)
+            loss, features = self._train_on(batch, rate)
+            losses.append(loss)
+            self.step += 1
+            now = time.monotonic()
+            self.seconds, clock = self.seconds + now - clock, now
+            if self.step % self.recipe.report_every == 0 or self._fraction() >= 1:
+                speed = len(losses) / (now - reported_at)
+                yield self._report(rate, losses, features, speed)
+                losses = []
+                reported_at = clock = time.monotonic()
+        if not self.history or self.history[-1].step != self.step:
+            self._save(self._validate())
+
+    def _report(self, rate: float, losses: list[Tensor], features: list[Tensor], speed: float) -> Report:
+        last = self._fraction() >= 1
+        loss = float(torch.stack(losses).mean()) * 255
+        deviations = tuple(spatial_deviation(feature) for feature in features)
+        if not math.isfinite(loss):
+            raise HasnError(f"training diverged at step {self.step}: the loss is {loss}", "try a lower --rate")
+        if min(deviations) < DEAD:
+            block = deviations.index(min(deviations))
+            raise HasnError(f"training collapsed at step {self.step}: block {block} is dead", "try a lower --rate")
+        psnr: dict[int, float] = {}
+        validating = last or self.step % self.recipe.validate_every == 0
+        if validating:
+            psnr = self._validate()
+        pixels = self.step * self.recipe.patches.batch * self.recipe.patches.side**2
+        report = Report(self.step, self._fraction(), self.seconds, pixels, rate, loss, speed, deviations, psnr)
+        self.history.append(report)
+        if validating:
+            self._save(psnr)
+        return report
+
+    def _fraction(self) -> float:
+        if self.recipe.iterations is not None:
+            return self.step / self.recipe.iterations
+        assert self.recipe.minutes is not None
+        return min(1.0, self.seconds / (60 * self.recipe.minutes))
+
+    def _batches(self) -> Iterator[Batch]:
+        end = self.recipe.iterations if self.recipe.iterations is not None else 2**31
+        loader: DataLoader[Batch] = DataLoader(
+            self.data,
+            batch_size=None,  # an item is a batch already
+            sampler=range(self.step, end),
+            num_workers=self.recipe.workers,
+            pin_memory=self.recipe.device.startswith("cuda"),
+            persistent_workers=False,
+        )
+        return iter(loader)
+
+    def _train_on(self, batch: Batch, rate: float) -> tuple[Tensor, list[Tensor]]:
+        network = self.networks[batch.scale]
+        parameters = list(network.parameters())
+        pieces = list(zip(*(torch.split(side, self.recipe.piece) for side in (batch.lr, batch.hr)), strict=True))
+
+        def gradients(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+            lr, hr = (x.to(self.recipe.device, non_blocking=True).float() / 255 for x in piece)
+            sr, features = forward(network, lr.contiguous(memory_format=torch.channels_last), half=self.recipe.half)
+            loss = (sr - hr).abs().mean() * (len(lr) / len(batch.lr))
+            return loss.detach(), torch.autograd.grad(loss, parameters), features
+
+        results = list(self._lanes.map(gradients, pieces))
+        for parameter, *grads in zip(parameters, *(grads for _, grads, _ in results), strict=True):
+            parameter.grad = torch.stack(grads).sum(0)
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        set_rate(self.optimizers, rate)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self._average()
+        return sum((loss for loss, _, _ in results), torch.zeros(())), results[0][2]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        live, averaged = (_parameters_once(networks) for networks in (self.networks, self.averaged))
+        torch._foreach_lerp_(averaged, live, 1 - decay)
+
+    def _initialise(self, initial: Mapping[str, Tensor] | None) -> None:
+        for network in self.networks.values():
+            if initial is not None:
+                adopt(network, initial)
+            else:
+                start(network, self.data[0].lr.float() / 255, self.recipe.patches.seed)
+
+    def _validate(self) -> dict[int, float]:
+        if not self.valid:
+            return {}
+        device = self.recipe.device
+        return {scale: mean_psnr(network, self.valid, device) for scale, network in self.averaged.items()}
+
+    def _save(self, psnr: Mapping[int, float]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for scale, network in self.averaged.items():
+            if psnr.get(scale, math.inf) >= self.best[scale]:
+                self.best[scale] = psnr.get(scale, -math.inf)
+                save_network(network, self.folder / f"hasn_x{scale}.safetensors")
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "history": [vars(report) for report in self.history],
+            "networks": {scale: network.state_dict() for scale, network in self.networks.items()},
+            "averaged": {scale: network.state_dict() for scale, network in self.averaged.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        temporary = self.checkpoint.with_suffix(".part")
+        torch.save(state, temporary)
+        temporary.replace(self.checkpoint)
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.recipe.device, weights_only=True)
+        if tuple(state["networks"]) != tuple(self.networks):
+            scales = " and ".join(f"x{scale}" for scale in state["networks"])
+            raise UsageError(f"{self.folder} holds a run for {scales}", "give another folder, or those scales")
+        for networks, name in ((self.networks, "networks"), (self.averaged, "averaged")):
+            for scale, network in networks.items():
+                network.load_state_dict(state[name][scale])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.history = [Report(**row) for row in state["history"]]
+
+
+def forward(network: HASN, lr: Tensor, *, half: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """`network(lr)`, and the features before the blocks and after each.
+
+    With `half` the blocks run in bfloat16; what adds up to the pixels stays in float32.
+    """
+    shallow = network.conv_1(pad_to_min_side(lr))
+    features = [shallow]
+    with torch.autocast(lr.device.type, torch.bfloat16) if half else nullcontext():
+        for block in network.blocks:
+            features.append(block(features[-1]))
+    sr = network.upsampler(network.conv_2(features[-1].float()) + shallow)
+    return sr[..., : lr.shape[-2] * network.scale, : lr.shape[-1] * network.scale], features
+
+
+def schedule(fraction: float, step: int, warm_up: int) -> float:
+    """Share of the full rate: a straight warm-up, then a cosine down to nothing (Loshchilov and Hutter, 2017)."""
+    return min(1.0, (step + 1) / (warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def mean_psnr(network: HASN, pictures: Sequence[Image], device: str) -> float:
+    """Mean PSNR-Y in decibels of HR pictures, H×W×3 uint8, reduced and enlarged again."""
+    upscaler = Upscaler(network, device=device)
+    values = []
+    for picture in pictures:
+        hr = whole_multiple(picture, network.scale)
+        sr = upscaler.upscale(resize(hr, scale=1 / network.scale))
+        values.append(psnr_y(sr, hr, network.scale))
+    return float(np.mean(values))
+
+
+def _networks_of_one_body(scales: Sequence[int]) -> dict[int, HASN]:
+    networks = {scale: HASN(scale) for scale in scales}
+    first = networks[scales[0]]
+    for network in networks.values():
+        for name, module in first.named_children():
+            if name != "upsampler":
+                setattr(network, name, module)
+    return networks
+
+
+def _parameters_once(networks: Mapping[int, HASN]) -> list[Tensor]:
+    """Parameters of networks that share a body, each once."""
+    return list({id(p): p for network in networks.values() for p in network.parameters()}.values())
