@@ -117,6 +117,7 @@ function showSpot(spot) {
 
 const pointers = new Map(); // id → last [x, y] in the stage
 let grip = null; // "divider", "picture" or "pinch"
+let travelled = 0; // since the last press, CSS pixels: two quick drags are no double-click
 
 const inStage = (event) => {
   const box = stage.getBoundingClientRect();
@@ -126,6 +127,7 @@ const inStage = (event) => {
 stage.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
   pointers.set(event.pointerId, inStage(event));
+  travelled = 0;
   stage.setPointerCapture(event.pointerId);
   const onDivider = handle.contains(event.target);
   if (pointers.size === 2) grip = "pinch";
@@ -139,6 +141,7 @@ stage.addEventListener("pointermove", (event) => {
   const last = pointers.get(event.pointerId);
   if (!last) return;
   const now = inStage(event);
+  travelled += Math.hypot(now[0] - last[0], now[1] - last[1]);
   if (grip === "divider") moveDivider(now[0] / stage.clientWidth);
   if (grip === "picture") pan(now[0] - last[0], now[1] - last[1]);
   if (grip === "pinch") pinch(event.pointerId, last, now);
@@ -161,6 +164,7 @@ for (const end of ["pointerup", "pointercancel"]) {
 }
 
 stage.addEventListener("dblclick", (event) => {
+  if (travelled > 4) return;
   const [x, y] = inStage(event);
   if (state.fitted) zoomTo(Math.max(2 * state.scale, 2 / pixelRatio()), x, y);
   else fit();
@@ -287,7 +291,8 @@ function writeFigures() {
   const columns = [["", (view) => view.label], ["", (view) => view.detail]];
   const figure = (title, key, digits, unit) => {
     if (rows.some((view) => view[key] != null)) {
-      columns.push([title, (view) => (view[key] == null ? "" : number(view[key], digits) + unit), key]);
+      const text = (value) => (value === data.infinite ? "∞" : number(value, digits)) + unit;
+      columns.push([title, (view) => (view[key] == null ? "" : text(view[key])), key]);
     }
   };
   figure("Time", "seconds", 2, " s");

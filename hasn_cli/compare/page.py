@@ -19,6 +19,7 @@ from hasn_cli.compare.comparison import Comparison, View
 from hasn_cli.compare.heat import HEAT_END, heat, heat_css
 
 WEBP_SIDE = 16_383
+INFINITE = 1e6  # decibels; JSON has no infinity
 
 
 def page(comparison: Comparison, *, about: str = "") -> str:
@@ -61,6 +62,7 @@ def _data(comparison: Comparison, about: str) -> dict[str, object]:
         "factor": comparison.factor,
         "views": views + errors,
         "spots": [vars(spot) for spot in comparison.spots],
+        "infinite": INFINITE,
         "ramp": {"css": heat_css(), "end": f"{HEAT_END} and more"},
         "about": about or f"Made by hasn {__version__}.",
     }
@@ -72,7 +74,7 @@ def _view(view: View, megapixels: float, icc: bytes | None) -> dict[str, object]
         "detail": view.detail,
         "seconds": view.seconds,
         "speed": megapixels / view.seconds if view.seconds else None,
-        "psnr": view.psnr if view.psnr is None or np.isfinite(view.psnr) else None,
+        "psnr": view.psnr if view.psnr is None else min(view.psnr, INFINITE),
         "ssim": view.ssim,
         "image": _image_url(view.pixels, icc),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,21 @@ def drawer(console: Console) -> type[Any] | None:
     The terminal itself is asked (primary device attributes, kitty's query), so both of its ends must be ours; one that
     answers neither gets half blocks, if it has the colours for them.
     """
-    asks = console.is_terminal and sys.stdin is not None and sys.stdin.isatty()
-    if not asks or console.is_dumb_terminal or console.color_system not in ("256", "truecolor"):
+    if not console.is_terminal or console.is_dumb_terminal or console.no_color or not _has_both_ends():
+        return None
+    if console.color_system not in ("256", "truecolor"):
         return None
     from textual_image.renderable import Image  # asks the terminal as it is imported
 
     return Image
+
+
+def _has_both_ends() -> bool:
+    """Whether we can ask the terminal and hear it, and it has a size (a bare pseudo-terminal has none)."""
+    try:
+        return sys.__stdin__ is not None and sys.__stdin__.isatty() and os.get_terminal_size(1).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 def preview(comparison: Comparison, draw: type[Any], columns: int) -> Iterator[RenderableType]:
