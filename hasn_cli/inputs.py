@@ -295,7 +295,10 @@ def _journal_root(naming: _Naming, target: Place) -> Path | None:
 
 def _without_repeats(jobs: Iterable[Job]) -> list[Job]:
     """`jobs` without those that read and write the same as an earlier one (a folder, and again a file in it)."""
-    return list({(str(job.source), str(job.target)): job for job in reversed(list(jobs))}.values())[::-1]
+    first: dict[object, Job] = {}
+    for job in jobs:
+        first.setdefault((_identity(job.source), _key(job.target)), job)
+    return list(first.values())
 
 
 def _refuse_clashes(jobs: Sequence[Job]) -> None:

@@ -1,0 +1,346 @@
+"""Which pictures are meant, and what their outputs are called."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from hasn_cli.enlarge import Size
+from hasn_cli.errors import UsageError
+from hasn_cli.folders import glob_matches
+from hasn_cli.inputs import find_jobs, read_list, size_suffix
+from hasn_cli.journal import NAME, Journal
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A function that makes (empty) files below the working directory, which is empty."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*names: str) -> None:
+        for name in names:
+            path = Path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    return make
+
+
+def pairs(*args, **options) -> dict[str, str]:
+    """What `find_jobs` says, as source → target."""
+    return {str(job.source): str(job.target) for job in find_jobs(*args, **options)}
+
+
+def test_an_output_lies_beside_its_input_with_a_suffix(tree):
+    tree("a.jpg", "sub/b.PNG")
+    assert pairs(["a.jpg", "sub/b.PNG"]) == {"a.jpg": "a_x4.jpg", "sub/b.PNG": "sub/b_x4.PNG"}
+
+
+def test_an_output_folder_gets_the_plain_names(tree):
+    tree("a.jpg", "b.png")
+    assert pairs(["a.jpg"], "out/") == {"a.jpg": "out/a.jpg"}
+    assert pairs(["a.jpg", "b.png"], "out") == {"a.jpg": "out/a.jpg", "b.png": "out/b.png"}
+
+
+def test_an_output_folder_that_is_the_inputs_own_gets_suffixes(tree):
+    tree("in/a.jpg")
+    assert pairs(["in/a.jpg"], "in") == {"in/a.jpg": "in/a_x4.jpg"}
+
+
+def test_a_single_output_name_is_taken_as_it_is(tree):
+    tree("a.jpg")
+    assert pairs(["a.jpg"], "large.png") == {"a.jpg": "large.png"}
+    assert pairs(["a.jpg"], "-") == {"a.jpg": "-"}
+
+
+def test_a_given_suffix_is_always_put(tree):
+    tree("a.jpg")
+    assert pairs(["a.jpg"], suffix="-large") == {"a.jpg": "a-large.jpg"}
+    assert pairs(["a.jpg"], "out/", suffix="-large") == {"a.jpg": "out/a-large.jpg"}
+
+
+def test_the_format_changes_the_ending_only_where_it_must(tree):
+    tree("a.jpeg", "b.png", "c.JPG")
+    assert pairs(["a.jpeg", "b.png", "c.JPG"], "out", format="jpeg") == {
+        "a.jpeg": "out/a.jpeg",
+        "b.png": "out/b.jpg",
+        "c.JPG": "out/c.JPG",
+    }
+
+
+def test_a_file_without_an_ending_is_named_by_what_it_holds(tree):
+    Path("scan").write_bytes(b"\xff\xd8\xff\xe0 and so on")
+    Path("v1.2").write_bytes(b"GIF89a and so on")
+    assert pairs(["scan", "v1.2"]) == {"scan": "scan_x4.jpg", "v1.2": "v1.2_x4.gif"}
+
+
+@pytest.mark.parametrize(
+    ("size", "suffix"),
+    [
+        (Size(factor=2), "_x2"),
+        (Size(factor=1.5), "_x1.5"),
+        (Size(width=800), "_w800"),
+        (Size(height=600), "_h600"),
+        (Size(width=800, height=600), "_800x600"),
+        (Size(fit=(1080, 1920)), "_1920x1080"),
+        (Size(megapixels=8), "_8mp"),
+    ],
+)
+def test_the_suffix_tells_the_size_and_is_known_again(tree, size, suffix):
+    assert size_suffix(size) == suffix
+    tree("in/a.jpg", f"in/a{suffix}.jpg")
+    assert list(pairs(["in"])) == ["in/a.jpg"]
+
+
+def test_folders_are_read_in_natural_order(tree):
+    tree(*(f"in/p{number}.png" for number in (10, 9, 100, 1)))
+    assert list(pairs(["in"])) == ["in/p1.png", "in/p9.png", "in/p10.png", "in/p100.png"]
+
+
+def test_recursion_keeps_the_tree(tree):
+    tree("in/a.png", "in/2/b.png", "in/10/deep/c.png")
+    assert list(pairs(["in"])) == ["in/a.png"]
+    assert pairs(["in"], "out", recursive=True) == {
+        "in/2/b.png": "out/2/b.png",
+        "in/10/deep/c.png": "out/10/deep/c.png",
+        "in/a.png": "out/a.png",
+    }
+
+
+def test_several_folders_keep_their_names_in_the_output(tree):
+    tree("x/a.png", "y/a.png")
+    assert pairs(["x", "y"], "out") == {"x/a.png": "out/x/a.png", "y/a.png": "out/y/a.png"}
+
+
+def test_hidden_names_and_other_files_are_left_out(tree):
+    tree("in/.a.png", "in/.git/b.png", "in/notes.txt", "in/c.png")
+    assert list(pairs(["in"], recursive=True)) == ["in/c.png"]
+
+
+def test_the_output_folder_inside_the_input_is_not_read(tree):
+    tree("in/a.png", "in/out/a.png")
+    assert list(pairs(["in"], "in/out", recursive=True)) == ["in/a.png"]
+
+
+def test_own_outputs_are_left_out_of_folders_but_taken_by_name(tree):
+    tree("in/a.png", "in/a_x4.png", "in/a_x2.jpg", "in/lonely_x4.png", "in/b.png", "in/b-large.png")
+    told = []
+    found = pairs(["in"], suffix="-large", on_skip=lambda path, reason: told.append(path))
+    assert sorted(found) == ["in/a.png", "in/b.png", "in/lonely_x4.png"]
+    assert sorted(told) == ["in/a_x2.jpg", "in/a_x4.png", "in/b-large.png"]
+    assert pairs(["in/a_x4.png"]) == {"in/a_x4.png": "in/a_x4_x4.png"}
+
+
+def test_outputs_that_the_journal_tells_of_are_left_out(tree):
+    tree("in/a.png", "in/enlarged.png")
+    journal = Journal(Path("in"))
+    journal.start(Path("in/enlarged.png"))
+    journal.close()
+    assert (Path("in") / NAME).exists()
+    assert list(pairs(["in"])) == ["in/a.png"]
+
+
+def test_include_and_exclude(tree):
+    tree("in/a.png", "in/b.jpg", "in/old/c.png", "in/new/d.png", "in/new/draft-e.png")
+    assert sorted(pairs(["in"], recursive=True, include=["*.png"])) == [
+        "in/a.png",
+        "in/new/d.png",
+        "in/new/draft-e.png",
+        "in/old/c.png",
+    ]
+    assert sorted(pairs(["in"], recursive=True, exclude=["old", "draft-*"])) == ["in/a.png", "in/b.jpg", "in/new/d.png"]
+    assert sorted(pairs(["in"], recursive=True, include=["new/*"], exclude=["**/d.*"])) == ["in/new/draft-e.png"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "expected"),
+    [
+        ("*.png", "deep/a.png", True),
+        ("*.png", "a.pngx", False),
+        ("deep/*.png", "deep/a.png", True),
+        ("deep/*.png", "deep/er/a.png", False),
+        ("**/a.png", "a.png", True),
+        ("deep/**", "deep/er/a.png", True),
+        ("old/", "old", True),
+        ("[ab]?.png", "b1.png", True),
+        ("[!ab]?.png", "b1.png", False),
+        ("a[1].png", "a1.png", True),
+        ("a+(b).png", "a+(b).png", True),
+        ("[", "[", True),
+    ],
+)
+def test_globs(glob, path, expected):
+    assert glob_matches(glob, PurePosixPath(path)) is expected
+
+
+def test_links_out_of_the_tree_are_followed_only_when_asked(tree):
+    tree("in/a.png", "elsewhere/b.png", "elsewhere/c.png")
+    Path("in/inner.png").symlink_to("a.png")
+    Path("in/outer.png").symlink_to("../elsewhere/b.png")
+    Path("in/folder").symlink_to("../elsewhere")
+    Path("in/broken.png").symlink_to("nothing.png")
+    told = []
+    plain = pairs(["in"], recursive=True, on_skip=lambda path, reason: told.append(path))
+    assert sorted(plain) == ["in/a.png", "in/inner.png"]
+    assert sorted(told) == ["in/folder", "in/outer.png"]
+    followed = pairs(["in"], recursive=True, follow_links=True)
+    assert sorted(followed) == ["in/a.png", "in/folder/b.png", "in/folder/c.png", "in/inner.png", "in/outer.png"]
+
+
+def test_links_that_go_round_end(tree):
+    tree("in/sub/a.png")
+    Path("in/sub/up").symlink_to("..")
+    assert list(pairs(["in"], recursive=True, follow_links=True)) == ["in/sub/a.png"]
+
+
+def test_a_link_named_as_input_is_followed(tree):
+    tree("elsewhere/b.png")
+    Path("b.png").symlink_to("elsewhere/b.png")
+    assert pairs(["b.png"]) == {"b.png": "b_x4.png"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["-v.png", "--help.png", "two words.png", "zß水🍌.png", "e\u0301.png", "\u00e9.png", "new\nline.png", "a'b\".png"],
+)
+def test_any_name_will_do(tree, name):
+    tree(f"in/{name}")
+    stem = name.removesuffix(".png")
+    assert pairs(["in"], "out") == {f"in/{name}": f"out/{name}"}
+    assert pairs([f"in/{name}"]) == {f"in/{name}": f"in/{stem}_x4.png"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_a_name_that_is_no_unicode_will_do(tree):
+    tree(os.fsdecode(b"in/caf\xe9.png"))
+    assert [os.fsencode(job.target) for job in find_jobs(["in"], "out")] == [b"out/caf\xe9.png"]
+
+
+def test_two_writers_of_one_output_are_refused(tree):
+    tree("in/a.jpg", "in/a.png")
+    with pytest.raises(UsageError, match=r"in/a\.jpg and in/a\.png would both be written to out/a\.png"):
+        find_jobs(["in"], "out", format="png")
+
+
+def test_two_writers_are_found_through_a_link(tree):
+    tree("in/a.png", "in/a.jpg")
+    Path("same").symlink_to("in")
+    with pytest.raises(UsageError, match="both"):
+        find_jobs(["in/a.png", "same/a.jpg"], format="png")
+
+
+def test_no_output_falls_onto_an_input(tree):
+    tree("a.png", "a_x4.png")
+    with pytest.raises(UsageError, match=r"a\.png would be written onto a_x4\.png, which is an input"):
+        find_jobs(["a.png", "a_x4.png"])
+    with pytest.raises(UsageError, match="onto"):
+        find_jobs(["a.png"], "a.png")
+    with pytest.raises(UsageError, match="onto"):
+        find_jobs(["a.png"], suffix="")
+
+
+def test_no_output_falls_onto_an_input_through_a_link(tree):
+    tree("a.png")
+    os.link("a.png", "hard.png")
+    Path("soft.png").symlink_to("a.png")
+    for name in ("hard.png", "soft.png"):
+        with pytest.raises(UsageError, match="onto"):
+            find_jobs(["a.png"], name)
+
+
+def test_the_same_picture_named_twice_is_done_once(tree):
+    tree("in/a.png", "in/b.png")
+    jobs = find_jobs(["in", "in/a.png", "in/../in/b.png"], "out")
+    assert [str(job.source) for job in jobs] == ["in/a.png", "in/b.png"]
+
+
+def test_what_cannot_be_tried_is_a_job_with_its_problem(tree):
+    tree("a.png", "texts/notes.txt", "deep/er/b.png")
+    jobs = find_jobs(["gone.png", "a.png", "texts", "deep"], "out")
+    problems = {job.name: str(job.problem) for job in jobs if job.problem}
+    assert problems == {
+        "gone.png": "gone.png: no such file",
+        "texts": "texts: no pictures in this folder",
+        "deep": "deep: no pictures in this folder",
+    }
+    assert [job.index for job in jobs] == [0, 1, 2, 3]
+
+
+def test_nothing_named_is_wrong_usage(tree):
+    with pytest.raises(UsageError, match="no input"):
+        find_jobs([])
+
+
+def test_several_inputs_need_a_folder(tree):
+    tree("a.png", "b.png", "file.png")
+    with pytest.raises(UsageError, match="is a file"):
+        find_jobs(["a.png", "b.png"], "file.png")
+    with pytest.raises(UsageError, match="standard output"):
+        find_jobs(["a.png", "b.png"], "-")
+
+
+def test_an_output_name_that_tells_no_format_needs_one(tree):
+    tree("a.png")
+    with pytest.raises(UsageError, match="tells no format"):
+        find_jobs(["a.png"], "large")
+    assert pairs(["a.png"], "large", format="png") == {"a.png": "large"}
+
+
+def test_the_standard_input_goes_to_the_standard_output(tree):
+    assert pairs(["-"]) == {"-": "-"}
+    assert pairs(["-"], "out/") == {"-": "out/stdin.png"}
+    assert pairs(["-"], "out/", format="jpeg") == {"-": "out/stdin.jpg"}
+
+
+def test_a_list_keeps_relative_paths_below_the_output(tree):
+    tree("x/a.png", "y/a.png")
+    outside = Path("x/a.png").absolute()
+    assert pairs([], "out", listed=["x/a.png", "./y/a.png"]) == {"x/a.png": "out/x/a.png", "y/a.png": "out/y/a.png"}
+    assert pairs([], "out/", listed=[str(outside)]) == {str(outside): "out/a.png"}
+    assert pairs([], "out/", listed=["x/../y/a.png"]) == {"x/../y/a.png": "out/a.png"}
+
+
+def test_a_dash_in_a_list_is_a_file(tree):
+    Path("-").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert pairs([], listed=["-"]) == {"-": "-_x4.png"}
+    assert isinstance(find_jobs([], listed=["-"])[0].source, Path)
+
+
+def test_lists_by_line_and_by_nul(tree, monkeypatch):
+    Path("list").write_bytes("a b.png\n\nzß水.png\r\n".encode())
+    assert read_list("list") == ["a b.png", "zß水.png"]
+    Path("list0").write_bytes(b"new\nline.png\0-v.png\0caf\xe9.png\0")
+    assert read_list("list0", null=True) == ["new\nline.png", "-v.png", os.fsdecode(b"caf\xe9.png")]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x.png\n")))
+    assert read_list("-") == ["x.png"]
+    with pytest.raises(UsageError, match="No such file"):
+        read_list("gone")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is closed to the administrator")
+def test_a_folder_that_cannot_be_read_is_told_and_the_rest_is_done(tree):
+    tree("in/a.png", "in/closed/b.png")
+    Path("in/closed").chmod(0)
+    told = []
+    assert list(pairs(["in"], recursive=True, on_skip=lambda path, reason: told.append(path))) == ["in/a.png"]
+    assert told == ["in/closed"]
+
+
+def test_urls_are_listed_and_named(tree):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name in ("a10.png", "a9.png", "sub/b.png", "notes.txt", ".hidden.png"):
+        memory.pipe_file(f"/shop/{name}", b"x")
+    try:
+        assert pairs(["memory://shop/a9.png"]) == {"memory://shop/a9.png": "memory://shop/a9_x4.png"}
+        assert pairs(["memory://shop"], "memory://out") == {
+            "memory://shop/a9.png": "memory://out/a9.png",
+            "memory://shop/a10.png": "memory://out/a10.png",
+        }
+        assert "memory://shop/sub/b.png" in pairs(["memory://shop"], "memory://out", recursive=True)
+        assert pairs(["memory://shop/a9.png"], "out/") == {"memory://shop/a9.png": "out/a9.png"}
+    finally:
+        memory.rm("/shop", recursive=True)
