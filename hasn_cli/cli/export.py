@@ -1,0 +1,36 @@
+"""`hasn export`: the network for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.errors import OutputError
+
+
+@click.command("export", context_settings=HELP_SETTINGS)
+@click.option("--onnx", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@click.option("-s", "--scale", type=click.IntRange(2, 4), default=4, show_default=True, help="2, 3 or 4.")
+@click.option("-w", "--weights", default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO.")
+@click.option("--opset", type=click.IntRange(18), default=18, show_default=True, help="Version of ONNX's operators.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool) -> None:
+    """Write the network as an ONNX file with dynamic height and width, and check it with onnxruntime.
+
+    Input `lr`: N×3×H×W, float32, RGB in [0, 1], sides of at least 15. Output `sr`: N×3×sH×sW, not clamped. Needs the
+    extra: pip install 'hasn-cli[onnx]'.
+    """
+    from hasn_cli.cli.weights import fetching
+    from hasn_cli.export import check_onnx, export_onnx
+    from hasn_cli.weights import load_network, resolve
+
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists already", "give another name, or --overwrite")
+    with fetching() as progress:
+        found = resolve(weights, scale, progress=progress)
+    network = load_network(weights, scale)
+    export_onnx(network, target, opset=opset, about={"weights": found.name, "sha256": found.sha256})
+    worst = check_onnx(target, network)
+    click.echo(f"{target}: x{scale}, opset {opset}; differs from the network by at most {worst:.1g}", err=True)

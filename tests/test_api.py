@@ -1,0 +1,175 @@
+"""`from hasn_cli import …`: light to import, and `upscale` returns the kind of thing it was given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hasn_cli
+from hasn_cli import HasnError, upscale
+from hasn_cli.weights import load_network
+
+
+def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    values = np.random.default_rng(0).random(shape)
+    return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * np.iinfo(dtype).max).astype(dtype)
+
+
+class Repeater:
+    """Stands for the network where only the kind of the result matters: repeats every pixel."""
+
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+
+    def upscale(self, image: np.ndarray, progress: object = None) -> np.ndarray:
+        return image.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+
+
+@pytest.fixture
+def repeating(monkeypatch):
+    """`upscale` without the network."""
+    monkeypatch.setattr("hasn_cli.api._upscaler", lambda weights, scale, *_: Repeater(scale))
+
+
+@pytest.mark.parametrize("shape", [(18, 20), (18, 20, 1), (18, 20, 2), (18, 20, 3), (18, 20, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.usefixtures("repeating")
+def test_an_array_gives_an_array_of_the_same_kind(shape: tuple[int, ...], dtype: type):
+    image = noise(*shape, dtype=dtype)
+    if len(shape) == 3 and shape[2] in (2, 4):
+        image[..., -1] = image[..., -1].max()  # of one transparency: colour is not drawn over an edge
+    large = upscale(image, scale=2)
+    assert isinstance(large, np.ndarray)
+    assert large.shape == (36, 40, *shape[2:])
+    assert large.dtype == dtype
+    np.testing.assert_allclose(large[::2, ::2], image, rtol=1e-6)
+
+
+def test_an_array_gives_what_the_network_gives():
+    import torch
+
+    image = noise(20, 24, 3)
+    lr = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        expected = load_network("hasn", 4)(lr)[0].permute(1, 2, 0).clamp(0, 1) * 255
+    np.testing.assert_allclose(upscale(image), expected.numpy(), atol=0.51)  # rounded to whole levels
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("RGB", "RGB"),
+        ("L", "L"),
+        ("LA", "LA"),
+        ("RGBA", "RGBA"),
+        ("P", "RGB"),
+        ("1", "RGB"),
+        ("CMYK", "RGB"),
+        ("F", "F"),
+    ],
+)
+@pytest.mark.usefixtures("repeating")
+def test_a_pillow_image_gives_a_pillow_image(mode: str, expected: str):
+    image = Image.fromarray(noise(16, 20, 3)).convert(mode)
+    large = upscale(image, 2)
+    assert (large.mode, large.size) == (expected, (40, 32))
+
+
+@pytest.mark.usefixtures("repeating")
+def test_sixteen_bit_gray_stays_sixteen_bit():
+    large = upscale(Image.fromarray(noise(16, 20, dtype=np.uint16)), 2)
+    assert large.mode == "I;16"
+    assert np.asarray(large).max() > 255
+
+
+@pytest.mark.usefixtures("repeating")
+def test_a_palette_with_a_transparent_colour_gives_alpha():
+    image = Image.fromarray(noise(16, 20, 3)).convert("P")
+    image.info["transparency"] = 0
+    large = upscale(image, 2)
+    assert large.mode == "RGBA"
+    assert "transparency" not in large.info
+
+
+@pytest.mark.usefixtures("repeating")
+def test_a_pillow_image_keeps_profile_and_exif():
+    image = Image.fromarray(noise(16, 20, 3))
+    image.info |= {"icc_profile": b"profile", "exif": b"Exif\0\0MM"}
+    assert upscale(image, 2).info == image.info
+
+
+@pytest.mark.usefixtures("repeating")
+def test_a_path_gives_the_picture_upright(tmp_path):
+    image = Image.fromarray(noise(16, 20, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter
+    exif[0x010F] = "maker"
+    image.save(tmp_path / "turned.png", exif=exif)
+    for given in (tmp_path / "turned.png", str(tmp_path / "turned.png")):
+        large = upscale(given, 2)
+        assert large.size == (32, 40)
+        assert large.getexif()[0x010F] == "maker"
+        assert large.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize(("scale", "size"), [(2, (40, 32)), (1.5, (30, 24)), (3, (60, 48)), (4, (80, 64))])
+@pytest.mark.usefixtures("repeating")
+def test_any_scale_from_one_to_four(scale: float, size: tuple[int, int]):
+    assert upscale(Image.fromarray(noise(16, 20, 3)), scale).size == size
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\) is no picture"),
+        (np.zeros(4, np.uint8), r"shape \(4,\) is no picture"),
+        (np.zeros((0, 4), np.uint8), r"shape \(0, 4\) is no picture"),
+        (np.zeros((4, 4), np.int64), "int64 is no picture"),
+        (7, "a int is no picture"),
+        ("nowhere.png", "nowhere.png"),
+    ],
+)
+def test_what_is_no_picture_is_refused(image: object, message: str):
+    with pytest.raises(HasnError, match=message):
+        upscale(image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"scale": 5}, "must lie between"), ({"weights": "nothing"}, "no weights called"), ({"device": "warp"}, "device")],
+)
+def test_what_cannot_be_meant_is_refused(options: dict, message: str):
+    with pytest.raises(HasnError, match=message):
+        upscale(np.zeros((16, 16), np.uint8), **options)
+
+
+def test_progress_is_told_and_may_cancel():
+    seen: list[float] = []
+    upscale(noise(16, 16, 3), 2, progress=seen.append)
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+
+    def cancel(fraction: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        upscale(noise(16, 16, 3), 2, progress=cancel)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    script = (
+        "import sys, hasn_cli; print([m for m in ('torch', 'numpy', 'PIL', 'huggingface_hub') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_public_names_are_all_there():
+    for name in hasn_cli.__all__:
+        assert getattr(hasn_cli, name) is not None
+    assert dir(hasn_cli) == hasn_cli.__all__
+    with pytest.raises(AttributeError, match="no attribute 'upscael'"):
+        _ = hasn_cli.upscael

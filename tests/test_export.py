@@ -1,0 +1,71 @@
+"""The ONNX file computes what the network computes, at any size, and tells nothing about where it was made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from hasn_cli.errors import HasnError
+from hasn_cli.weights import load_network
+
+onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """What `hasn export` wrote."""
+    from hasn_cli.cli.export import command
+
+    path = tmp_path_factory.mktemp("onnx") / "out.onnx"
+    outcome = CliRunner().invoke(command, ["--onnx", str(path), "-s", "2"], catch_exceptions=False)
+    assert outcome.exit_code == 0
+    return path
+
+
+@pytest.mark.parametrize("shape", [(1, 15, 15), (1, 41, 18), (2, 24, 33), (1, 16, 130)])
+def test_it_gives_what_the_network_gives_at_sizes_it_never_saw(exported, shape: tuple[int, int, int]):
+    count, height, width = shape
+    lr = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = load_network("hasn", 2)(lr).numpy()
+    session = onnxruntime.InferenceSession(str(exported), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["sr"], {"lr": lr.numpy()})
+    assert found.shape == (count, 3, 2 * height, 2 * width)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_it_is_a_valid_model_that_says_what_it_wants(exported):
+    model = onnx.load(str(exported))
+    onnx.checker.check_model(model, full_check=True)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    assert about["scale"] == "2"
+    assert "at least 15" in about["input"]
+    assert about["sha256"]
+
+
+def test_it_holds_no_path_of_the_machine_that_made_it(exported):
+    content = exported.read_bytes()
+    assert b"site-packages" not in content
+    assert b"hasn_cli" not in content
+
+
+def test_a_file_of_another_network_does_not_pass_the_check(exported):
+    from hasn_cli.export import check_onnx
+
+    other = load_network("hasn", 2)
+    with torch.no_grad():
+        other.conv_1.bias += 0.01
+    with pytest.raises(HasnError, match="differs from the network"):
+        check_onnx(exported, other, [(16, 16)])
+
+
+def test_an_existing_file_is_left_alone(exported):
+    from hasn_cli.cli.export import command
+
+    before = exported.read_bytes()
+    outcome = CliRunner().invoke(command, ["--onnx", str(exported), "-s", "2"])
+    assert "exists already" in str(outcome.exception)
+    assert exported.read_bytes() == before
