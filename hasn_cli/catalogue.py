@@ -157,10 +157,11 @@ def _source(found: w.WeightsFile) -> str:
 def read_card(path: Path) -> dict[str, Any]:
     """The YAML front matter of a model card; empty where there is no card, or none that can be read."""
     from huggingface_hub import metadata_load
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         return (metadata_load(path) if path.is_file() else None) or {}
-    except ValueError:
+    except (ValueError, YAMLError):
         return {}
 
 
@@ -171,11 +172,14 @@ def psnr_of(card: Mapping[str, Any], stem: str) -> dict[str, float]:
         card: a model card's front matter, in the Hugging Face format.
         stem: the file's name without its ending: the name of its entry.
     """
-    return {
-        result["dataset"]["name"]: float(metric["value"])
-        for model in card.get("model-index") or []
-        if model.get("name") == stem
-        for result in model.get("results", [])
-        for metric in result.get("metrics", [])
-        if metric.get("type") == "psnr"
-    }
+    try:
+        return {
+            result["dataset"]["name"]: float(metric["value"])
+            for model in card.get("model-index") or []
+            if model["name"] == stem
+            for result in model["results"]
+            for metric in result["metrics"]
+            if metric["type"] == "psnr"
+        }
+    except (KeyError, TypeError, ValueError):  # a card of somebody else's, of some other shape
+        return {}
