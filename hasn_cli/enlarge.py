@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.errors import ImageError, UsageError
-from hasn_cli.images.color import bleed, is_opaque, top
+from hasn_cli.images.color import bleed, is_opaque, rounded, top
 from hasn_cli.images.picture import Again, Frame, Picture
 
 SCALES = (2, 3, 4)
@@ -196,12 +196,7 @@ def reduce_to(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         image = Image.fromarray(plane if plane.dtype == np.uint8 else plane.astype(np.float32))
         planes.append(np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS)))
     result = np.stack(planes, axis=2)
-    return result if result.dtype == pixels.dtype else _round_like(result, pixels)
-
-
-def _round_like(values: Pixels, model: Pixels) -> Pixels:
-    """Floats to the integer dtype of `model`, clipped to its range."""
-    return np.clip(np.rint(values), 0, top(model)).astype(model.dtype)
+    return rounded(result, pixels.dtype)
 
 
 def _project(large: Pixels, small: Pixels) -> Pixels:
@@ -213,7 +208,7 @@ def _project(large: Pixels, small: Pixels) -> Pixels:
     for _ in range(PROJECTIONS):
         missing: Pixels = wanted - resize(estimate, size=small.shape[:2])
         estimate = np.clip(estimate + resize(missing, size=large.shape[:2]), *_range(small))
-    return estimate if large.dtype.kind == "f" else _round_like(estimate, large)
+    return rounded(estimate, large.dtype)
 
 
 def _range(pixels: Pixels) -> tuple[float, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
-from hasn_cli.images.picture import Pixels
+from hasn_cli.images.picture import Metadata, Pixels
 
 
 def top(pixels: Pixels) -> float:
@@ -17,21 +20,78 @@ def is_opaque(pixels: Pixels) -> bool:
     return pixels.shape[2] in (1, 3) or bool((pixels[..., -1] >= top(pixels)).all())
 
 
-def lay_on(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
-    """H×W×(2 or 4) pixels over an opaque 8-bit RGB background, without their alpha channel.
+def lay_on(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
+    """Pixels without their alpha channel: where they are transparent, an opaque 8-bit RGB background shows.
 
     Returns:
-        H×W×1 where both are gray, else H×W×3, of the same dtype.
+        H×W×1 where pixels and background are gray, else H×W×3, of the same dtype.
+
+    Raises:
+        ValueError: something is transparent and there is no background.
     """
+    if pixels.shape[2] in (1, 3):
+        return pixels
     if is_opaque(pixels):
         return pixels[..., :-1]
+    if background is None:
+        raise ValueError("transparent, and no background is given")
     full = top(pixels)
     color = np.asarray(background, np.float32) * (full / 255)
     if pixels.shape[2] == 2 and len(set(background)) == 1:
         color = color[:1]
     alpha = pixels[..., -1:].astype(np.float32) / full
-    blended: Pixels = pixels[..., :-1] * alpha + color * (1 - alpha)
-    return blended.astype(pixels.dtype) if pixels.dtype.kind == "f" else np.rint(blended).astype(pixels.dtype)
+    return rounded(pixels[..., :-1] * alpha + color * (1 - alpha), pixels.dtype)
+
+
+def to_dtype(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
+    """Samples from the whole range of one dtype to that of another; floats are taken as [0, 1]."""
+    if pixels.dtype == dtype:
+        return pixels
+    scale = (1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)) / top(pixels)
+    return rounded(pixels * np.float32(scale), dtype)
+
+
+def rounded(values: Pixels, dtype: np.dtype[Any]) -> Pixels:
+    """Floats as they are, or rounded and clipped to an integer dtype's range."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    return np.clip(np.rint(values), 0, np.iinfo(dtype).max).astype(dtype)
+
+
+def widen(samples: Pixels, bits: int) -> Pixels:
+    """Integer (or boolean) samples of so many bits, 1 to 16, stretched to the whole range of uint8, past 8 bits uint16.
+
+    Raises:
+        ValueError: a sample needs more bits than that.
+    """
+    dtype = np.uint8 if bits <= 8 else np.uint16
+    full = np.iinfo(dtype).max
+    largest = (1 << bits) - 1
+    if largest == full:
+        return samples.astype(dtype)
+    if samples.max() > largest:
+        raise ValueError("a sample is out of range")
+    table: Pixels = np.rint(np.arange(largest + 1) * (full / largest)).astype(dtype)
+    stretched: Pixels = table[samples.astype(np.uint16)]
+    return stretched
+
+
+def unpremultiply(pixels: Pixels) -> Pixels:
+    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays."""
+    full = top(pixels)
+    alpha = pixels[..., -1:].astype(np.float32)
+    color = rounded(pixels[..., :-1] * (full / np.maximum(alpha, full / 65535)), pixels.dtype)
+    return np.concatenate([color, pixels[..., -1:]], axis=2)
+
+
+def over(upper: Pixels, lower: Pixels) -> Pixels:
+    """H×W×(2 or 4) pixels laid over others of the same shape and integer dtype, neither premultiplied."""
+    full = top(upper)
+    above = upper[..., -1:].astype(np.float32) / full
+    below = lower[..., -1:].astype(np.float32) / full * (1 - above)
+    alpha = above + below
+    color = (upper[..., :-1] * above + lower[..., :-1] * below) / np.maximum(alpha, np.finfo(np.float32).tiny)
+    return rounded(np.concatenate([color, alpha * full], axis=2), upper.dtype)
 
 
 def bleed(color: Pixels, alpha: Pixels) -> Pixels:
@@ -48,10 +108,8 @@ def bleed(color: Pixels, alpha: Pixels) -> Pixels:
         As `color`; pixels that are visible at all are unchanged.
     """
     weight = alpha.astype(np.float32) / top(alpha)
-    filled = _fill(color * weight, weight)
-    if color.dtype.kind != "f":
-        filled = np.rint(filled)
-    return np.where(alpha > 0, color, filled.astype(color.dtype))
+    filled = rounded(_fill(color * weight, weight), color.dtype)
+    return np.where(alpha > 0, color, filled)
 
 
 def _fill(weighted: Pixels, weight: Pixels) -> Pixels:
@@ -69,4 +127,105 @@ def _halve(values: Pixels) -> Pixels:
     padded = np.pad(values, ((0, values.shape[0] % 2), (0, values.shape[1] % 2), (0, 0)))
     rows = padded[0::2] + padded[1::2]
     result: Pixels = rows[:, 0::2] + rows[:, 1::2]
+    return result
+
+
+_RELATIVE_COLORIMETRIC = 1
+_BLACK_POINT_COMPENSATION = 0x2000
+
+
+@cache
+def srgb_profile() -> bytes:
+    """The ICC profile of sRGB, as Little CMS builds it."""
+    import imagecodecs
+
+    profile: bytes = imagecodecs.cms_profile("srgb")
+    return profile
+
+
+@cache
+def lab_profile() -> bytes:
+    """The ICC profile of CIE L*a*b* under D50."""
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+_SRGB_GAMMA = 0.45455
+_SRGB_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+
+
+def profile_of(metadata: Metadata) -> bytes | None:
+    """The ICC profile, or one made of PNG's gAMA and cHRM where those are unusual; None stands for sRGB."""
+    if metadata.icc is not None or metadata.srgb_intent is not None or metadata.gamma is None:
+        return metadata.icc
+    chromaticities = metadata.chromaticities or _SRGB_CHROMATICITIES
+    usual = np.allclose(chromaticities, _SRGB_CHROMATICITIES, atol=0.002)
+    if not metadata.gamma or (usual and abs(metadata.gamma - _SRGB_GAMMA) < 0.01):
+        return None
+    import imagecodecs
+
+    profile: bytes = imagecodecs.cms_profile(
+        "rgb", whitepoint=chromaticities[:2], primaries=chromaticities[2:], gamma=1 / metadata.gamma
+    )
+    return profile
+
+
+def cmyk_to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:
+    """H×W×4 inks, 0 for none, to H×W×3 sRGB of the same integer dtype.
+
+    With a CMYK profile: relative colorimetric with black point compensation, what browsers and Photoshop do by default.
+    Without one the inks are taken as ideal: R = (1 - C)(1 - K), and so on.
+    """
+    if icc is not None and icc[16:20] == b"CMYK":
+        return _transform(pixels, icc, "cmyk", srgb_profile(), "rgb")
+    full = top(pixels)
+    left = (full - pixels.astype(np.float32)) / full
+    return rounded(left[..., :3] * left[..., 3:] * full, pixels.dtype)
+
+
+def lab_to_srgb(samples: Pixels, signed: bool) -> Pixels:
+    """H×W×3 CIE L*a*b* (D50, as ICC has it) of 8 or 16 bits to sRGB of the same depth.
+
+    Args:
+        samples: L* from 0 to the dtype's top for 0 to 100; a* and b* in units of 1 (8 bits) or 1/256 (16 bits).
+        signed: a* and b* are two's complement (TIFF's CIELAB), else they are offset by half the range (ICCLAB).
+    """
+    half = 128 << (samples.itemsize - 1) * 8
+    shifted = samples[..., 1:].astype(np.int32)
+    shifted = (shifted + half) % (2 * half) - half if signed else shifted - half
+    lightness = samples[..., :1] * np.float32(100 / top(samples))
+    lab = np.concatenate([lightness, shifted * np.float32(128 / half)], axis=2).astype(np.float32)
+    rgb = _transform(lab, lab_profile(), "lab", srgb_profile(), "rgb")
+    return rounded(rgb * np.float32(top(samples)), samples.dtype)
+
+
+def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
+    """H×W×C pixels, C = 1 to 4, through their profile to sRGB (gray to a gray with sRGB's curve); alpha stays.
+
+    Floats and pixels whose profile is of another colour space are returned as they are.
+    """
+    colors = 1 if pixels.shape[2] <= 2 else 3
+    if pixels.dtype.kind == "f" or icc[16:20] != (b"GRAY" if colors == 1 else b"RGB "):
+        return pixels
+    color = np.ascontiguousarray(pixels[..., :colors])
+    if colors == 1:
+        converted = _transform(color[..., 0], icc, "gray", srgb_profile(), "rgb")[..., :1]
+    else:
+        converted = _transform(color, icc, "rgb", srgb_profile(), "rgb")
+    return np.concatenate([converted, pixels[..., colors:]], axis=2)
+
+
+def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space: str) -> Pixels:
+    import imagecodecs
+
+    result: Pixels = imagecodecs.cms_transform(
+        np.ascontiguousarray(pixels),
+        icc,
+        out_icc,
+        colorspace=space,
+        outcolorspace=out_space,
+        intent=_RELATIVE_COLORIMETRIC,
+        flags=_BLACK_POINT_COMPENSATION,
+    )
     return result

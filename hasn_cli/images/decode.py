@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hasn_cli.errors import HasnError, ImageError
+from hasn_cli.images import codecs
 from hasn_cli.images.formats import sniff
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
 from hasn_cli.images.picture import Again, Frame, Picture
@@ -46,12 +47,10 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
 
 
 def _read(source: Source, limit: Limit) -> Picture:
-    from hasn_cli.images.codecs import pillow
-
     format = sniff(source.head)
     if format is None:
         raise ImageError(f"{source.name}: not a picture of a known format")
-    return pillow.read(source, limit, format)
+    return codecs.read(format, source, limit)
 
 
 T = TypeVar("T")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hasn_cli.errors import HasnError, ImageError, OutputError
-from hasn_cli.images.color import is_opaque, lay_on
+from hasn_cli.images import codecs
+from hasn_cli.images.adapt import adapt
 from hasn_cli.images.formats import FORMATS
-from hasn_cli.images.metadata import resized
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, parse_color
+from hasn_cli.images.picture import EncodeOptions, Frame, Picture
 
 TEMPORARY_PREFIX = ".hasn-"
 """Files called so, then the number of the writing process, then `-….part`, are outputs that are not finished."""
@@ -36,13 +36,15 @@ def write_picture(picture: Picture, target: Path | BinaryIO, format: str, option
         Exception: whatever the picture's frames raise.
     """
     frames = _Watched(picture)
-    prepared = _prepare(replace(picture, frames=frames), format, options)
+    if options.lossless is None:
+        options = replace(options, lossless=picture.lossless and picture.format == format)
     try:
+        adapted = adapt(replace(picture, frames=frames), format, options)
         if isinstance(target, Path):
-            _write_file(prepared, target, format, options)
+            _write_file(adapted, target, format, options)
         else:
             buffer = io.BytesIO()
-            _encode(prepared, buffer, format, options)
+            codecs.write(adapted, buffer, format, options)
             target.write(buffer.getbuffer())
     except Exception as error:
         if frames.error is not None:
@@ -75,41 +77,13 @@ def _title(target: Path | BinaryIO) -> str:
     return str(target) if isinstance(target, Path) else "output"
 
 
-def _prepare(picture: Picture, format: str, options: EncodeOptions) -> Picture:
-    """The picture cut down to what the format can hold and the options ask for."""
-    entry = FORMATS[format]
-    first_only = options.first_frame and not (entry.pages if picture.paged else entry.animation)
-    background = parse_color(options.background) if options.background else None
-    metadata = Metadata(icc=picture.metadata.icc) if options.strip else resized(picture.metadata, picture.size)
-
-    def frames() -> Iterator[Frame]:
-        for frame in picture.frames:
-            pixels = frame.pixels
-            if not entry.alpha and pixels.shape[2] in (2, 4):
-                if background is None and not is_opaque(pixels):
-                    raise ImageError(f"{picture.name}: {entry.title} cannot hold its transparency", "use --background")
-                pixels = lay_on(pixels, background or (0, 0, 0))
-            yield replace(frame, pixels=pixels)
-            if first_only:
-                return
-
-    count = 1 if first_only else picture.frame_count
-    return replace(picture, frames=Again(frames), frame_count=count, metadata=metadata)
-
-
-def _encode(picture: Picture, stream: BinaryIO, format: str, options: EncodeOptions) -> None:
-    from hasn_cli.images.codecs import pillow
-
-    pillow.write(picture, stream, options, format)
-
-
 def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions) -> None:
     """Encode into a temporary file beside the target and move it into place."""
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         # not tempfile: its files are private, while this one is to get the permissions of any new file
         with temporary.open("x+b") as stream:
-            _encode(picture, stream, format, options)
+            codecs.write(picture, stream, format, options)
             stream.flush()
             os.fsync(stream.fileno())
         with contextlib.suppress(FileNotFoundError):

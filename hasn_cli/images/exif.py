@@ -8,8 +8,9 @@ are overwritten where they stand, and every other byte stays what and where it w
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from mmap import mmap
 
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 ORIENTATION = 0x0112
@@ -19,7 +20,7 @@ EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
 PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003
 
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
-_SHORT, _LONG = 3, 4
+_SHORT, _LONG, _IFD = 3, 4, 13
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,22 @@ class Entry:
     value_size: int
 
 
-class Exif:
-    """An EXIF block that can be looked into and overwritten.
+class Directories:
+    """A TIFF structure that can be looked into: an EXIF block, or a whole (classic) TIFF file.
 
     Args:
-        data: the block from its byte order mark on.
+        data: the structure from its byte order mark on.
 
     Raises:
         ValueError: there is no TIFF structure.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self.data = bytearray(data)
+    def __init__(self, data: bytes | bytearray | mmap) -> None:
+        self.data = data
         orders = {b"II*\0": "<", b"MM\0*": ">"}
-        if data[:4] not in orders or len(data) < 14:
-            raise ValueError("no EXIF block")
-        self.order = orders[data[:4]]
+        if bytes(data[:4]) not in orders or len(data) < 14:
+            raise ValueError("no TIFF structure")
+        self.order = orders[bytes(data[:4])]
 
     @property
     def first(self) -> int:
@@ -57,7 +58,7 @@ class Exif:
         return self._unpack("L", 4)
 
     def entries(self, directory: int) -> Iterator[Entry]:
-        """The entries of the directory at an offset; those that point out of the block are left out."""
+        """The entries of the directory at an offset; those that point out of the structure are left out."""
         if not 8 <= directory <= len(self.data) - 2:
             return
         for index in range(self._unpack("H", directory)):
@@ -74,12 +75,36 @@ class Exif:
         """A directory's entry of that tag."""
         return next((entry for entry in self.entries(directory) if entry.tag == tag), None)
 
+    def value(self, entry: Entry) -> bytes:
+        """An entry's value as it is stored."""
+        return bytes(self.data[entry.value_offset : entry.value_offset + entry.value_size])
+
     def number(self, directory: int, tag: int) -> int | None:
         """The value of a SHORT or LONG entry, None where there is none."""
         entry = self.find(directory, tag)
-        if entry is None or entry.type not in (_SHORT, _LONG, 13):
+        if entry is None or entry.type not in (_SHORT, _LONG, _IFD):
             return None
         return self._unpack("H" if entry.type == _SHORT else "L", entry.value_offset)
+
+    def link(self, directory: int) -> int | None:
+        """Where the offset of the directory after this one stands, None where the structure ends before."""
+        if not 8 <= directory <= len(self.data) - 2:
+            return None
+        link = directory + 2 + 12 * self._unpack("H", directory)
+        return link if link + 4 <= len(self.data) else None
+
+    def _unpack(self, kind: str, offset: int) -> int:
+        value: int = struct.unpack_from(self.order + kind, self.data, offset)[0]
+        return value
+
+
+class Exif(Directories):
+    """An EXIF block that can be overwritten."""
+
+    data: bytearray
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(bytearray(data))
 
     def set_number(self, directory: int, tag: int, value: int) -> None:
         """Overwrite a single SHORT or LONG, a SHORT becoming a LONG where need be; without such an entry do nothing."""
@@ -90,6 +115,15 @@ class Exif:
         packed = struct.pack(self.order + ("H" if type == _SHORT else "L"), value)
         struct.pack_into(self.order + "H", self.data, entry.position + 2, type)
         self.data[entry.position + 8 : entry.position + 12] = packed.ljust(4, b"\0")
+
+    def remove(self, directory: int, tag: int) -> None:
+        """Take an entry out of its directory; what follows in the directory moves up, all values stay in place."""
+        entry, link = self.find(directory, tag), self.link(directory)
+        if entry is None or link is None:
+            return
+        end = link + 4
+        self.data[entry.position : end] = self.data[entry.position + 12 : end] + bytes(12)
+        struct.pack_into(self.order + "H", self.data, directory, self._unpack("H", directory) - 1)
 
     def set_size(self, height: int, width: int) -> None:
         """Correct the size in pixels wherever the block states it."""
@@ -102,7 +136,7 @@ class Exif:
 
     def drop_thumbnail(self) -> None:
         """Unlink the thumbnail's directory and erase the thumbnail; the block is shortened where that moves nothing."""
-        link = self._link(self.first)
+        link = self.link(self.first)
         if link is None or not (directory := self._unpack("L", link)):
             return
         thumbnail = None
@@ -118,25 +152,84 @@ class Exif:
         if end + 8 >= len(self.data):
             del self.data[start:]
 
-    def _link(self, directory: int) -> int | None:
-        """Where the offset of the next directory stands."""
-        if not 8 <= directory <= len(self.data) - 2:
-            return None
-        link = directory + 2 + 12 * self._unpack("H", directory)
-        return link if link + 4 <= len(self.data) else None
-
     def _overlaps(self, start: int, end: int) -> bool:
         """Whether the main picture's own directories or values reach into a range, as in a block that is broken."""
         directories = [self.first]
         directories += [at for tag in (EXIF_IFD, GPS_IFD) if (at := self.number(self.first, tag)) is not None]
         for directory in directories:
-            link = self._link(directory)
+            link = self.link(directory)
             if link is None or (directory < end and link + 4 > start):
                 return True
             if any(e.value_offset < end and e.value_offset + e.value_size > start for e in self.entries(directory)):
                 return True
         return False
 
-    def _unpack(self, kind: str, offset: int) -> int:
-        value: int = struct.unpack_from(self.order + kind, self.data, offset)[0]
-        return value
+
+RawEntry = tuple[int, int, int, bytes]
+"""Tag, type, count and stored value."""
+
+
+def pack_directory(order: str, entries: Iterable[RawEntry], at: int, following: int = 0) -> bytes:
+    """A directory that is to stand at offset `at`, its values right behind it.
+
+    Args:
+        order: "<" or ">"; the values must be stored in it already.
+        entries: in any order; of a tag that comes twice the last counts.
+        at: an even offset.
+        following: offset of the directory after this one, 0 for none.
+    """
+    unique = sorted({entry[0]: entry for entry in entries}.values())
+    free = at + 2 + 12 * len(unique) + 4
+    table, values = bytearray(), bytearray()
+    for tag, type, count, value in unique:
+        stored = value.ljust(4, b"\0")
+        if len(value) > 4:
+            stored = struct.pack(order + "L", free + len(values))
+            values += value + b"\0" * (len(value) % 2)
+        table += struct.pack(order + "HHL", tag, type, count) + stored
+    return struct.pack(order + "H", len(unique)) + bytes(table) + struct.pack(order + "L", following) + bytes(values)
+
+
+_BELOW = {EXIF_IFD: (INTEROP_IFD,), GPS_IFD: (), INTEROP_IFD: ()}
+
+
+def pack_tree(
+    source: Directories,
+    directory: int,
+    at: int,
+    keep: Callable[[int], bool] = lambda tag: True,
+    pointers: tuple[int, ...] = (EXIF_IFD, GPS_IFD),
+) -> tuple[bytes, list[RawEntry]]:
+    """Copy a directory's entries, and the directories below it, out of a structure.
+
+    Args:
+        source: where they are.
+        directory: its offset there.
+        at: where the copies of the directories below are going to stand.
+        keep: which of its tags are wanted.
+        pointers: tags that point to directories which are copied too.
+
+    Returns:
+        the directories below, and the entries of the directory itself, which point to them.
+
+    Raises:
+        ValueError: values overlap, so that copying would multiply them.
+    """
+    below = b""
+    entries: list[RawEntry] = []
+    size = 0
+    for entry in source.entries(directory):
+        if not keep(entry.tag):
+            continue
+        size += entry.value_size
+        if size > len(source.data):
+            raise ValueError("its metadata overlap")
+        if entry.tag not in _BELOW:
+            entries.append((entry.tag, entry.type, entry.count, source.value(entry)))
+        elif entry.tag in pointers and (offset := source.number(directory, entry.tag)) is not None:
+            start = at + len(below)
+            deeper, inner = pack_tree(source, offset, start, pointers=_BELOW[entry.tag])
+            start += len(deeper)
+            below += deeper + pack_directory(source.order, inner, start)
+            entries.append((entry.tag, _LONG, 1, struct.pack(source.order + "L", start)))
+    return below, entries

@@ -55,7 +55,7 @@ FORMATS: dict[str, Format] = {
         Format("pfm", "PFM", (".pfm",), _2_31, alpha=False, floats=True, icc=False),
         Format("tga", "TGA", (".tga", ".icb", ".vda", ".vst"), 65_535, icc=False),
         Format("ico", "ICO", (".ico",), 256, icc=False),
-        Format("jpegxl", "JPEG XL", (".jxl",), 2**30, deep=True, floats=True),
+        Format("jpegxl", "JPEG XL", (".jxl",), 2**30, deep=True, icc=False),
         Format("heic", "HEIC", (".heic", ".heif", ".hif"), 16_384, deep=True, extra="heic"),
     )
 }
@@ -83,7 +83,7 @@ def suffix_for_format(name: str) -> str:
 
 
 def sniff(head: bytes) -> str | None:
-    """The format that a file's first bytes (some 64 are enough) announce, or None. TGA announces nothing."""
+    """The format that a file's first bytes (some 64 are enough) announce, or None."""
     for name, magics in _MAGICS.items():
         if head.startswith(magics):
             return name
@@ -97,7 +97,18 @@ def sniff(head: bytes) -> str | None:
             return "heic"
     if head[:1] == b"P" and head[2:3].isspace() and head[1:2] in b"1234567Ff":
         return "pfm" if head[1:2] in b"Ff" else "ppm"
-    return None
+    return "tga" if _looks_like_tga(head) else None
+
+
+def _looks_like_tga(head: bytes) -> bool:
+    """TGA has no signature, but few values make sense in its header."""
+    if len(head) < 18:
+        return False
+    has_map, kind, map_depth, depth, flags = head[1], head[2], head[7], head[16], head[17]
+    if has_map != (kind in (1, 9)) or (has_map and map_depth not in (15, 16, 24, 32)):
+        return False
+    depths = {1: (8,), 2: (15, 16, 24, 32), 3: (8, 16), 9: (8,), 10: (15, 16, 24, 32), 11: (8, 16)}
+    return depth in depths.get(kind, ()) and not flags & 0xC0
 
 
 _MAGICS: dict[str, tuple[bytes, ...]] = {
@@ -135,6 +146,8 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
     if picture.frame_count > 1 and not options.first_frame:
         _check_frames(picture, entry)
+    if picture.dtype.kind == "f" and not entry.floats:
+        _check_range(picture, entry)
     if picture.has_alpha and not entry.alpha and options.background is None and not _opaque(picture):
         message = f"{picture.name}: {entry.title} cannot hold its transparency"
         raise ImageError(message, "use --background white, or -f png")
@@ -147,6 +160,14 @@ def _check_frames(picture: Picture, entry: Format) -> None:
     if not picture.paged and not entry.animation:
         message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} frames"
         raise ImageError(message, "use -f webp, png or gif, or --first-frame for the first alone")
+
+
+def _check_range(picture: Picture, entry: Format) -> None:
+    pixels = next(iter(picture.frames)).pixels
+    low, high = float(pixels.min()), float(pixels.max())
+    if not 0 <= low <= high <= 1:
+        message = f"{picture.name}: {entry.title} cannot hold its samples, from {low:.4g} to {high:.4g}"
+        raise ImageError(message, "use -f tiff or -f pfm")
 
 
 def _opaque(picture: Picture) -> bool:

@@ -39,6 +39,15 @@ def upright(metadata: Metadata) -> Metadata:
     return replace(metadata, exif=bytes(block.data) if block else None, xmp=xmp)
 
 
+def without_orientation(exif: bytes) -> bytes:
+    """An EXIF block that states no orientation; for AVIF, where Pillow would else write the block anew."""
+    block = _parse(exif)
+    if block is None:
+        return exif
+    block.remove(block.first, ORIENTATION)
+    return bytes(block.data)
+
+
 def resized(metadata: Metadata, size: tuple[int, int]) -> Metadata:
     """The metadata of a picture that now has this (height, width): no old thumbnail, the true number of pixels."""
     height, width = size

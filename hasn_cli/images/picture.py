@@ -46,6 +46,7 @@ class Metadata:
         icc: ICC profile of the pixels as stored in `Frame.pixels`; None stands for sRGB (or gray with its curve).
         exif: a TIFF structure, without the "Exif\\0\\0" that some formats put before it; its orientation is 1.
         xmp: the XMP packet, UTF-8.
+        extended_xmp: what a JPEG's packet refers to as its extension, as stored; no other format has such a thing.
         iptc: IPTC-IIM records, bare (no Photoshop resource round them).
         dpi: horizontal and vertical pixels per inch.
         text: PNG's text chunks, JPEG's and GIF's comments.
@@ -58,6 +59,7 @@ class Metadata:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    extended_xmp: tuple[bytes, ...] = ()
     iptc: bytes | None = None
     dpi: tuple[float, float] | None = None
     text: tuple[Text, ...] = ()
@@ -79,7 +81,7 @@ class Picture:
         dtype: of the first frame: uint8, uint16 or float32.
         frames: decoded or computed one by one while iterated, each iteration from the start; raises `ImageError`.
         frame_count: how many frames come.
-        loop: how often an animation is played, 0 for ever, None where nothing says so.
+        loop: how many times an animation is played, 0 for ever; None for what is no animation.
         paged: the frames are pages of a document, which may differ in size, and not an animation.
         lossless: the file it was read from kept each pixel exactly.
     """

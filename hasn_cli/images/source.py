@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +36,15 @@ class Source:
         if isinstance(self.origin, bytes):
             return io.BytesIO(self.origin)
         return self.origin.open("rb")
+
+    @contextmanager
+    def view(self) -> Iterator[bytes | mmap]:
+        """All the bytes, a file's without reading more of them than are looked at."""
+        if isinstance(self.origin, bytes):
+            yield self.origin
+            return
+        with self.origin.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as mapped:
+            yield mapped
 
     def read(self) -> bytes:
         """All the bytes."""

@@ -1,99 +1,183 @@
-"""The formats that Pillow reads and writes without loss: JPEG, WebP, AVIF, GIF (reading), BMP, TGA, ICO."""
+"""The formats that Pillow serves well: WebP, AVIF, BMP and TGA."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugin, WebPImagePlugin
 
+from hasn_cli.images.codecs.animation import Film, to_image
+from hasn_cli.images.color import widen
+from hasn_cli.images.metadata import without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
 from hasn_cli.images.source import Limit, Source
 
-_PLUGINS = {
-    "jpeg": ("JpegImagePlugin", "JpegImageFile"),
-    "png": ("PngImagePlugin", "PngImageFile"),
-    "webp": ("WebPImagePlugin", "WebPImageFile"),
-    "tiff": ("TiffImagePlugin", "TiffImageFile"),
-    "avif": ("AvifImagePlugin", "AvifImageFile"),
-    "gif": ("GifImagePlugin", "GifImageFile"),
-    "jpeg2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
-    "bmp": ("BmpImagePlugin", "BmpImageFile"),
-    "ppm": ("PpmImagePlugin", "PpmImageFile"),
-    "tga": ("TgaImagePlugin", "TgaImageFile"),
-    "ico": ("IcoImagePlugin", "IcoImageFile"),
-}
-_PIL_NAMES = {"jpeg2000": "JPEG2000"}
+_METRE = 1 / 0.0254  # inches
 
 
-def read(source: Source, limit: Limit, format: str) -> Picture:
-    """Open a picture with the one Pillow plugin that its content asks for; no other plugin is ever tried."""
-    image = _open(source, format)
-    limit.check(source.name, image.height, image.width)
-    mode = _shown_mode(image)
-    count = 1 if format in ("jpeg", "ico") else getattr(image, "n_frames", 1)
+def read_webp(source: Source, limit: Limit) -> Picture:
+    """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
+    data = source.read()
+    chunks = dict(_riff_chunks(data))
+    if (extended := chunks.get(b"VP8X")) is not None:
+        width, height = (int.from_bytes(extended[at : at + 3], "little") + 1 for at in (4, 7))
+    elif (lossless := chunks.get(b"VP8L")) is not None:
+        bits = int.from_bytes(lossless[1:5], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
+    limit.check(source.name, height, width)
+    frame = chunks.get(b"ANMF", b"")[16:]
+    return _read(
+        source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in frame[:64]
+    )
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Type and body of each chunk, the last of a type first so that a dictionary keeps the first."""
+    (length,) = struct.unpack_from("<I", data, 4)
+    if length + 8 > len(data):
+        raise ValueError("the file is truncated")
+    found = []
+    at = 12
+    while at + 8 <= length + 8:
+        (size,) = struct.unpack_from("<I", data, at + 4)
+        found.append((data[at : at + 4], memoryview(data)[at + 8 : at + 8 + size]))
+        at += 8 + size + size % 2
+    return reversed(found)
+
+
+def read_avif(source: Source, limit: Limit) -> Picture:
+    """Read an AVIF; one of 10 or 12 bits comes as 16."""
+    data = source.read()
+    configuration = data.find(b"av1C")
+    flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
+    depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    return _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth)
+
+
+def read_bmp(source: Source, limit: Limit) -> Picture:
+    """Read a BMP of any depth, compressed or not."""
+    return _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
+
+
+def read_tga(source: Source, limit: Limit) -> Picture:
+    """Read a TGA."""
+    return _read(source, limit, "tga", TgaImagePlugin.TgaImageFile)
+
+
+def _read(
+    source: Source,
+    limit: Limit,
+    format: str,
+    plugin: Callable[[BinaryIO], ImageFile.ImageFile],
+    lossless: bool | None = None,
+    depth: int = 8,
+) -> Picture:
+    with plugin(source.open()) as image:
+        limit.check(source.name, image.height, image.width)
+        count = getattr(image, "n_frames", 1)
+        mode = _shown_mode(image)
+        size = (image.height, image.width)
+        info = dict(image.info)
 
     def frames() -> Iterator[Frame]:
-        with _open(source, format) as opened:
+        with plugin(source.open()) as opened:
             for index in range(count):
+                if depth > 8:
+                    pixels = widen(imagecodecs.avif_decode(source.read(), index=index), depth)
+                    yield Frame(pixels.reshape(*size, -1))
+                    continue
                 opened.seek(index)
-                limit.check(source.name, opened.height, opened.width)
                 opened.load()
-                pixels = np.asarray(opened.convert(mode))
-                duration = opened.info.get("duration") if count > 1 else None
-                yield Frame(pixels.reshape(*pixels.shape[:2], -1), duration)
+                pixels = np.asarray(opened.convert(mode)).reshape(*size, -1)
+                yield Frame(pixels, opened.info.get("duration", 0) if count > 1 else None)
 
     return Picture(
         name=source.name,
         format=format,
-        size=(image.height, image.width),
+        size=size,
         channels=Image.getmodebands(mode),
-        dtype=np.dtype(np.uint8),
+        dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
         frames=Again(frames),
         frame_count=count,
-        loop=image.info.get("loop") if count > 1 else None,
-        paged=format == "tiff",
-        lossless=format not in ("jpeg", "webp", "avif", "jpeg2000"),
-        metadata=_metadata(image),
+        loop=info.get("loop", 0) if count > 1 else None,
+        lossless=format in ("bmp", "tga") if lossless is None else lossless,
+        metadata=metadata_from(info),
     )
-
-
-def _open(source: Source, format: str) -> ImageFile.ImageFile:
-    from importlib import import_module
-
-    module, name = _PLUGINS[format]
-    plugin = getattr(import_module(f"PIL.{module}"), name)
-    image: ImageFile.ImageFile = plugin(source.open())
-    return image
 
 
 def _shown_mode(image: Image.Image) -> str:
     if image.has_transparency_data:
-        return "LA" if image.mode in ("L", "1", "LA", "La") else "RGBA"
-    return "L" if image.mode in ("1", "L", "I;16", "I") else "RGB"
+        return "LA" if image.mode in ("L", "LA") else "RGBA"
+    return "L" if image.mode in ("1", "L") else "RGB"
 
 
-def _metadata(image: Image.Image) -> Metadata:
-    info = image.info
-    exif = info.get("exif")
-    return Metadata(icc=info.get("icc_profile") or None, exif=exif[6:] if exif and exif[:6] == b"Exif\0\0" else exif)
+def metadata_from(info: Mapping[Any, Any]) -> Metadata:
+    """What Pillow's and pillow-heif's `info` holds."""
+    exif: bytes = info.get("exif") or b""
+    xmp = info.get("xmp") or None
+    dpi = info.get("dpi")
+    return Metadata(
+        icc=info.get("icc_profile") or None,
+        exif=exif.removeprefix(b"Exif\0\0") or None,
+        xmp=xmp.encode() if isinstance(xmp, str) else xmp,
+        dpi=(float(dpi[0]), float(dpi[1])) if dpi and all(dpi) else None,
+    )
 
 
-def write(picture: Picture, stream: BinaryIO, options: EncodeOptions, format: str) -> None:
-    images = [Image.fromarray(f.pixels[..., 0] if f.pixels.shape[2] == 1 else f.pixels) for f in picture.frames]
-    arguments: dict[str, Any] = {"quality": options.quality}
-    if format == "jpeg":
-        arguments["subsampling"] = 0
-    if picture.metadata.icc:
-        arguments["icc_profile"] = picture.metadata.icc
-    if picture.metadata.exif:
-        arguments["exif"] = b"Exif\0\0" + picture.metadata.exif
-    if len(images) > 1:
-        arguments |= {"save_all": True, "append_images": images[1:]}
-        if not picture.paged:
-            arguments |= {"duration": [frame.duration for frame in picture.frames], "loop": picture.loop or 0}
+def write_webp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write a WebP, lossless if so asked or come. Frames go to libwebp one by one; it keeps them compressed."""
+    arguments: dict[str, Any] = {
+        "quality": options.quality,
+        "lossless": bool(options.lossless),
+        "exact": True,
+        "method": 4,
+    }
+    if picture.frame_count > 1:
+        arguments["loop"] = picture.loop or 0
+    _save(picture, stream, "WEBP", arguments)
+
+
+def write_avif(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write an AVIF of 8 bits, colour in full resolution. Frames go to libavif one by one; it keeps them compressed."""
+    quality = 100 if options.lossless else options.quality
+    exif = picture.metadata.exif and without_orientation(picture.metadata.exif)
+    picture = replace(picture, metadata=replace(picture.metadata, exif=exif))
+    _save(picture, stream, "AVIF", {"quality": quality, "subsampling": "4:4:4"})
+
+
+def _save(picture: Picture, stream: BinaryIO, format: str, arguments: dict[str, Any]) -> None:
+    metadata = picture.metadata
+    for key, value in (("icc_profile", metadata.icc), ("exif", metadata.exif), ("xmp", metadata.xmp)):
+        if value:
+            arguments[key] = value
     buffer = io.BytesIO()
-    images[0].save(buffer, format=format.upper(), **arguments)
-    stream.write(buffer.getvalue())
+    if picture.frame_count > 1:
+        film = Film(picture)
+        film.save(buffer, format, save_all=True, duration=film.durations, **arguments)
+    else:
+        to_image(next(iter(picture.frames)).pixels).save(buffer, format, **arguments)
+    stream.write(buffer.getbuffer())
+
+
+def write_bmp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write a BMP: 8-bit gray, 24-bit RGB, or 32-bit RGBA with a header that says so."""
+    pixels = np.asarray(to_image(next(iter(picture.frames)).pixels))
+    ppm = round(picture.metadata.dpi[0] * _METRE) if picture.metadata.dpi else None
+    stream.write(imagecodecs.bmp_encode(pixels, ppm=ppm))
+
+
+def write_tga(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write a run-length encoded TGA."""
+    pixels = next(iter(picture.frames)).pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, "TGA", compression="tga_rle")
+    stream.write(buffer.getbuffer())

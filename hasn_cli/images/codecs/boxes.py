@@ -1,0 +1,37 @@
+"""Boxes, which JP2 and JPEG XL files are made of: length, type of four letters, body (ISO/IEC 15444-1, annex I.4)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+
+def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Type and body of each box.
+
+    Raises:
+        ValueError: a box reaches beyond the data.
+    """
+    view = memoryview(data)
+    at = 0
+    while at < len(view):
+        if at + 8 > len(view):
+            raise ValueError("the file is truncated")
+        length, kind = struct.unpack_from(">I4s", view, at)
+        start = at + 8
+        if length == 1 and start + 8 <= len(view):
+            (length,) = struct.unpack_from(">Q", view, start)
+            start += 8
+        end = len(view) if length == 0 else at + length
+        if end > len(view) or end < start:
+            raise ValueError("the file is truncated")
+        yield kind, view[start:end]
+        at = end
+
+
+def box(kind: bytes, *parts: bytes | bytearray) -> bytes:
+    """One box."""
+    length = 8 + sum(map(len, parts))
+    if length < 2**32:
+        return b"".join((struct.pack(">I4s", length, kind), *parts))
+    return b"".join((struct.pack(">I4sQ", 1, kind, length + 8), *parts))

@@ -1,0 +1,78 @@
+"""HEIC, through pillow-heif (libheif, libde265, x265), which is an optional package."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hasn_cli.errors import MissingExtraError
+from hasn_cli.images.codecs.pillow import metadata_from
+from hasn_cli.images.color import widen
+from hasn_cli.images.metadata import upright
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
+from hasn_cli.images.source import Limit, Source
+
+
+def read(source: Source, limit: Limit) -> Picture:
+    """Read the main picture of an HEIC file; one of more than 8 bits comes as 16.
+
+    Raises:
+        MissingExtraError: pillow-heif is not installed.
+    """
+    heif = _heif(source.name)
+    file = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
+    image = file[file.primary_index]
+    width, height = image.size
+    limit.check(source.name, height, width)
+    depth = image.info.get("bit_depth", 8)
+
+    def frames() -> Iterator[Frame]:
+        again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
+        pixels = np.asarray(again[again.primary_index]).reshape(height, width, -1)
+        # deeper samples stand in the upper bits of 16
+        yield Frame(pixels if depth <= 8 else widen(pixels >> (16 - depth), depth))
+
+    return Picture(
+        name=source.name,
+        format="heic",
+        size=(height, width),
+        channels=len(image.mode.partition(";")[0]),
+        dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
+        frames=Again(frames),
+        lossless=False,
+        # libheif has applied the file's own orientation, so that EXIF's is a mere copy
+        metadata=upright(metadata_from(image.info)),
+    )
+
+
+def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write an HEIC with full-resolution colour, of 8 bits, or 12 for 16-bit pixels.
+
+    Raises:
+        MissingExtraError: pillow-heif is not installed.
+    """
+    heif = _heif(picture.name)
+    pixels = next(iter(picture.frames)).pixels
+    height, width = picture.size
+    if pixels.shape[2] == 2:
+        pixels = pixels[..., (0, 0, 0, 1)]
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[pixels.shape[2]] + (";16" if pixels.dtype == np.uint16 else "")
+    heif.options.SAVE_HDR_TO_12_BIT = True
+    file = heif.from_bytes(mode=mode, size=(width, height), data=pixels.tobytes())
+    metadata = picture.metadata
+    buffer = io.BytesIO()
+    # the encoder's name for lossless is -1
+    quality = -1 if options.lossless else options.quality
+    file.save(buffer, quality=quality, chroma=444, exif=metadata.exif, xmp=metadata.xmp, icc_profile=metadata.icc)
+    stream.write(buffer.getbuffer())
+
+
+def _heif(name: str) -> Any:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise MissingExtraError(f"{name}: HEIC", "heic") from None
+    return pillow_heif

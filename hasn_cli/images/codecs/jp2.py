@@ -1,0 +1,186 @@
+"""JPEG 2000: codestreams by OpenJPEG (through imagecodecs), the boxes round them here (ISO/IEC 15444-1, annex I)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
+from uuid import UUID
+
+import imagecodecs
+import numpy as np
+
+from hasn_cli.images.codecs.boxes import box, boxes
+from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, widen
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.source import Limit, Source
+
+_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
+_UUIDS = {
+    "exif": UUID("4a706754-6966-6645-7869-662d3e4a5032").bytes,
+    "xmp": UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes,
+    "iptc": UUID("33c7a4d2-b81d-4723-a0ba-f1a3e097ad38").bytes,
+}
+_CMYK, _SRGB, _GRAY = 12, 16, 17
+_METRE = 1 / 0.0254  # inches
+
+
+@dataclass
+class _File:
+    """What the boxes and the codestream's head say."""
+
+    width: int
+    height: int
+    components: int
+    depth: int
+    color: int | None = None
+    palette: bool = False
+    alpha: int | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def read(source: Source, limit: Limit) -> Picture:
+    """Read a JP2 file or a bare codestream, 1 to 16 bits deep."""
+    file = _take_apart(source.read())
+    limit.check(source.name, file.height, file.width)
+    channels = _channels(file)
+    metadata = Metadata(**file.metadata)
+
+    def frames() -> Iterator[Frame]:
+        data = source.read()
+        # OpenJPEG converts to sRGB when it sees a profile, so it sees the boxes only where a palette is among them
+        pixels: Pixels = imagecodecs.jpeg2k_decode(data if file.palette else _bare(data))
+        yield Frame(_shown(file, pixels.reshape(file.height, file.width, -1), metadata.icc))
+
+    return Picture(
+        name=source.name,
+        format="jpeg2000",
+        size=(file.height, file.width),
+        channels=channels,
+        dtype=np.dtype(np.uint16 if file.depth > 8 and not file.palette else np.uint8),
+        frames=Again(frames),
+        lossless=False,
+        metadata=replace(metadata, icc=srgb_profile()) if file.color == _CMYK else metadata,
+    )
+
+
+def _take_apart(data: bytes) -> _File:
+    if not data.startswith(_SIGNATURE):
+        return _codestream(memoryview(data))
+    found = list(boxes(data))
+    by_kind = dict(reversed(found))
+    file = _codestream(by_kind[b"jp2c"])
+    for kind, body in boxes(by_kind[b"jp2h"]):
+        if kind == b"colr" and body[0] == 1 and file.color is None:
+            (file.color,) = struct.unpack_from(">I", body, 3)
+        elif kind == b"colr" and body[0] in (2, 3):
+            file.metadata.setdefault("icc", bytes(body[3:]))
+        elif kind == b"pclr":
+            file.palette = True
+            file.components = body[2]
+        elif kind == b"cdef":
+            definitions = struct.iter_unpack(">HHH", body[2:])
+            file.alpha = next((number for number, use, _ in definitions if use == 1), None)
+        elif kind == b"res ":
+            file.metadata |= _resolution(body)
+    for kind, body in found:
+        if kind == b"uuid":
+            for name, uuid in _UUIDS.items():
+                if body[:16] == uuid:
+                    file.metadata[name] = bytes(body[16:]).removeprefix(b"Exif\0\0")
+    if file.metadata.get("icc", b"")[16:20] == b"CMYK":
+        file.color = _CMYK
+    return file
+
+
+def _bare(data: bytes) -> bytes:
+    """The codestream without the boxes round it."""
+    if not data.startswith(_SIGNATURE):
+        return data
+    return next(bytes(body) for kind, body in boxes(data) if kind == b"jp2c")
+
+
+def _codestream(data: memoryview) -> _File:
+    """Read the SIZ marker.
+
+    Raises:
+        ValueError: broken, or components that differ among themselves.
+    """
+    if bytes(data[:4]) != b"\xff\x4f\xff\x51" or bytes(data[-2:]) != b"\xff\xd9":
+        raise ValueError("the file is truncated")
+    x1, y1, x0, y0 = struct.unpack_from(">IIII", data, 8)
+    (components,) = struct.unpack_from(">H", data, 40)
+    kinds = set(struct.iter_unpack(">BBB", data[42 : 42 + 3 * components]))
+    if len(kinds) != 1 or kinds.copy().pop()[1:] != (1, 1):
+        raise ValueError("components of different depth or resolution are not supported")
+    depth = kinds.pop()[0] + 1
+    if depth > 16:
+        raise ValueError("signed samples, or such of more than 16 bits, are not supported")
+    return _File(x1 - x0, y1 - y0, components, depth)
+
+
+def _channels(file: _File) -> int:
+    """Of the picture as shown.
+
+    Raises:
+        ValueError: a colour space that is not supported.
+    """
+    if file.color == _CMYK and file.components == 4:
+        return 3
+    if file.color not in (None, _SRGB, _GRAY) or not 1 <= file.components <= 4:
+        raise ValueError(f"{file.components} components in colour space {file.color} are not supported")
+    return file.components
+
+
+def _shown(file: _File, pixels: Pixels, icc: bytes | None) -> Pixels:
+    if pixels.shape[2] != file.components:
+        raise ValueError("it does not hold what its header says")
+    pixels = pixels if file.palette else widen(pixels, file.depth)
+    return cmyk_to_srgb(pixels, icc) if file.color == _CMYK else pixels
+
+
+def _resolution(body: memoryview) -> dict[str, Any]:
+    for _, values in boxes(body):
+        top_y, bottom_y, top_x, bottom_x, power_y, power_x = struct.unpack_from(">HHHHbb", values)
+        if bottom_x and bottom_y:
+            dots = (top_x / bottom_x * 10.0**power_x / _METRE, top_y / bottom_y * 10.0**power_y / _METRE)
+            return {"dpi": dots} if min(dots) > 0 else {}
+    return {}
+
+
+def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write a JP2, reversibly if lossless, else at a PSNR that rises with the quality (95: about 52 dB)."""
+    pixels = next(iter(picture.frames)).pixels
+    channels = pixels.shape[2]
+    lossless = bool(options.lossless)
+    codestream = imagecodecs.jpeg2k_encode(
+        np.ascontiguousarray(pixels if channels > 1 else pixels[..., 0]),
+        level=None if lossless else 20 + options.quality // 3,
+        codecformat="j2k",
+        reversible=lossless,
+    )
+    metadata = picture.metadata
+    stream.write(_SIGNATURE + box(b"ftyp", b"jp2 \0\0\0\0jp2 "))
+    stream.write(box(b"jp2h", *_header_boxes(pixels, metadata)))
+    for name, uuid in _UUIDS.items():
+        value = getattr(metadata, name)
+        if value:
+            stream.write(box(b"uuid", uuid, value))
+    stream.write(box(b"jp2c", codestream))
+
+
+def _header_boxes(pixels: Pixels, metadata: Metadata) -> Iterator[bytes]:
+    height, width, channels = pixels.shape
+    colors = 1 if channels <= 2 else 3
+    yield box(b"ihdr", struct.pack(">IIHBBBB", height, width, channels, 8 * pixels.itemsize - 1, 7, 0, 0))
+    if metadata.icc:
+        yield box(b"colr", b"\2\0\0", metadata.icc)
+    else:
+        yield box(b"colr", struct.pack(">BBBI", 1, 0, 0, _GRAY if colors == 1 else _SRGB))
+    if channels in (2, 4):
+        uses = [(number, 0, number + 1) for number in range(colors)] + [(colors, 1, 0)]
+        yield box(b"cdef", struct.pack(">H", channels), *(struct.pack(">HHH", *use) for use in uses))
+    if metadata.dpi:
+        x, y = (min(round(value * _METRE), 0xFFFF) for value in metadata.dpi)
+        yield box(b"res ", box(b"resc", struct.pack(">HHHHbb", y, 1, x, 1, 0, 0)))

@@ -1,0 +1,166 @@
+"""JPEG: segments taken apart here, pixels by libjpeg-turbo (through simplejpeg, which reports data that is broken)."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from hasn_cli.errors import ImageError
+from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
+from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.source import Limit, Source
+
+_EXIF = b"Exif\0\0"
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+_ICC = b"ICC_PROFILE\0"
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_MAX_BODY = 0xFFFF - 2
+_MAX_SCANS = 500  # as libjpeg-turbo's tools have it: more is made to keep a decoder busy
+_HARMLESS = re.compile(r"Invalid SOS parameters|Corrupt JPEG data: \d\d? extraneous bytes before marker 0xd9")
+_CMYK = ("CMYK", "YCCK")
+
+
+def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and body of each segment before the first scan.
+
+    Raises:
+        ValueError: the structure is broken.
+    """
+    at = 2
+    while True:
+        if data[at : at + 1] != b"\xff" or at + 4 > len(data):
+            raise ValueError("broken before its image data")
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= _SOI:
+            at += 2
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker == _EOI or length < 2 or at + 2 + length > len(data):
+            raise ValueError("truncated before its image data")
+        yield marker, data[at + 4 : at + 2 + length]
+        if marker == _SOS:
+            return
+        at += 2 + length
+
+
+def read(source: Source, limit: Limit) -> Picture:
+    """Read the header. Of several pictures in one file (MPO) the first is the picture, the others go with it."""
+    data = source.read()
+    parts = list(segments(data))
+    frame = next((body for marker, body in parts if marker in _FRAMES), b"")
+    depth, height, width, components = struct.unpack_from(">BHHB", frame)
+    limit.check(source.name, height, width)
+    if depth != 8:
+        raise ValueError(f"{depth} bits a sample are not supported")
+    if data.count(b"\xff\xda") > _MAX_SCANS:
+        raise ValueError("it has absurdly many scans")
+    metadata = _metadata(parts)
+
+    def frames() -> Iterator[Frame]:
+        yield Frame(_decode(source.read(), metadata.icc))
+
+    return Picture(
+        name=source.name,
+        format="jpeg",
+        size=(height, width),
+        channels=1 if components == 1 else 3,
+        dtype=np.dtype(np.uint8),
+        frames=Again(frames),
+        lossless=False,
+        metadata=replace(metadata, icc=srgb_profile()) if components == 4 else metadata,
+    )
+
+
+def _decode(data: bytes, icc: bytes | None) -> Pixels:
+    space = simplejpeg.decode_jpeg_header(data)[2]
+    wanted = {"Gray": "GRAY"}.get(space, "CMYK" if space in _CMYK else "RGB")
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, wanted)
+    except ValueError as error:
+        if not _HARMLESS.search(str(error)):
+            raise
+        pixels = simplejpeg.decode_jpeg(data, wanted, strict=False)
+    # four components are stored inverted, as Adobe began to do it and everybody since
+    return cmyk_to_srgb(255 - pixels, icc) if space in _CMYK else pixels
+
+
+def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
+    found: dict[str, Any] = {}
+    profile: dict[int, bytes] = {}
+    texts: list[Text] = []
+    extended: list[bytes] = []
+    for marker, body in parts:
+        if marker == _APP0 and body[:5] == b"JFIF\0" and len(body) >= 12:
+            unit, x, y = struct.unpack_from(">BHH", body, 7)
+            if unit in (1, 2) and x and y:
+                factor = 1.0 if unit == 1 else 2.54
+                found["dpi"] = (x * factor, y * factor)
+        elif marker == _APP1 and body.startswith(_EXIF):
+            found.setdefault("exif", body[len(_EXIF) :])
+        elif marker == _APP1 and body.startswith(_XMP):
+            found.setdefault("xmp", body[len(_XMP) :])
+        elif marker == _APP1 and body.startswith(_EXTENDED_XMP):
+            extended.append(body)
+        elif marker == _APP2 and body.startswith(_ICC) and len(body) > 14:
+            profile.setdefault(body[12], body[14:])
+        elif marker == _APP13 and body.startswith(_PHOTOSHOP):
+            found.setdefault("iptc", iptc_from_photoshop(body))
+        elif marker == _COM:
+            texts.append(Text("Comment", body.decode("utf-8", "replace").rstrip("\0")))
+    if profile:
+        found["icc"] = b"".join(profile[number] for number in sorted(profile))
+    return Metadata(text=tuple(texts), extended_xmp=tuple(extended), **found)
+
+
+def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write a JPEG with full-resolution colour (4:4:4) and its metadata in segments before it."""
+    pixels = next(iter(picture.frames)).pixels
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.save(buffer, "JPEG", quality=options.quality, subsampling=0, optimize=True)
+    encoded = buffer.getbuffer()
+    (jfif_length,) = struct.unpack_from(">H", encoded, 4)
+    stream.write(encoded[:2])
+    for marker, body in _metadata_segments(picture.metadata):
+        if len(body) > _MAX_BODY:
+            raise ImageError(f"{picture.name}: its metadata is too large for JPEG", "use --strip, or -f png")
+        stream.write(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
+    stream.write(encoded[4 + jfif_length :])
+
+
+def _metadata_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
+    density = [min(round(value), 0xFFFF) for value in metadata.dpi or (1, 1)]
+    yield _APP0, b"JFIF\0\1\1" + struct.pack(">BHHBB", metadata.dpi is not None, *density, 0, 0)
+    if metadata.exif:
+        yield _APP1, _EXIF + metadata.exif
+    if metadata.xmp:
+        yield _APP1, _XMP + metadata.xmp
+        for body in metadata.extended_xmp:
+            yield _APP1, body
+    if metadata.iptc:
+        yield _APP13, _PHOTOSHOP + photoshop_from_iptc(metadata.iptc)
+    icc = metadata.icc or b""
+    step = _MAX_BODY - 14
+    pieces = [icc[at : at + step] for at in range(0, len(icc), step)]
+    for number, piece in enumerate(pieces, 1):
+        yield _APP2, _ICC + bytes([number, len(pieces)]) + piece
+    for text in metadata.text:
+        # a comment has no key, so only what came as a comment goes out as one
+        if text.key == "Comment":
+            yield _COM, text.value.encode()[:_MAX_BODY]

@@ -1,0 +1,139 @@
+"""Netpbm's formats, PBM, PGM, PPM and PAM (1 to 16 bits), and PFM (float), after netpbm's own descriptions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels
+from hasn_cli.images.source import Limit, Source
+
+_MAX_HEADER = 64 * 1024
+_CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3, b"Pf": 1, b"PF": 3}
+_PLAIN = (b"P1", b"P2", b"P3")
+_TUPLES = {1: b"GRAYSCALE", 2: b"GRAYSCALE_ALPHA", 3: b"RGB", 4: b"RGB_ALPHA"}
+
+
+@dataclass(frozen=True)
+class _Header:
+    magic: bytes
+    width: int
+    height: int
+    channels: int
+    top: float
+    start: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        if self.magic in (b"PF", b"Pf"):
+            return np.dtype(np.float32)
+        return np.dtype(np.uint8 if self.top < 256 else np.uint16)
+
+
+def read(source: Source, limit: Limit) -> Picture:
+    """Read a picture of any of these formats; samples are stretched to the whole range of 8 or 16 bits."""
+    with source.open() as stream:
+        header = _header(stream.read(_MAX_HEADER))
+    limit.check(source.name, header.height, header.width)
+
+    def frames() -> Iterator[Frame]:
+        yield Frame(_pixels(header, source.read()))
+
+    return Picture(
+        name=source.name,
+        format="pfm" if header.dtype.kind == "f" else "ppm",
+        size=(header.height, header.width),
+        channels=header.channels,
+        dtype=header.dtype,
+        frames=Again(frames),
+    )
+
+
+def _header(data: bytes) -> _Header:
+    magic = data[:2]
+    if magic == b"P7":
+        return _pam_header(data)
+    numbers: list[bytes] = []
+    at = 2
+    while len(numbers) < (2 if magic in (b"P1", b"P4") else 3):
+        while data[at : at + 1].isspace():
+            at += 1
+        if data[at : at + 1] == b"#":
+            at = data.index(b"\n", at) + 1
+            continue
+        end = at
+        while end < len(data) and not data[end : end + 1].isspace():
+            end += 1
+        if end == at or end == len(data):
+            raise ValueError("its header is truncated")
+        numbers.append(data[at:end])
+        at = end
+    top = float(numbers[2]) if len(numbers) == 3 else 1.0
+    if magic not in (b"PF", b"Pf") and not (top.is_integer() and 1 <= top <= 65535):
+        raise ValueError(f"its largest value, {top:g}, is out of range")
+    return _Header(magic, int(numbers[0]), int(numbers[1]), _CHANNELS[magic], top, at + 1)
+
+
+def _pam_header(data: bytes) -> _Header:
+    end = data.index(b"ENDHDR\n")
+    lines = [line.split(None, 1) for line in data[3:end].splitlines() if line.strip() and not line.startswith(b"#")]
+    fields = {line[0]: line[1] for line in lines if len(line) == 2}
+    channels, top = int(fields[b"DEPTH"]), int(fields[b"MAXVAL"])
+    if channels not in _TUPLES or not 1 <= top <= 65535:
+        raise ValueError(f"{channels} channels up to {top} are not supported")
+    return _Header(b"P7", int(fields[b"WIDTH"]), int(fields[b"HEIGHT"]), channels, top, end + 7)
+
+
+def _pixels(header: _Header, data: bytes) -> Pixels:
+    shape = (header.height, header.width, header.channels)
+    count = header.height * header.width * header.channels
+    if header.magic == b"P4":
+        row = (header.width + 7) // 8
+        packed = np.frombuffer(data, np.uint8, header.height * row, header.start).reshape(header.height, row)
+        return ((1 - np.unpackbits(packed, axis=1)[:, : header.width]) * np.uint8(255))[..., None]
+    if header.dtype.kind == "f":
+        samples = np.frombuffer(data, "<f4" if header.top < 0 else ">f4", count, header.start)
+        return np.ascontiguousarray(samples.reshape(shape)[::-1]).astype(np.float32)  # the bottom row comes first
+    if header.magic in _PLAIN:
+        values = _plain(header, data[header.start :], count)
+    else:
+        values = np.frombuffer(data, ">u2" if header.dtype == np.uint16 else np.uint8, count, header.start)
+    full = np.iinfo(header.dtype).max
+    if values.max() > header.top:
+        raise ValueError("a sample is beyond the largest value that its header states")
+    if header.top == full:
+        return values.astype(header.dtype).reshape(shape)
+    return np.rint(values * (full / header.top)).astype(header.dtype).reshape(shape)
+
+
+def _plain(header: _Header, text: bytes, count: int) -> Pixels:
+    if header.magic == b"P1":  # its digits need no space between them, and 1 is black
+        digits = np.frombuffer(text.translate(None, b" \t\r\n\v\f"), np.uint8)
+        values = ord("1") - digits[:count]
+    else:
+        values = np.array(text.split()[:count]).astype(np.int64)
+    if len(values) < count or values.min() < 0:
+        raise ValueError("the file is truncated")
+    return values
+
+
+def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write PFM for floats, PGM for gray, PPM for RGB, PAM for what is transparent."""
+    pixels = next(iter(picture.frames)).pixels
+    height, width, channels = pixels.shape
+    if pixels.dtype.kind == "f":
+        order = -1 if sys.byteorder == "little" else 1
+        stream.write(f"P{'F' if channels == 3 else 'f'}\n{width} {height}\n{order}.0\n".encode())
+        stream.write(np.ascontiguousarray(pixels[::-1], np.float32).data)
+        return
+    full = np.iinfo(pixels.dtype).max
+    if channels in (1, 3):
+        stream.write(f"P{5 if channels == 1 else 6}\n{width} {height}\n{full}\n".encode())
+    else:
+        stream.write(f"P7\nWIDTH {width}\nHEIGHT {height}\nDEPTH {channels}\nMAXVAL {full}\n".encode())
+        stream.write(b"TUPLTYPE " + _TUPLES[channels] + b"\nENDHDR\n")
+    stream.write(pixels.astype(pixels.dtype.newbyteorder(">")).data)

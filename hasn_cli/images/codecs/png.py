@@ -1,0 +1,255 @@
+"""PNG and APNG, 1 to 16 bits deep, after the PNG specification (W3C, third edition).
+
+The chunks are taken apart and put together here, so that every checksum is verified, every piece of metadata survives
+and frames are read and written one by one; libpng (through imagecodecs) turns pixels into image data and back.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import imagecodecs
+import numpy as np
+
+from hasn_cli.errors import ImageError
+from hasn_cli.images.codecs.animation import changed_area
+from hasn_cli.images.codecs.png_metadata import metadata_chunks, read_metadata
+from hasn_cli.images.color import over
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels
+from hasn_cli.images.source import Limit, Source
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_DISPOSE_NONE, _DISPOSE_BACKGROUND, _DISPOSE_PREVIOUS = range(3)
+_BLEND_SOURCE = 0
+_COMPRESSION = 6
+
+
+@dataclass
+class _FrameData:
+    """A frame's place on the canvas, how it is shown, and its compressed data."""
+
+    top: int = 0
+    left: int = 0
+    height: int = 0
+    width: int = 0
+    duration: float | None = None
+    dispose: int = _DISPOSE_NONE
+    blend: int = _BLEND_SOURCE
+    data: list[memoryview] = field(default_factory=list)
+
+
+@dataclass
+class _File:
+    """A PNG file taken apart."""
+
+    ihdr: bytes
+    width: int
+    height: int
+    frames: list[_FrameData]
+    others: list[tuple[bytes, bytes]]
+    animated: bool
+    loop: int | None
+
+    @property
+    def depth(self) -> int:
+        return self.ihdr[8]
+
+    @property
+    def has_alpha(self) -> bool:
+        transparent = self.ihdr[9] in (4, 6) or any(kind == b"tRNS" for kind, _ in self.others)
+        covered = all(frame.dispose != _DISPOSE_BACKGROUND for frame in self.frames)
+        first = self.frames[0]
+        return transparent or not covered or (first.height, first.width) != (self.height, self.width)
+
+    @property
+    def is_gray(self) -> bool:
+        if self.ihdr[9] != 3:
+            return self.ihdr[9] in (0, 4)
+        palette = next((body for kind, body in self.others if kind == b"PLTE"), b"")
+        return palette[0::3] == palette[1::3] == palette[2::3]
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Each chunk's type and body, up to IEND.
+
+    Raises:
+        ValueError: the file ends before IEND, or a checksum does not agree.
+    """
+    view = memoryview(data)
+    at = len(SIGNATURE)
+    while True:
+        if at + 12 > len(data):
+            raise ValueError("the file is truncated")
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            raise ValueError("the file is truncated")
+        kind = data[at + 4 : at + 8]
+        if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise ValueError(f"the checksum of chunk {kind!r} is wrong")
+        if kind == b"IEND":
+            return
+        yield kind, view[at + 8 : end - 4]
+        at = end
+
+
+def read(source: Source, limit: Limit) -> Picture:
+    """Take a PNG apart; frames of an APNG come composed on its canvas."""
+    file = _take_apart(source.read())
+    limit.check(source.name, file.height, file.width)
+    return Picture(
+        name=source.name,
+        format="png",
+        size=(file.height, file.width),
+        channels=(1 if file.is_gray else 3) + file.has_alpha,
+        dtype=np.dtype(np.uint16 if file.depth == 16 else np.uint8),
+        frames=Again(lambda: _compose(_take_apart(source.read()))),
+        frame_count=len(file.frames),
+        loop=file.loop,
+        metadata=read_metadata(file.others),
+    )
+
+
+def _take_apart(data: bytes) -> _File:
+    parts = iter(chunks(data))
+    kind, first = next(parts)
+    if kind != b"IHDR" or len(first) != 13:
+        raise ValueError("it does not begin with IHDR")
+    ihdr = bytes(first)
+    width, height, depth, color = struct.unpack_from(">IIBB", ihdr)
+    if depth not in _DEPTHS.get(color, ()):
+        raise ValueError(f"colour type {color} with {depth} bits does not exist")
+    still, frames, others, plays = _FrameData(height=height, width=width), [], [], None
+    sequence = 0
+    for kind, body in parts:
+        if kind == b"acTL":
+            plays = struct.unpack_from(">I", body, 4)[0]
+        elif kind in (b"fcTL", b"fdAT"):
+            if struct.unpack_from(">I", body)[0] != sequence:
+                raise ValueError("frames are missing or out of order")
+            sequence += 1
+            if kind == b"fcTL":
+                frames.append(_frame_control(body, height, width))
+            else:
+                frames[-1].data.append(body[4:])
+        elif kind == b"IDAT":
+            still.data.append(body)
+            if frames:
+                frames[0].data.append(body)
+        else:
+            others.append((kind, bytes(body)))
+    animated = plays is not None and bool(frames)
+    if any(not frame.data for frame in (frames if animated else [still])):
+        raise ValueError("it holds no image data")
+    return _File(ihdr, width, height, frames if animated else [still], others, animated, plays if animated else None)
+
+
+def _frame_control(body: memoryview, height: int, width: int) -> _FrameData:
+    wide, high, left, top, count, per_second, dispose, blend = struct.unpack_from(">IIIIHHBB", body, 4)
+    if not (wide and high and left + wide <= width and top + high <= height):
+        raise ValueError("a frame reaches beyond the picture")
+    duration = 1000 * count / (per_second or 100)
+    return _FrameData(top, left, high, wide, duration, dispose, blend)
+
+
+def _compose(file: _File) -> Iterator[Frame]:
+    """Each frame as it is shown. An animation that goes on where the last frame stood needs two canvases, no more."""
+    channels = (1 if file.is_gray else 3) + file.has_alpha
+    dtype = np.uint16 if file.depth == 16 else np.uint8
+    canvas = np.zeros((file.height, file.width, channels), dtype)
+    for index, frame in enumerate(file.frames):
+        pixels = _with_channels(_decode(file, frame), channels)
+        if not file.animated:
+            yield Frame(pixels)
+            return
+        area = np.s_[frame.top : frame.top + frame.height, frame.left : frame.left + frame.width]
+        before = canvas.copy() if frame.dispose == _DISPOSE_PREVIOUS and index else None
+        canvas[area] = pixels if frame.blend == _BLEND_SOURCE or not file.has_alpha else over(pixels, canvas[area])
+        yield Frame(canvas.copy(), frame.duration)
+        if before is not None:
+            canvas = before
+        elif frame.dispose != _DISPOSE_NONE:
+            canvas[area] = 0
+
+
+def _decode(file: _File, frame: _FrameData) -> Pixels:
+    """A frame's own pixels, palette and colour keys resolved. libpng gets a file of the critical chunks alone."""
+    small = bytearray(SIGNATURE)
+    small += _chunk(b"IHDR", struct.pack(">II", frame.width, frame.height) + file.ihdr[8:])
+    for kind, body in file.others:
+        if kind in (b"PLTE", b"tRNS"):
+            small += _chunk(kind, body)
+    for data in frame.data:
+        small += _chunk(b"IDAT", data)
+    pixels: Pixels = imagecodecs.png_decode(bytes(small + _chunk(b"IEND", b"")))
+    return pixels.reshape(frame.height, frame.width, -1)
+
+
+def _with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Drop colour from a gray palette, add opacity where another frame has it."""
+    if channels <= 2 < pixels.shape[2]:
+        pixels = np.delete(pixels, (1, 2), axis=2)
+    if pixels.shape[2] < channels:
+        opaque = np.full((*pixels.shape[:2], 1), np.iinfo(pixels.dtype).max, pixels.dtype)
+        pixels = np.concatenate([pixels, opaque], axis=2)
+    return pixels
+
+
+def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write a PNG, or an APNG whose frames hold no more than the rectangle that changes."""
+    animated = picture.frame_count > 1
+    stream.write(SIGNATURE)
+    sequence = 0
+    before: Pixels | None = None
+    for index, frame in enumerate(picture.frames):
+        if before is not None and frame.pixels.shape != before.shape:
+            raise ImageError(f"{picture.name}: its frames differ in size", "write it as TIFF")
+        top, left, bottom, right = changed_area(before, frame.pixels)
+        changed = frame.pixels[top:bottom, left:right]
+        encoded = dict(_merged_chunks(_encode(changed)))
+        if index == 0:
+            stream.write(_chunk(b"IHDR", encoded[b"IHDR"]))
+            for kind, body in metadata_chunks(picture.metadata, picture.channels):
+                stream.write(_chunk(kind, body))
+            if animated:
+                stream.write(_chunk(b"acTL", struct.pack(">II", picture.frame_count, picture.loop or 0)))
+        if animated:
+            stream.write(_chunk(b"fcTL", _control(sequence, top, left, changed, frame.duration)))
+            sequence += 1
+        if index == 0:
+            stream.write(_chunk(b"IDAT", encoded[b"IDAT"]))
+        else:
+            stream.write(_chunk(b"fdAT", struct.pack(">I", sequence) + encoded[b"IDAT"]))
+            sequence += 1
+        before = frame.pixels
+    stream.write(_chunk(b"IEND", b""))
+
+
+def _encode(pixels: Pixels) -> bytes:
+    plane = pixels if pixels.shape[2] > 1 else pixels[..., 0]
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(plane), _COMPRESSION))
+
+
+def _merged_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """IHDR and one IDAT."""
+    parts = list(chunks(data))
+    yield b"IHDR", bytes(parts[0][1])
+    yield b"IDAT", b"".join(body for kind, body in parts if kind == b"IDAT")
+
+
+def _control(sequence: int, top: int, left: int, pixels: Pixels, duration: float | None) -> bytes:
+    milliseconds = min(round(duration or 0), 0xFFFF)
+    height, width = pixels.shape[:2]
+    place = struct.pack(">IIIII", sequence, width, height, left, top)
+    return place + struct.pack(">HHBB", milliseconds, 1000, _DISPOSE_NONE, _BLEND_SOURCE)
+
+
+def _chunk(kind: bytes, body: bytes | memoryview) -> bytes:
+    checksum = zlib.crc32(body, zlib.crc32(kind))
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)))

@@ -1,0 +1,267 @@
+"""TIFF: pages of 1 to 16 bits or float, read and written by tifffile, which keeps every depth as it is.
+
+EXIF lies in directories of the file itself. They are lifted out into an EXIF block on reading, and on writing appended
+to the finished file along with a first directory that points to them.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import tifffile
+
+from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, unpremultiply, widen
+from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.source import Limit, Source
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say is raised as an error here
+
+_PHOTOMETRIC = tifffile.PHOTOMETRIC
+_GRAY = (_PHOTOMETRIC.MINISWHITE, _PHOTOMETRIC.MINISBLACK)
+_CONVERTED = (_PHOTOMETRIC.SEPARATED, _PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB)
+_SHOWN = (*_GRAY, _PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, *_CONVERTED)
+_XMP, _IPTC, _ICC, _PHOTOSHOP = 700, 33723, 34675, 34377
+_RESOLUTION_TAGS = (282, 283, 296)
+_BYTES = 7
+# description, maker, model, orientation, software, time, artist, host, copyright, Windows' XP…, EXIF, GPS
+_EXIF_TAGS = {270, 271, 272, 274, 305, 306, 315, 316, 33432, *range(40091, 40096), 34665, 34853}
+_STRUCTURE_TAGS = {
+    254,
+    255,
+    *range(256, 267),
+    273,
+    *range(277, 286),
+    284,
+    296,
+    317,
+    *range(320, 326),
+    330,
+    *range(338, 348),
+}
+_4_GIB = 2**32
+
+
+def read(source: Source, limit: Limit) -> Picture:
+    """Read a TIFF's pages; smaller versions of a page and masks are no pages."""
+    with source.open() as stream, tifffile.TiffFile(stream) as file:
+        indices = _pages(file)
+        page: Any = file.pages[indices[0]]
+        _check(source, limit, page)
+        channels, dtype = _shown_as(page)
+        icc = page.tags.valueof(_ICC)
+        converted = page.photometric in _CONVERTED
+        metadata = _metadata(page)
+        classic = not file.is_bigtiff
+    if classic:
+        metadata = replace(metadata, exif=_lift_exif(source))
+
+    def frames() -> Iterator[Frame]:
+        with source.open() as again, tifffile.TiffFile(again) as opened:
+            for index in indices:
+                _check(source, limit, opened.pages[index])
+                yield Frame(_pixels(opened.pages[index], icc))
+
+    return Picture(
+        name=source.name,
+        format="tiff",
+        size=(page.imagelength, page.imagewidth),
+        channels=channels,
+        dtype=dtype,
+        frames=Again(frames),
+        frame_count=len(indices),
+        paged=True,
+        metadata=replace(metadata, icc=srgb_profile()) if converted else metadata,
+    )
+
+
+def _pages(file: tifffile.TiffFile) -> list[int]:
+    shown = [index for index in range(len(file.pages)) if not int(cast(Any, file.pages[index]).subfiletype) & 0b101]
+    if not shown:
+        raise ValueError("it has no page")
+    return shown
+
+
+def _check(source: Source, limit: Limit, page: Any) -> None:
+    """Refuse before decoding what is too large, truncated, or of a kind that is not supported."""
+    limit.check(source.name, page.imagelength, page.imagewidth)
+    if page.imagedepth != 1 or page.samplesperpixel > 8:
+        raise ValueError(f"{page.samplesperpixel} samples a pixel, {page.imagedepth} deep, are not supported")
+    jpeg = page.compression == tifffile.COMPRESSION.JPEG
+    if page.photometric not in _SHOWN and not (jpeg and page.photometric == _PHOTOMETRIC.YCBCR):
+        raise ValueError(f"its kind of colour, {getattr(page.photometric, 'name', page.photometric)}, is not supported")
+    length = page.parent.filehandle.size
+    pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if not pieces or any(not 0 < start < start + count <= length for start, count in pieces):
+        raise ValueError("the file is truncated")
+    if page.dtype is None or page.dtype.kind not in "buf" or (page.dtype.kind == "u" and page.dtype.itemsize > 2):
+        raise ValueError(f"samples of {page.bitspersample} bits of its kind are not supported")
+
+
+def _colors(page: Any) -> int:
+    """How many samples of a pixel are colour."""
+    if page.photometric in _GRAY or page.photometric == _PHOTOMETRIC.PALETTE:
+        return 1
+    return 4 if page.photometric == _PHOTOMETRIC.SEPARATED else 3
+
+
+def _alpha(page: Any) -> int | None:
+    """Which sample is the transparency, and None where none is declared to be."""
+    for index, kind in enumerate(page.extrasamples):
+        if kind in (1, 2):
+            return _colors(page) + index
+    return None
+
+
+def _shown_as(page: Any) -> tuple[int, np.dtype[Any]]:
+    """Channels and dtype that the page is going to have."""
+    colors = 1 if page.photometric in _GRAY else 3
+    palette = page.photometric == _PHOTOMETRIC.PALETTE
+    deep = not _is_8_bit(page.colormap) if palette else page.bitspersample > 8
+    dtype = np.float32 if page.dtype.kind == "f" else np.uint16 if deep else np.uint8
+    return colors + (_alpha(page) is not None), np.dtype(dtype)
+
+
+def _is_8_bit(colormap: Pixels) -> bool:
+    return bool((colormap % 257 == 0).all() or (colormap % 256 == 0).all() or colormap.max() < 256)
+
+
+def _pixels(page: Any, icc: bytes | None) -> Pixels:
+    data = page.asarray()
+    if page.axes == "SYX":
+        data = np.moveaxis(data, 0, 2)
+    data = data.reshape(page.imagelength, page.imagewidth, -1)
+    colors, alpha = _colors(page), _alpha(page)
+    if data.shape[2] < colors:
+        raise ValueError(f"{data.shape[2]} samples a pixel are too few")
+    color = _color(page, data[..., :colors], icc)
+    if alpha is None:
+        return color
+    opacity = _stretch(page, data[..., alpha : alpha + 1])
+    pixels = np.concatenate([color, opacity.astype(color.dtype)], axis=2)
+    return unpremultiply(pixels) if page.extrasamples[alpha - colors] == 1 else pixels
+
+
+def _color(page: Any, data: Pixels, icc: bytes | None) -> Pixels:
+    """Samples as they are stored to gray or RGB."""
+    kind = page.photometric
+    if kind == _PHOTOMETRIC.PALETTE:
+        colormap = page.colormap
+        if int(data.max()) >= colormap.shape[1]:
+            raise ValueError("its palette is too short")
+        if _is_8_bit(colormap):
+            colormap = (colormap if colormap.max() < 256 else colormap >> 8).astype(np.uint8)
+        return np.ascontiguousarray(colormap.T[data[..., 0]])
+    if kind in (_PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB):
+        return lab_to_srgb(data, signed=kind == _PHOTOMETRIC.CIELAB)
+    samples = _stretch(page, data)
+    if kind == _PHOTOMETRIC.SEPARATED:
+        return cmyk_to_srgb(samples, icc)
+    if kind == _PHOTOMETRIC.MINISWHITE:
+        return (1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max) - samples
+    return samples
+
+
+def _stretch(page: Any, data: Pixels) -> Pixels:
+    """Samples of any depth to the whole range of uint8 or uint16, or to float32."""
+    return data.astype(np.float32) if data.dtype.kind == "f" else widen(data, page.bitspersample)
+
+
+def _metadata(page: Any) -> Metadata:
+    def raw(tag: int) -> bytes | None:
+        value = page.tags.valueof(tag)
+        if isinstance(value, tuple):  # IPTC is often declared as LONG
+            entry = page.tags[tag]
+            value = struct.pack(f"{page.parent.byteorder}{len(value)}{'L' if entry.dtype == 4 else 'B'}", *value)
+        return value if isinstance(value, bytes) else value.encode() if isinstance(value, str) else None
+
+    resolution = page.get_resolution(tifffile.RESUNIT.INCH) if 282 in page.tags and 283 in page.tags else (1, 1)
+    units = page.tags.valueof(296)
+    return Metadata(
+        icc=raw(_ICC),
+        xmp=raw(_XMP),
+        iptc=raw(_IPTC),
+        dpi=resolution if units in (2, 3) and min(resolution) > 0 else None,
+    )
+
+
+def _lift_exif(source: Source) -> bytes | None:
+    """The EXIF block that a TIFF's first directory amounts to, None where it says nothing."""
+    with source.view() as data:
+        file = Directories(data)
+        below, entries = pack_tree(file, file.first, 8, _EXIF_TAGS.__contains__)
+        if not entries:
+            return None
+        head = (b"II*\0" if file.order == "<" else b"MM\0*") + struct.pack(file.order + "L", 8 + len(below))
+        return head + below + pack_directory(file.order, entries, 8 + len(below))
+
+
+def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
+    """Write a TIFF page by page, losslessly compressed; beyond 4 GB as BigTIFF, which then goes without EXIF."""
+    metadata = picture.metadata
+    exif = Exif(metadata.exif) if metadata.exif else None
+    height, width = picture.size
+    size = picture.frame_count * height * width * picture.channels * picture.dtype.itemsize
+    big = size > 0.95 * _4_GIB
+    with tifffile.TiffWriter(stream, bigtiff=big, byteorder=">" if exif and exif.order == ">" else "<") as writer:
+        for frame in picture.frames:
+            channels = frame.pixels.shape[2]
+            writer.write(
+                np.ascontiguousarray(frame.pixels if channels > 1 else frame.pixels[..., 0]),
+                photometric="minisblack" if channels <= 2 else "rgb",
+                planarconfig="contig" if channels > 1 else None,
+                extrasamples=["unassalpha"] if channels in (2, 4) else None,
+                compression="zlib",
+                predictor=True,
+                resolution=metadata.dpi,
+                resolutionunit="inch" if metadata.dpi else "none",
+                iccprofile=metadata.icc,
+                metadata=None,
+                software=False,
+                contiguous=False,
+            )
+    if not big:
+        _append_metadata(stream, metadata, exif)
+
+
+def _append_metadata(stream: BinaryIO, metadata: Metadata, exif: Exif | None) -> None:
+    """Put a richer first directory at the end of the file and make the header point to it."""
+    added: list[RawEntry] = []
+    for tag, value in ((_XMP, metadata.xmp), (_IPTC, metadata.iptc)):
+        if value:
+            added.append((tag, _BYTES, len(value), value))
+    if not added and exif is None:
+        return
+    end = stream.seek(0, 2)
+    stream.write(b"\0" * (end % 2))
+    end += end % 2
+    below = b""
+    if exif is not None:
+        below, entries = pack_tree(
+            exif, exif.first, end, lambda tag: tag not in _STRUCTURE_TAGS | set(_RESOLUTION_TAGS)
+        )
+        added = entries + added
+        stream.write(below)
+    order, existing, following = _first_directory(stream)
+    known = {entry[0] for entry in existing}
+    entries = existing + [entry for entry in added if entry[0] not in known]
+    stream.seek(0, 2)
+    stream.write(pack_directory(order, entries, end + len(below), following))
+    stream.seek(4)
+    stream.write(struct.pack(order + "L", end + len(below)))
+
+
+def _first_directory(stream: BinaryIO) -> tuple[str, list[RawEntry], int]:
+    """Byte order, entries as they are stored (long values stay where they are), and what follows."""
+    stream.seek(0)
+    order = "<" if stream.read(2) == b"II" else ">"
+    stream.seek(4)
+    stream.seek(struct.unpack(order + "L", stream.read(4))[0])
+    (count,) = struct.unpack(order + "H", stream.read(2))
+    entries = [struct.unpack(order + "HHL4s", stream.read(12)) for _ in range(count)]
+    return order, entries, struct.unpack(order + "L", stream.read(4))[0]
