@@ -1,52 +1,53 @@
-"""`Upscaler`: one network on one device, applied to pictures as arrays."""
+"""`Upscaler`: one network on one device, applied to pictures as arrays, within a memory budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from hasn_cli.errors import DeviceError
-from hasn_cli.network import HASN
+from hasn_cli.errors import BudgetError
+from hasn_cli.inference import devices, planning
+from hasn_cli.inference.devices import resolve_device
+from hasn_cli.inference.fusion import FusedNetwork
+from hasn_cli.inference.kernels import keep_freed_memory
+from hasn_cli.inference.planning import Plan, Task
+from hasn_cli.inference.streaming import Evaluation, NonFinite
+from hasn_cli.inference.tiling import LARGE_TILE, Canvas, Output, check_tile, cut, quantised
+from hasn_cli.inference.workers import Workers
+from hasn_cli.network import HASN, MIN_SIDE, pad_to_min_side
+
+__all__ = ["Plan", "Progress", "Upscaler", "resolve_device"]
 
 Progress = Callable[[float], None]
-Image = NDArray[np.generic]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a picture of one size is evaluated."""
-
-    description: str
-
-    def __str__(self) -> str:
-        return self.description
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that `name` means here: `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        DeviceError: the device asked for is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind = name.split(":")[0]
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in present:
-        raise DeviceError(f"unknown device '{name}'", "use auto, cpu, cuda, cuda:1 or mps")
-    if not present[kind]:
-        raise DeviceError(f"there is no {kind} device here", "use --device auto or --device cpu")
-    return torch.device(name)
+Image = NDArray[Any]
+TURNS = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 
 class Upscaler:
-    """The network, evaluated on H×W×C arrays."""
+    """The network, evaluated on H×W×C arrays. Not for use by two threads at once.
+
+    Args:
+        network: in float32; left as it is.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp32, fp16 or bf16; see `devices.precisions`. Half precisions are dropped for float32 where
+            a picture's features do not fit them.
+        tile: None: the whole picture, exactly, cut only if it is beyond the budget; 0: never cut; N: tiles of N LR px.
+        overlap: LR pixels that two tiles share; None: chosen by the tile's size.
+        memory: bytes for feature maps, strips and, on a CPU, the picture and its result; None: a share of what is free.
+        tta: the mean over the eight flips and turns; eight times the work.
+        compile: let torch.compile work on the strips' operators (accelerators only).
+        threads: of a CPU; None: as many as PyTorch uses.
+        strip: rows in a strip; None: as many as the cache likes. For tests and measurements.
+
+    Raises:
+        DeviceError, UsageError: a device, precision, tile or overlap that cannot be.
+    """
 
     def __init__(
         self,
@@ -59,15 +60,27 @@ class Upscaler:
         memory: int | None = None,
         tta: bool = False,
         compile: bool = False,
+        threads: int | None = None,
+        strip: int | None = None,
     ) -> None:
         self.device = resolve_device(device)
-        self.precision = "fp32"
-        self.scale = network.scale
-        self.network = network.to(self.device).eval()
+        self._computing, self._held = devices.precisions(precision, self.device)
+        self.precision = next(name for name, dtype in devices.FLOATS.items() if dtype is self._held)
+        self.scale, self.network = network.scale, network
+        self.tile, self.overlap, self.memory, self.tta = tile, overlap, memory, tta
+        check_tile(tile, overlap)
+        self._strip, self._compile = strip, compile
+        self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else 0
+        self._workers: Workers | None = None
+        self._fused: dict[torch.dtype, FusedNetwork] = {}
 
     def plan(self, size: tuple[int, int], channels: int = 3, itemsize: int = 1) -> Plan:
-        """What `upscale` would do with a picture of `size` (height, width)."""
-        return Plan("whole picture")
+        """How a picture of `size` (height, width) in LR pixels would be evaluated.
+
+        Raises:
+            BudgetError: it does not fit the memory budget in any allowed way.
+        """
+        return self._plan(size, channels, itemsize, self._held)
 
     def batch_size(self, size: tuple[int, int]) -> int:
         """How many pictures of `size` are best evaluated together."""
@@ -75,19 +88,211 @@ class Upscaler:
 
     def upscale_batch(self, images: Sequence[Image], progress: Progress | None = None) -> list[Image]:
         """`upscale` for several pictures of one size and dtype."""
-        return [self.upscale(image, progress) for image in images]
+        count = len(images)
+        results = []
+        for done, image in enumerate(images):
+            results.append(self.upscale(image, lambda part, done=done: progress and progress((done + part) / count)))  # type: ignore[misc]
+        return results
+
+    def close(self) -> None:
+        """End the threads. The next picture would start new ones."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     @torch.inference_mode()
     def upscale(self, image: Image, progress: Progress | None = None) -> Image:
-        """H×W×C (C = 1 or 3; uint8, uint16 or float32 in [0, 1]) → sH×sW×C of the same dtype."""
-        full = 1.0 if image.dtype == np.float32 else float(np.iinfo(image.dtype).max)
-        x = torch.from_numpy(image.astype(np.float32) / full).permute(2, 0, 1)[None]
-        sr = self.network(x.expand(-1, 3, -1, -1).to(self.device))[0].float().cpu()
-        if image.shape[2] == 1:
-            sr = sr.mean(0, keepdim=True)
-        out: NDArray[np.float32] = sr.permute(1, 2, 0).numpy()
-        if progress:
-            progress(1.0)
-        if image.dtype == np.float32:
-            return out
-        return np.rint(np.clip(out, 0, 1) * full).astype(image.dtype)
+        """Enlarge one picture.
+
+        Args:
+            image: H×W×C, C = 1 or 3; uint8 or uint16, or float32 taken as [0, 1].
+            progress: gets the fraction done, 0 to 1, in this thread; may raise to cancel.
+
+        Returns:
+            sH×sW×C of the same dtype; integers are rounded and clipped, floats are not clipped. One channel is
+            evaluated as three equal ones, and their mean returned.
+
+        Raises:
+            BudgetError: it does not fit the memory budget in any allowed way, or memory ran out after all.
+        """
+        _check_image(image)
+        report = Report(progress)
+        if min(image.shape[:2]) < MIN_SIDE:
+            height, width = image.shape[:2]
+            return self._within_memory(_padded(image), report)[: height * self.scale, : width * self.scale]
+        return self._within_memory(image, report)
+
+    def _within_memory(self, image: Image, report: Report | Part) -> Image:
+        """Follow the plan; where memory runs out all the same, with shorter strips, then with tiles."""
+        plan = self._plan(image.shape[:2], image.shape[2], image.dtype.itemsize, self._held)
+        while True:
+            try:
+                return self._in_precision(image, plan, report)
+            except devices.OUT_OF_MEMORY as error:
+                plan = self._smaller(plan, image, error)
+            devices.release(self.device)
+
+    def _smaller(self, plan: Plan, image: Image, error: BaseException) -> Plan:
+        if plan.strip > 1:
+            return replace(plan, strip=plan.strip // 2)
+        side = max(image.shape[:2]) if plan.tile is None else plan.tile
+        if side // 2 < LARGE_TILE or self.tile == 0:
+            hint = "close other programs, or use --device cpu" if self.device.type != "cpu" else "close other programs"
+            raise BudgetError(
+                f"out of memory on {self.device} for {image.shape[1]}×{image.shape[0]} px", hint
+            ) from error
+        return self._plan(image.shape[:2], image.shape[2], image.dtype.itemsize, self._held, tile=side // 2)
+
+    def _in_precision(self, image: Image, plan: Plan, report: Report | Part) -> Image:
+        """Follow the plan in the precision asked for, or in float32 where that does not hold this picture."""
+        try:
+            return self._turned(image, plan, self._computing, self._held, report)
+        except NonFinite:
+            plan = self._plan(image.shape[:2], image.shape[2], image.dtype.itemsize, torch.float32)
+            return self._turned(image, plan, torch.float32, torch.float32, report)
+
+    def _turned(
+        self, image: Image, plan: Plan, computing: torch.dtype, held: torch.dtype, report: Report | Part
+    ) -> Image:
+        height, width, channels = image.shape
+        size = (height * self.scale, width * self.scale, channels)
+        if not self.tta:
+            result = np.empty(size, image.dtype)
+            self._cut(image, Output(result), plan, computing, held, report)
+            return result
+        total = np.zeros(size, np.float32)
+        for i, (turns, flip) in enumerate(TURNS):
+            lr, sr = (np.rot90(array[:, ::-1] if flip else array, turns) for array in (image, total))
+            self._cut(
+                lr, Output(sr, 1 / len(TURNS)), plan, computing, held, report.part(i / len(TURNS), 1 / len(TURNS))
+            )
+        return quantised(total, image.dtype)
+
+    def _cut(
+        self, image: Image, output: Output, plan: Plan, computing: torch.dtype, held: torch.dtype, report: Report | Part
+    ) -> None:
+        """Evaluate `image` whole or tile by tile, into `output`."""
+        height, width, channels = image.shape
+        side = plan.tile or max(height, width)
+        rows, columns = cut(height, side, plan.overlap), cut(width, side, plan.overlap)
+        canvas = Canvas(output, rows, columns, self.scale, channels)
+        network, workers = self._network(computing), self._ready_workers()
+        for done, (i, j) in enumerate(canvas.tiles()):
+            part = report.part(done / plan.tiles, 1 / plan.tiles)
+            piece = image[rows[i].start : rows[i].stop, columns[j].start : columns[j].stop]
+            evaluation = Evaluation(network, ArraySource(piece, network), held, workers, self._strip or plan.strip)
+
+            def sink(top: int, strip: Tensor, tile: tuple[int, int] = (i, j)) -> None:
+                canvas.put(tile, top * self.scale, self._values(strip))
+
+            evaluation.run(sink, part.add)
+
+    def _values(self, strip: Tensor) -> NDArray[np.float32]:
+        """h×W×(s·s·C) → sh×sW×C floats on the host.
+
+        Raises:
+            NonFinite: half precision did not hold the result.
+        """
+        height, width, cells = strip.shape
+        s, channels = self.scale, cells // self.scale**2
+        values = strip.view(height, width, s, s * channels).permute(0, 2, 1, 3).reshape(height * s, width * s, channels)
+        if strip.dtype is not torch.float32 and not torch.isfinite(values).all():
+            raise NonFinite
+        result: NDArray[np.float32] = values.float().cpu().numpy()
+        return result
+
+    def _plan(
+        self, size: tuple[int, int], channels: int, itemsize: int, held: torch.dtype, tile: int | None = None
+    ) -> Plan:
+        (height, width), cpu = (max(side, MIN_SIDE) for side in size), self.device.type == "cpu"
+        task = Task(
+            height, width, channels, itemsize, self.scale,
+            computing=self._computing.itemsize,
+            held=held.itemsize,
+            threads=max(1, self._threads),
+            on_host=cpu,
+            accumulates=self.tta,
+        )  # fmt: skip
+        budget = devices.budget(self.device) if self.memory is None and self.tile is None else self.memory
+        text = f"{self.device}, {self.precision}"
+        return planning.plan(task, budget, self.tile if tile is None else tile, self.overlap, text)
+
+    def _network(self, computing: torch.dtype) -> FusedNetwork:
+        if computing not in self._fused:
+            self._fused[computing] = FusedNetwork(self.network, self.device, computing, compile=self._compile)
+        return self._fused[computing]
+
+    def _ready_workers(self) -> Workers:
+        if self._workers is None:
+            keep_freed_memory()
+            self._workers = Workers(self._threads, self.device)
+        return self._workers
+
+
+class ArraySource:
+    """An H×W×C array as the strips want it: floats in [0, 1], on the device, a row or column of zeros around."""
+
+    def __init__(self, image: Image, network: FusedNetwork) -> None:
+        self.image, self.network = image, network
+        self.size, self.channels = (image.shape[0], image.shape[1]), image.shape[2]
+        self._unit = np.float32(1 if image.dtype.kind == "f" else 1 / np.iinfo(image.dtype).max)
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows [top, bottom) with a column more on either side: h×(W+2)×C."""
+        height, width = self.size
+        padded = np.zeros((bottom - top, width + 2, self.channels), np.float32)
+        lo, hi = max(top, 0), min(bottom, height)
+        np.multiply(self.image[lo:hi], self._unit, out=padded[lo - top : hi - top, 1:-1])
+        return torch.from_numpy(padded).to(self.network.device, self.network.dtype)
+
+
+class Report:
+    """Progress that never goes back, whatever is tried again."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._told = progress, 0.0
+
+    def tell(self, fraction: float) -> None:
+        """Pass on the fraction done, 0 to 1, if it is news."""
+        fraction = min(1.0, fraction)
+        if self._progress is not None and fraction > self._told:
+            self._told = fraction
+            self._progress(fraction)
+
+    def part(self, start: float, share: float) -> Part:
+        """Progress of a piece of the work: `share` of it, after `start`."""
+        return Part(self, start, share)
+
+
+class Part:
+    """A piece of the work that reports what it has done since it last did."""
+
+    def __init__(self, whole: Report | Part, start: float, share: float) -> None:
+        self._whole, self._start, self._share, self._done = whole, start, share, 0.0
+
+    def tell(self, fraction: float) -> None:
+        """The fraction of this piece that is done."""
+        self._whole.tell(self._start + self._share * fraction)
+
+    def add(self, fraction: float) -> None:
+        """This much more of the piece is done."""
+        self._done += fraction
+        self.tell(self._done)
+
+    def part(self, start: float, share: float) -> Part:
+        """A piece of this piece."""
+        return Part(self, start, share)
+
+
+def _check_image(image: Image) -> None:
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise ValueError(f"an image is H×W×1 or H×W×3, not {image.shape}")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ValueError(f"an image is uint8, uint16 or float32, not {image.dtype}")
+
+
+def _padded(image: Image) -> Image:
+    """A picture too small for the network, extended at the bottom and right as the network itself would."""
+    tensor = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+    padded: Image = pad_to_min_side(tensor)[0].permute(1, 2, 0).numpy().astype(image.dtype)
+    return padded

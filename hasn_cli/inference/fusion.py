@@ -1,0 +1,171 @@
+"""The network rewritten for inference: fewer, wider linear steps that give the same picture.
+
+What is linear and meets is multiplied out, in float64, before any picture is seen:
+
+- LayerNorm's scale and shift go into the three 1×1 convolutions behind it, so a strip is only centred and scaled;
+- ESA reads f3's 156 channels through conv1 alone, so conv1∘f3 is one 52→16 matrix on the normalised features;
+- ESA adds conv_f(conv1(f3)) at full size: again one 52→16 matrix. Nothing of ESA but its gate is 156 channels wide;
+- the channel attention's factors go into what reads the block's result next: the depthwise kernel, or conv_2;
+- a gray picture's three equal channels, and the mean of the three results, go into the first and last convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, Pointwise
+from hasn_cli.network import HASB, HASN, ChannelAttention
+
+
+@dataclass(frozen=True)
+class FusedBlock:
+    """One HASB. `n` is the normalised (not yet scaled and shifted) result of the first depthwise convolution."""
+
+    depthwise_in: Tensor  # 52×1×7×7, to be scaled by the attention of the block before
+    depthwise_in_bias: Tensor  # 52
+    low_in: Pointwise  # n → 16, what ESA's low-resolution branch reads
+    low_down: Convolution  # 16 → 16, 3×3, stride 2
+    low_out: Convolution  # 16 → 16, 3×3 on the low-resolution map
+    gate_in: Pointwise  # n → 16, added to the enlarged low-resolution map
+    gate: Pointwise  # 16 → 156, sigmoid
+    f1: Pointwise  # n → 156, relu6
+    f2: Pointwise  # n → 156
+    f3: Pointwise  # n → 156
+    g: Pointwise  # 156 → 52
+    depthwise_out: Convolution  # 52, 7×7
+    squeeze: Convolution  # 52 → 17, 3×3, GELU
+    expand: Convolution  # 17 → 52, 3×3
+    attention: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # matrix and bias of the two layers
+    eps: float
+
+    def gated(self, n: Tensor, low: Tensor) -> Tensor:
+        """g(relu6(f1)·f2 + ESA's gate·f3): P×52, and the enlarged low-resolution map, P×16 → P×52."""
+        gate = self.gate(self.gate_in.plus(n, low))  # P×156
+        product = self.f2.times(n, self.f1(n)).addcmul_(self.f3(n), gate)
+        return self.g(product)
+
+    def attend(self, mean: Tensor) -> Tensor:
+        """The channel attention's factors, 52, from the whole picture's mean of each channel."""
+        (w1, b1), (w2, b2) = self.attention
+        return torch.sigmoid(w2 @ torch.relu(w1 @ mean + b1) + b2)
+
+
+class FusedNetwork:
+    """A network's weights, multiplied out and packed for one device and precision.
+
+    Args:
+        network: the network; it is left as it is.
+        device: where to evaluate.
+        dtype: of weights and strips; sums are kept wider.
+        compile: let torch.compile fuse the gated product; not on a CPU, whose operators are fused already.
+    """
+
+    def __init__(self, network: HASN, device: torch.device, dtype: torch.dtype, *, compile: bool = False) -> None:
+        self.scale, self.features = network.scale, network.num_features
+        self.device, self.dtype = device, dtype
+        self.gated = FusedBlock.gated
+        if compile and device.type != "cpu":
+            self.gated = torch.compile(FusedBlock.gated, dynamic=True)
+        self.mean_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.blocks = [self._fuse(block) for block in network.blocks]
+        self._conv_1 = _weights(network.conv_1)
+        self._conv_2 = _weights(network.conv_2)
+        self._upsampler = _weights(network.upsampler[0])
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, **options: Any) -> Convolution:
+        """A `Convolution` on this network's device, in its precision."""
+        return Convolution(weight, bias, self.device, self.dtype, **options)
+
+    def first(self, channels: int) -> Pointwise:
+        """conv_1 for a picture of 3 channels, or of 1 that stands for three equal ones, on rows of 3×3×C patches."""
+        weight, bias = self._conv_1
+        weight = weight if channels == 3 else weight.sum(1, keepdim=True)
+        return Pointwise(weight.permute(0, 2, 3, 1).flatten(1), bias, self.device, self.dtype)
+
+    def last(self, channels: int) -> Convolution:
+        """The upsampler's convolution, its results ordered (row in cell, column in cell, colour): h×W×(s·s·c).
+
+        One channel: the mean of the three colours.
+        """
+        weight, bias = self._upsampler
+        cells = self.scale**2
+        weight = weight.view(3, cells, *weight.shape[1:]).transpose(0, 1)  # s²×3×52×3×3
+        bias = bias.view(3, cells).transpose(0, 1)  # s²×3
+        if channels == 1:
+            weight, bias = weight.mean(1, keepdim=True), bias.mean(1, keepdim=True)
+        return self.convolution(weight.flatten(0, 1), bias.flatten(), padding=(0, 1))
+
+    def scaled_depthwise(self, block: FusedBlock, factors: Tensor) -> Convolution:
+        """A block's first depthwise convolution reading features yet to be multiplied by `factors` (52)."""
+        weight = block.depthwise_in * factors.cpu().double()[:, None, None, None]
+        return self.convolution(weight, block.depthwise_in_bias, padding=(0, 3), groups=self.features)
+
+    def scaled_conv_2(self, factors: Tensor) -> Convolution:
+        """conv_2 reading features yet to be multiplied by `factors` (52)."""
+        weight, bias = self._conv_2
+        return self.convolution(weight * factors.cpu().double()[:, None, None], bias, padding=(0, 1))
+
+    def _fuse(self, block: HASB) -> FusedBlock:
+        gamma, beta = block.ln.weight.detach().cpu().double(), block.ln.bias.detach().cpu().double()
+
+        def after_norm(conv: nn.Module) -> tuple[Tensor, Tensor]:
+            matrix, bias = _matrix(conv)
+            return matrix * gamma, bias + matrix @ beta
+
+        def pointwise(matrix: Tensor, bias: Tensor, **options: Any) -> Pointwise:
+            return Pointwise(matrix, bias, self.device, self.dtype, **options)
+
+        def plain(conv: nn.Module, **options: Any) -> Convolution:
+            return self.convolution(*_weights(conv), **options)
+
+        esa, cab = block.esa, block.cab.cab
+        channel_attention = cab[3]
+        assert isinstance(channel_attention, ChannelAttention)
+
+        def attention_layer(index: int) -> tuple[Tensor, Tensor]:
+            weight, bias = _matrix(channel_attention.attention[index])
+            return weight.to(self.device, self.mean_dtype), bias.to(self.device, self.mean_dtype)
+
+        f1, f2, f3 = after_norm(block.f1.conv), after_norm(block.f2.conv), after_norm(block.f3.conv)
+        low_in = _compose(esa.conv1, f3)
+        depthwise, depthwise_bias = _weights(block.dwconv.conv)
+        return FusedBlock(
+            depthwise_in=depthwise,
+            depthwise_in_bias=depthwise_bias,
+            low_in=pointwise(*low_in),
+            low_down=plain(esa.conv2, stride=2),
+            low_out=plain(esa.conv3, padding=(1, 1)),
+            gate_in=pointwise(*_compose(esa.conv_f, low_in)),
+            gate=pointwise(*_matrix(esa.conv4), activation=SIGMOID),
+            f1=pointwise(*f1, activation=RELU6),
+            f2=pointwise(*f2),
+            f3=pointwise(*f3),
+            g=pointwise(*_matrix(block.g.conv)),
+            depthwise_out=plain(block.dwconv2.conv, padding=(0, 3), groups=self.features),
+            squeeze=plain(cab[0], padding=(0, 1), activation=GELU),
+            expand=plain(cab[2], padding=(0, 1)),
+            attention=(attention_layer(1), attention_layer(3)),
+            eps=block.ln.eps,
+        )
+
+
+def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution, in float64 on the CPU."""
+    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+    return conv.weight.detach().cpu().double(), conv.bias.detach().cpu().double()
+
+
+def _matrix(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Matrix and bias of a 1×1 convolution, likewise."""
+    weight, bias = _weights(conv)
+    return weight[:, :, 0, 0], bias
+
+
+def _compose(conv: nn.Module, inner: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Matrix and bias of `conv` (1×1) applied to what the matrix and bias `inner` give."""
+    matrix, bias = _matrix(conv)
+    return matrix @ inner[0], matrix @ inner[1] + bias

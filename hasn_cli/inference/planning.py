@@ -1,0 +1,133 @@
+"""How a picture of one size is evaluated within a memory budget, worked out before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hasn_cli.errors import BudgetError
+from hasn_cli.inference import streaming
+from hasn_cli.inference.tiling import LARGE_TILE, cut
+from hasn_cli.network import ESA_CHANNELS, NUM_FEATURES
+
+AUTO_OVERLAP = 32  # LR pixels shared by two large tiles
+PER_THREAD = 24 << 20  # bytes for what does not grow with the picture: one cacheful of 156 channels, oneDNN's scratch
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be planned for: sizes in LR pixels, widths in bytes."""
+
+    height: int
+    width: int
+    channels: int
+    itemsize: int  # of input and output values
+    scale: int
+    computing: int  # bytes of a value in strips
+    held: int  # bytes of a value in the feature map
+    threads: int
+    on_host: bool  # input and output lie in the same memory as the feature maps
+    accumulates: bool = False  # the output is summed in float32 first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture is evaluated.
+
+    Attributes:
+        strip: rows in a strip.
+        tile: LR pixels a side of the largest tile, or None: the whole picture, exactly.
+        overlap: LR pixels that two tiles share.
+        tiles: how many.
+        bytes: planned for feature maps, strips, input and output.
+        budget: what they may take, or None for no limit.
+        text: device and precision, for people.
+    """
+
+    strip: int
+    tile: int | None
+    overlap: int
+    tiles: int
+    bytes: int
+    budget: int | None
+    text: str
+
+    def __str__(self) -> str:
+        cut = "whole" if self.tile is None else f"{self.tiles} tiles of up to {self.tile} px, {self.overlap} px shared"
+        budget = "" if self.budget is None else f" of {self.budget / 2**20:.0f}"
+        return f"{self.text}, {cut}, strips of {self.strip} rows, {self.bytes / 2**20:.0f}{budget} MiB"
+
+
+def map_bytes(task: Task, height: int, width: int, strip: int) -> int:
+    """Memory for the feature maps and strips of height×width LR pixels."""
+    low = height * width // 4 * ESA_CHANNELS * task.computing * 5 // 4  # the strided map, and the small ones behind it
+    held = (height + 2 * streaming.GUARD) * width * NUM_FEATURES * task.held
+    rows = 5 * (strip + 10) + 3 * streaming.REACH  # windows, what is on its way between them, and a seam
+    return held + low + task.threads * (rows * width * NUM_FEATURES * task.computing + PER_THREAD)
+
+
+def fixed_bytes(task: Task) -> int:
+    """Memory for the picture and its result."""
+    if not task.on_host:
+        return 0
+    lr = task.height * task.width * task.channels
+    sr = lr * task.scale**2
+    return lr * task.itemsize + sr * task.itemsize + (sr * 4 if task.accumulates else 0)
+
+
+def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
+    """Memory for one tile at a time, and for what is blended."""
+    height, width = min(tile, task.height), min(tile, task.width)
+    blended = (2 * task.width * overlap + height * overlap) * task.scale**2 * task.channels * 4 if task.on_host else 0
+    return map_bytes(task, height, width, strip) + 2 * blended
+
+
+def strip_rows(width: int) -> int:
+    """Rows that make a strip the cache likes."""
+    return max(1, round(streaming.STRIP / width))
+
+
+def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, text: str) -> Plan:
+    """The best way that fits.
+
+    Args:
+        budget: bytes, or None for no limit.
+        tile: None: the whole if it fits, else the largest tiles that do; 0: the whole; else LR pixels a side.
+        overlap: LR pixels, or None for a third of a small tile, AUTO_OVERLAP of a larger one.
+
+    Raises:
+        BudgetError: nothing allowed fits.
+    """
+    fixed = fixed_bytes(task)
+
+    def whole() -> Plan:
+        strip = strip_rows(task.width)
+        need = fixed + map_bytes(task, task.height, task.width, strip)
+        return Plan(strip, None, 0, 1, need, budget, text)
+
+    def tiled(side: int) -> Plan:
+        shared = min(AUTO_OVERLAP, side // 4) if overlap is None else overlap
+        strip = strip_rows(min(side, task.width))
+        count = len(cut(task.height, side, shared)) * len(cut(task.width, side, shared))
+        return Plan(strip, side, shared, count, fixed + tile_bytes(task, side, shared, strip), budget, text)
+
+    if tile:
+        chosen = tiled(tile) if max(task.height, task.width) > tile else whole()
+    else:
+        chosen = whole()
+        if tile is None and budget is not None and chosen.bytes > budget:
+            chosen = _largest(tiled, max(task.height, task.width), budget)
+    if budget is not None and chosen.bytes > budget:
+        needed = f"needs {chosen.bytes / 2**20:.0f} MiB and may use {budget / 2**20:.0f}"
+        hint = "raise --memory" if tile is None else "raise --memory, or leave --tile to the program"
+        raise BudgetError(f"a picture of {task.width}×{task.height} px {needed}", hint)
+    return chosen
+
+
+def _largest(tiled: Callable[[int], Plan], longest: int, budget: int) -> Plan:
+    """The plan with the largest tiles within the budget, or with the smallest there are."""
+    low, high = LARGE_TILE, max(LARGE_TILE, longest)
+    while high - low > 8:
+        middle = (low + high) // 2
+        low, high = (middle, high) if tiled(middle).bytes <= budget else (low, middle)
+    return tiled(low)
