@@ -1,0 +1,136 @@
+"""`hasn doctor`: what the program sees on this machine and would do; for people as tables, for programs as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from hasn_cli.cli.options import HELP_SETTINGS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hasn_cli.doctor import Report
+
+
+@click.command("doctor", context_settings=HELP_SETTINGS)
+@click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Of the speed test; 0: none.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(seconds: float, as_json: bool) -> int:
+    """Show what hasn sees on this machine and would do.
+
+    Exit codes: 0 pictures can be upscaled, 1 something is broken.
+    """
+    from hasn_cli.doctor import examine
+
+    with _status() as tell:
+        report = examine(seconds=seconds, progress=tell)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        _show(report)
+    return int(any(concern.fatal for concern in report.concerns))
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None] | None]:
+    """A spinner on stderr that names what is being looked at, where there is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("looking") as status:
+        yield lambda what: status.update(f"looking at {what}")
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    for title, rows in (
+        ("Program", _program(report)),
+        ("Devices", _devices(report)),
+        ("Pictures", _pictures(report)),
+        ("Memory and speed", _memory_and_speed(report)),
+    ):
+        _print_section(console, title, rows)
+    console.print()
+    for concern in report.concerns:
+        colour = "red" if concern.fatal else "yellow"
+        console.print(f"[{colour}]![/] {escape(concern.what)}\n  [cyan]hint:[/] {escape(concern.hint)}")
+    if not report.concerns:
+        console.print("[green]✓[/] nothing amiss")
+
+
+def _print_section(console: Console, title: str, rows: Iterator[tuple[str, str]]) -> None:
+    from rich.table import Table
+
+    table: Table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", min_width=14)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(label, text)
+    console.print(f"\n[bold]{title}[/]")
+    console.print(table)
+
+
+def _program(report: Report) -> Iterator[tuple[str, str]]:
+    from rich.markup import escape
+
+    yield "hasn", report.version
+    yield "Python", f"{report.python}  [dim]{escape(report.executable)}[/]"
+    yield "system", report.system
+    yield "PyTorch", f"{report.packages['torch']} ({report.torch_build})"
+    others = [f"{name} {version or '[red]missing[/]'}" for name, version in report.packages.items() if name != "torch"]
+    yield "packages", ", ".join(others)
+    for name, present in report.extras.items():
+        state = "[green]installed[/]" if present else f"[dim]pip install 'hasn-cli\\[{name}]'[/]"
+        yield f"extra {name}", state
+    for scale, path in report.weights.items():
+        yield f"weights x{scale}", escape(path) if path else "[red]missing[/]"
+    yield "cache", escape(report.cache)
+
+
+def _devices(report: Report) -> Iterator[tuple[str, str]]:
+    for device in report.devices:
+        memory = f", {gibibytes(device.free)} of {gibibytes(device.memory)} free" if device.memory else ""
+        chosen = "  [green]← auto[/]" if device.chosen else ""
+        yield device.name, f"{device.title}{memory}, {device.precision}{chosen}"
+    yield "threads", f"{report.threads} on {report.cores} cores"
+
+
+def _pictures(report: Report) -> Iterator[tuple[str, str]]:
+    both = [state.title for state in report.formats if state.read and state.write]
+    read_only = [state.title for state in report.formats if state.read and not state.write]
+    yield "read and write", "; ".join(both)
+    if read_only:
+        yield "read only", "; ".join(read_only)
+    for state in report.formats:
+        if not state.read:
+            yield state.title, f"pip install 'hasn-cli\\[{state.extra}]'" if state.extra else "[red]does not work[/]"
+
+
+def _memory_and_speed(report: Report) -> Iterator[tuple[str, str]]:
+    yield "memory", f"{gibibytes(report.free)} of {gibibytes(report.memory)} free"
+    for reach in report.reach:
+        height, width = reach.size
+        budget = f" in {gibibytes(reach.budget)}" if reach.budget else ""
+        exact = f"exact up to {width} × {height} ({width * height / 1e6:.1f} MP){budget}, in tiles beyond"
+        yield f"x{reach.scale}", exact
+    if report.speed:
+        speed = report.speed
+        rate = f"{speed.seconds_per_megapixel:.2f} s a megapixel of input"
+        yield "speed", f"{rate}, {speed.output_megapixels_per_second:.2f} MP/s of output at x{speed.scale}"
+
+
+def gibibytes(amount: int | None) -> str:
+    """`3.2 GiB`, or `?`."""
+    return "?" if amount is None else f"{amount / 2**30:.1f} GiB"

@@ -1,0 +1,366 @@
+"""What the program finds on this machine, and what it would do with it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.errors import BudgetError, HasnError
+
+if TYPE_CHECKING:
+    from hasn_cli.inference import Upscaler
+
+SCALES = (2, 3, 4)
+SHAPE = (3, 4)  # height to width of the pictures that are asked about
+PACKAGES = ("torch", "numpy", "pillow", "imagecodecs", "tifffile", "huggingface-hub", "safetensors", "click", "rich")
+EXTRAS = {
+    "heic": ("pillow-heif",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "cluster": ("distributed", "fsspec"),
+    "train": ("matplotlib",),
+}
+"""Optional dependency group → its packages."""
+
+PROBE = (192, 256)  # LR pixels; the picture of the speed test
+LITTLE = 1 << 30  # bytes of free memory that deserve a word
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something the network can run on.
+
+    Attributes:
+        name: as `--device` takes it.
+        title: the maker's name for it.
+        memory, free: in bytes; None where it cannot be told.
+        precision: that `auto` means there.
+        chosen: `--device auto` means this one.
+    """
+
+    name: str
+    title: str
+    memory: int | None
+    free: int | None
+    precision: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class FormatState:
+    """Whether a format can be read and written here, found by doing it; `extra` names what would add it."""
+
+    name: str
+    title: str
+    read: bool
+    write: bool
+    extra: str | None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the memory goes at one scale.
+
+    Attributes:
+        size: (height, width) in LR pixels of the largest 4:3 picture that is computed whole, so exactly.
+        budget: bytes that the network may take.
+    """
+
+    scale: int
+    size: tuple[int, int]
+    budget: int | None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the speed test found.
+
+    Attributes:
+        scale: of the network.
+        seconds_per_megapixel: of the LR picture, median.
+        output_megapixels_per_second: of the SR picture.
+        rounds: how often it was measured.
+    """
+
+    scale: int
+    seconds_per_megapixel: float
+    output_megapixels_per_second: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Something that is amiss, and what to do about it; `fatal` if pictures cannot be upscaled as it is."""
+
+    what: str
+    hint: str
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found. `packages` and `extras`: name → version, None where it is not installed; sizes in bytes."""
+
+    version: str
+    python: str
+    executable: str
+    system: str
+    packages: dict[str, str | None]
+    extras: dict[str, bool]
+    torch_build: str
+    threads: int
+    cores: int
+    devices: tuple[Device, ...]
+    weights: dict[int, str | None]
+    cache: str
+    formats: tuple[FormatState, ...]
+    memory: int
+    free: int
+    reach: tuple[Reach, ...]
+    speed: Speed | None
+    concerns: tuple[Concern, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return asdict(self)
+
+
+def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = None) -> Report:
+    """Look at everything.
+
+    Args:
+        seconds: how long to measure the speed; 0: not at all.
+        progress: told what is being looked at.
+    """
+    import psutil
+    import torch
+
+    from hasn_cli import __version__
+
+    tell = progress or (lambda _: None)
+    tell("devices")
+    devices = find_devices()
+    weights = {scale: bundled_weights(scale) for scale in SCALES}
+    tell("formats")
+    formats = probe_formats()
+    tell("memory")
+    upscalers = {scale: _upscaler(scale) for scale in SCALES if weights[scale]}
+    reach = tuple(largest_exact(upscaler) for upscaler in upscalers.values())
+    speed = None
+    if seconds > 0 and upscalers:
+        tell("speed")
+        speed = measure_speed(upscalers[max(upscalers)], seconds)
+    memory = psutil.virtual_memory()
+    extras = {name: all(_version(package) for package in packages) for name, packages in EXTRAS.items()}
+    cache = cache_folder()
+    return Report(
+        version=__version__,
+        python=platform.python_version(),
+        executable=sys.executable,
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        packages={name: _version(name) for name in PACKAGES},
+        extras=extras,
+        torch_build=torch_build(),
+        threads=torch.get_num_threads(),
+        cores=_cores(),
+        devices=devices,
+        weights=weights,
+        cache=str(cache),
+        formats=formats,
+        memory=memory.total,
+        free=memory.available,
+        reach=reach,
+        speed=speed,
+        concerns=tuple(find_concerns(weights, formats, cache, memory.available)),
+    )
+
+
+def find_devices() -> tuple[Device, ...]:
+    """The CPU, each CUDA device and Apple's GPU, as far as PyTorch can use them."""
+    import psutil
+    import torch
+
+    from hasn_cli.inference.upscaler import resolve_device
+
+    chosen = str(resolve_device("auto"))
+    memory = psutil.virtual_memory()
+    devices = [Device("cpu", _processor(), memory.total, memory.available, "fp32", chosen == "cpu")]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        name, first = f"cuda:{index}", chosen == "cuda" and index == 0
+        devices.append(Device(name, torch.cuda.get_device_name(index), total, free, "fp16", first))
+    if torch.backends.mps.is_available():
+        total = torch.mps.recommended_max_memory()
+        free = total - torch.mps.driver_allocated_memory()
+        devices.append(Device("mps", "Apple GPU", total, free, "fp32", chosen == "mps"))
+    return tuple(devices)
+
+
+def torch_build() -> str:
+    """What PyTorch was built for: CUDA or ROCm with its version, else the CPU, and the instructions it uses there."""
+    import torch
+
+    instructions = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+    if torch.version.cuda:
+        return f"CUDA {torch.version.cuda}, {instructions}"
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}, {instructions}"
+    return instructions
+
+
+def bundled_weights(scale: int) -> str | None:
+    """Path of the weights in the package, or None if they are not there."""
+    from hasn_cli.weights import bundled_path
+
+    try:
+        return str(bundled_path(scale))
+    except HasnError:
+        return None
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: the Hugging Face Hub client's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def probe_formats() -> tuple[FormatState, ...]:
+    """Every format, written and read with a tiny picture to see what works."""
+    from hasn_cli.images.formats import FORMATS
+
+    states = []
+    for name, entry in FORMATS.items():
+        read, write = _probe(name, entry.write)
+        states.append(FormatState(name, entry.title, read, write, entry.extra))
+    return tuple(states)
+
+
+def _probe(name: str, writable: bool) -> tuple[bool, bool]:
+    from hasn_cli.images import EncodeOptions, Frame, Picture, open_picture, write_picture
+
+    pixels: NDArray[Any] = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    if name == "pfm":  # floats only
+        pixels = pixels.astype(np.float32) / np.float32(255)
+    buffer = BytesIO()
+    try:
+        if writable:
+            picture = Picture("probe", name, (16, 16), 3, pixels.dtype, [Frame(pixels)])
+            write_picture(picture, buffer, name, EncodeOptions())
+    except (HasnError, ImportError):
+        return False, False
+    try:
+        return (open_picture(buffer.getvalue()).load().size == (16, 16), True) if writable else (True, False)
+    except (HasnError, ImportError):
+        return False, True
+
+
+def largest_exact(upscaler: Upscaler) -> Reach:
+    """The largest 4:3 picture that `upscaler` would compute whole, found by asking for its plans."""
+
+    def fits(unit: int) -> bool:
+        try:
+            return upscaler.plan((SHAPE[0] * unit, SHAPE[1] * unit)).tile is None
+        except BudgetError:
+            return False
+
+    low, high = 0, 1
+    while fits(high) and high < 1 << 16:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    budget = upscaler.plan((SHAPE[0], SHAPE[1])).budget if low else None
+    return Reach(upscaler.scale, (SHAPE[0] * low, SHAPE[1] * low), budget)
+
+
+def measure_speed(upscaler: Upscaler, seconds: float) -> Speed:
+    """Upscale the same noise again and again for so many seconds; the first time, which warms up, does not count."""
+    probe = np.random.default_rng(0).integers(0, 256, (*PROBE, 3), np.uint8)
+    end = time.perf_counter() + seconds
+    upscaler.upscale(probe)
+    times: list[float] = []
+    while not times or time.perf_counter() < end:
+        began = time.perf_counter()
+        upscaler.upscale(probe)
+        times.append(time.perf_counter() - began)
+    megapixels = PROBE[0] * PROBE[1] / 1e6
+    median = statistics.median(times)
+    return Speed(upscaler.scale, median / megapixels, megapixels * upscaler.scale**2 / median, len(times))
+
+
+def find_concerns(
+    weights: dict[int, str | None], formats: tuple[FormatState, ...], cache: Path, free: int
+) -> list[Concern]:
+    """What is amiss, the gravest first."""
+    import torch
+
+    concerns = []
+    missing = [f"x{scale}" for scale, path in weights.items() if path is None]
+    if missing:
+        concerns.append(Concern(f"the weights for {', '.join(missing)} are missing", "install hasn-cli again", True))
+    broken = [state.title for state in formats if state.extra is None and not (state.read and state.write)]
+    if broken:
+        what = f"{', '.join(broken)} cannot be read and written"
+        concerns.append(Concern(what, "install pillow, imagecodecs and tifffile again", True))
+    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
+        what = "there is an NVIDIA driver, but PyTorch cannot use the GPU"
+        concerns.append(Concern(what, "install PyTorch's CUDA build: https://pytorch.org/get-started/locally"))
+    if torch.get_num_threads() < _cores() // 2:
+        what = f"PyTorch uses {torch.get_num_threads()} of {_cores()} cores"
+        concerns.append(Concern(what, "unset OMP_NUM_THREADS, unless that is meant"))
+    if free < LITTLE:
+        concerns.append(
+            Concern(f"only {free / 2**20:.0f} MiB of memory are free", "large pictures will be cut in tiles")
+        )
+    if not os.access(_existing(cache), os.W_OK):
+        concerns.append(Concern(f"{cache} cannot be written", "set HF_HOME to a folder that can"))
+    return concerns
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() or path.parent == path else _existing(path.parent)
+
+
+def _upscaler(scale: int) -> Upscaler:
+    from hasn_cli.inference import Upscaler
+    from hasn_cli.weights import load_network
+
+    return Upscaler(load_network("hasn", scale))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    """Physical cores that this process may use, as far as the system tells."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
