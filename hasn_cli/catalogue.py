@@ -7,14 +7,14 @@ model card beside the file (`README.md`, whose `model-index` holds one entry for
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hasn_cli import weights as w
 from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
-from hasn_cli.errors import DownloadError, WeightsError
-from hasn_cli.network import HASN, SCALES, complexity
+from hasn_cli.errors import DownloadError
+from hasn_cli.network import HASN, complexity
 
 SR_720P = (720, 1280)
 UNSTATED = "not stated"
@@ -73,39 +73,7 @@ def entries(names: Iterable[str] = w.NAMES) -> Iterator[Entry]:
         WeightsError: there are no such weights here, or they are broken. What is published always has a row.
     """
     for name in names:
-        yield from [_released()] if name == w.RELEASED else map(_present, files_of(name))
-
-
-def files_of(
-    weights: str, scale: int | None = None, *, download: bool = False, progress: w.Progress | None = None
-) -> list[w.WeightsFile]:
-    """The files that `weights` stands for, one a scale.
-
-    Args:
-        weights: as `-w` takes it. A single file counts under the scale that its tensors are for.
-        scale: one scale only.
-        download: fetch them; else only what is on this machine, without any network access.
-        progress: told of downloads.
-
-    Raises:
-        WeightsError: there is none.
-        DownloadError: they cannot be fetched, or none is here.
-    """
-    files: list[w.WeightsFile] = []
-    refusal: WeightsError | None = None
-    for one in SCALES if scale is None else (scale,):
-        try:
-            files.append(w.resolve(weights, one, progress=progress, download=download))
-        except WeightsError as error:
-            if download and isinstance(error, DownloadError):
-                raise
-            refusal = error
-    if refusal is not None and not files:
-        raise refusal
-    if len({found.path for found in files}) == 1:  # whatever the scale, it is the same file: ask the file
-        true = network_from_state_dict(load_state_dict_file(files[0].path), origin=weights, scale=scale).scale
-        files = [replace(files[0], scale=true)]
-    return files
+        yield from [_released()] if name == w.RELEASED else map(_present, w.files_of(name))
 
 
 def _present(found: w.WeightsFile) -> Entry:

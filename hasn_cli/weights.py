@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ Progress = Callable[[str, int, int | None], None]
 BUNDLED = "hasn"
 RELEASED = "released"
 NAMES = (BUNDLED, RELEASED)
+SCALES = (2, 3, 4)  # as in `network`, which would bring torch along
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHECKSUMS = "SHA256SUMS"
 CARD = "README.md"
@@ -98,6 +99,40 @@ def resolve(weights: str, scale: int, *, progress: Progress | None = None, downl
         f"there are no weights called '{weights}'",
         f"give one of {', '.join(NAMES)}, a path, or a hub id OWNER/REPO; see: hasn weights list",
     )
+
+
+def files_of(
+    weights: str, scale: int | None = None, *, download: bool = False, progress: Progress | None = None
+) -> list[WeightsFile]:
+    """The files that `weights` stands for, one a scale.
+
+    Args:
+        weights: as `-w` takes it. A single file counts under the scale that its tensors are for.
+        scale: one scale only.
+        download: fetch them; else only what is on this machine, without any network access.
+        progress: told of downloads.
+
+    Raises:
+        WeightsError: there is none.
+        DownloadError: they cannot be fetched, or none is here.
+    """
+    files: list[WeightsFile] = []
+    refusal: WeightsError | None = None
+    for one in SCALES if scale is None else (scale,):
+        try:
+            files.append(resolve(weights, one, progress=progress, download=download))
+        except WeightsError as error:
+            if download and isinstance(error, DownloadError):
+                raise
+            refusal = error
+    if refusal is not None and not files:
+        raise refusal
+    if len({found.path for found in files}) == 1:  # whatever the scale, it is the same file: ask the file
+        from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
+
+        true = network_from_state_dict(load_state_dict_file(files[0].path), origin=weights, scale=scale).scale
+        files = [replace(files[0], scale=true)]
+    return files
 
 
 def hub_id(weights: str) -> hub.HubId | None:
@@ -173,7 +208,7 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
         WeightsError: there are no such files in `folder`, or one of them fails `verify`.
         DownloadError: the hub could not be reached, or refused.
     """
-    from hasn_cli.network import NUM_FEATURES, SCALES
+    from hasn_cli.network import NUM_FEATURES
 
     files = {scale: f"hasn_x{scale}.safetensors" for scale in SCALES}
     files = {scale: name for scale, name in files.items() if (folder / name).is_file()}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from hub_server import Hub, serving
 
 from hasn_cli import download as download_module
@@ -323,3 +328,82 @@ def test_hub_ids_are_read(text: str, parsed: tuple):
 @pytest.mark.parametrize("text", ["hasn", "o/r/file.pth", "o r/x", "hf://only", ""])
 def test_other_words_are_no_hub_ids(text: str):
     assert hub_module.HubId.parse(text) is None
+
+
+# the ecosystem's own way
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content")
+def test_from_pretrained_reads_what_publish_wrote(hub: Hub, monkeypatch):
+    from hasn_cli import HASN
+
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    weights.publish("me/mine", weights.bundled_path(4).parent)
+    for options, scale in (({}, 4), ({"scale": 2}, 2), ({"scale": 3, "revision": "main"}, 3)):
+        network = HASN.from_pretrained("me/mine", **options)
+        expected = weights.load_network("hasn", scale).state_dict()
+        assert isinstance(network, HASN)
+        assert not network.training
+        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content")
+def test_a_hub_id_reads_what_push_to_hub_wrote(hub: Hub, monkeypatch):
+    from hasn_cli import HASN
+
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    network = HASN(3)
+    network.push_to_hub("me/mine")
+    loaded = weights.load_network("me/mine", 3).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in network.state_dict().items())
+    with pytest.raises(WeightsError, match="no weights for x4"):
+        weights.load_network("me/mine", 4)
+
+
+def test_a_folder_goes_through_save_pretrained_and_back(tmp_path):
+    from hasn_cli import HASN
+
+    network = HASN(2, num_features=26)
+    network.save_pretrained(tmp_path / "saved")
+    for again in (HASN.from_pretrained(tmp_path / "saved"), weights.load_network(str(tmp_path / "saved"), 2)):
+        assert (again.scale, again.num_features) == (2, 26)
+        assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_from_pretrained_is_strict(tmp_path):
+    from safetensors.torch import save_file
+
+    from hasn_cli import HASN
+
+    state = HASN(2).state_dict()
+    del state["conv_2.bias"]
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"scale": 2}')
+    with pytest.raises(WeightsError, match=r"missing conv_2\.bias"):
+        HASN.from_pretrained(tmp_path)
+
+
+# the whole program, with nothing patched
+
+
+def test_the_command_pulls_from_the_endpoint_of_the_environment_and_then_works_offline(hub: Hub, tmp_path, x4: bytes):
+    hub.add(REPO, {"config.json": b'{"scale": 4}', "model.safetensors": x4})
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url}
+
+    def run(*args: str, **extra: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "hasn_cli", "weights", *args]
+        return subprocess.run(command, capture_output=True, text=True, env={**environment, **extra})
+
+    pulled = run("pull", REPO, "-s", "4")
+    assert (pulled.returncode, pulled.stderr) == (0, "")
+    assert hashlib.sha256(Path(pulled.stdout.strip()).read_bytes()).hexdigest() == hashlib.sha256(x4).hexdigest()
+    hub.log.clear()
+    located = run("path", REPO, HF_HUB_OFFLINE="1")
+    assert located.stdout == pulled.stdout
+    assert hub.log == []
+    absent = run("pull", "o/absent", "-s", "4")
+    assert absent.returncode == 1
+    assert absent.stdout == ""
+    assert absent.stderr.splitlines()[0].endswith(f"there is no model o/absent on {hub.url}, or it is private")
+    assert absent.stderr.splitlines()[1].startswith("hint: check the spelling")
+    assert len(absent.stderr.splitlines()) == 2

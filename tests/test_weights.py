@@ -365,7 +365,8 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
     assert "hasn_x3.safetensors has SHA-256" in told.err
 
 
-def test_listing_and_locating_leave_torch_alone_where_they_can():
-    script = "import sys; from hasn_cli import weights; weights.resolve('hasn', 4); print('torch' in sys.modules)"
+def test_locating_weights_leaves_torch_alone():
+    script = "import sys; from hasn_cli import weights; weights.files_of('hasn'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+    assert weights.SCALES == SCALES

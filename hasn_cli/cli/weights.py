@@ -84,8 +84,7 @@ def pull(names: tuple[str, ...], scale: int | None) -> None:
 
     What was pulled is used without the network, also with HF_HUB_OFFLINE=1.
     """
-    from hasn_cli.catalogue import files_of
-    from hasn_cli.weights import RELEASED, verify
+    from hasn_cli.weights import RELEASED, files_of, verify
 
     for name in names or (RELEASED,):
         with fetching() as progress:
@@ -99,10 +98,9 @@ def pull(names: tuple[str, ...], scale: int | None) -> None:
 @names_argument
 def verify_command(names: tuple[str, ...]) -> int:
     """Check SHA-256 and every tensor of WEIGHTS on this machine. Without names: all published ones that are here."""
-    from hasn_cli.catalogue import files_of
     from hasn_cli.console import show_error
     from hasn_cli.errors import DownloadError
-    from hasn_cli.weights import NAMES, expected_sha256, verify
+    from hasn_cli.weights import NAMES, expected_sha256, files_of, verify
 
     failed = 0
     for name in names or NAMES:
@@ -129,7 +127,7 @@ def verify_command(names: tuple[str, ...]) -> int:
 @scale_option
 def path(weights: str, scale: int | None) -> None:
     """Print where WEIGHTS lie on this machine, a line for each scale. Never touches the network."""
-    from hasn_cli.catalogue import files_of
+    from hasn_cli.weights import files_of
 
     for found in files_of(weights, scale):
         click.echo(found.path)
