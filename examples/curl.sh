@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# From the web, enlarged, into a file: nothing but the result touches the disk.
+#
+#     examples/curl.sh https://example.org/photo.jpg large.png
+set -euo pipefail
+url=${1:?usage: curl.sh URL OUT.png} out=${2:?usage: curl.sh URL OUT.png}
+
+curl --fail --silent --show-error --location "$url" | hasn upscale - --output - --format png --quiet > "$out"

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes the pictures in examples/results/ anew; to be run when the weights have changed.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+hasn upscale camera.jpg forest.jpg --suffix _x4 --quality 90 --output results/ --overwrite --no-journal
+hasn upscale flower.png page.png --suffix _x4 --format webp --quality 90 --output results/ --overwrite --no-journal
+hasn compare camera.jpg --output results/camera_compare.png --overwrite
+hasn compare page.png --output results/page_compare.png --overwrite
