@@ -1,0 +1,452 @@
+"""A batch: what it tells, what it survives, what it keeps in memory, how it stops."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hasn_cli import batch, work
+from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, Stopped, plan_batch, run_batch
+from hasn_cli.enlarge import Size
+from hasn_cli.errors import ImageError, OutputError, WeightsError
+from hasn_cli.images import EncodeOptions
+from hasn_cli.inputs import Job, find_jobs
+from hasn_cli.journal import NAME
+from hasn_cli.pool import Cancelled, UpscalerPool
+from hasn_cli.room import Room
+
+TWICE = Settings(size=Size(factor=2))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save(path: str | Path, size: tuple[int, int] = (20, 16), seed: int = 0) -> Path:
+    """A picture of noise, `size` = (width, height)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def save_many(count: int, size: tuple[int, int] = (20, 16)) -> list[Job]:
+    """Jobs for so many pictures: in/0.png → out/0.png and so on."""
+    for number in range(count):
+        save(f"in/{number}.png", size, seed=number)
+    return find_jobs(["in"], "out")
+
+
+class FakeUpscaler:
+    """Doubles by repetition; takes its time, and remembers what it was given."""
+
+    def __init__(self, seconds: float = 0.0, batch_size: int = 1, steps: int = 1) -> None:
+        self.scale = 2
+        self.device = SimpleNamespace(type="cpu")
+        self.seconds, self.limit, self.steps = seconds, batch_size, steps
+        self.groups: list[int] = []
+        self.threads: set[int] = set()
+
+    def plan(self, size, channels=3, itemsize=1):
+        return "repeated"
+
+    def batch_size(self, size):
+        return self.limit
+
+    def upscale(self, image, progress=None):
+        return self.upscale_batch([image], progress)[0]
+
+    def upscale_batch(self, images, progress=None):
+        self.groups.append(len(images))
+        self.threads.add(threading.get_ident())
+        for step in range(self.steps):
+            time.sleep(self.seconds / self.steps)
+            if progress:
+                progress((step + 1) / self.steps)
+        return [image.repeat(2, axis=0).repeat(2, axis=1) for image in images]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A function that puts a `FakeUpscaler` into every pool, one a device."""
+
+    def install(**options):
+        made: dict[str, FakeUpscaler] = {}
+
+        def load(pool, scale, device):
+            return made.setdefault(device, FakeUpscaler(**options))
+
+        monkeypatch.setattr(UpscalerPool, "_load", load)
+        return made
+
+    return install
+
+
+def of_type(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def no_halves(folder: Path) -> bool:
+    return not list(folder.rglob("*.part"))
+
+
+# what it tells and makes
+
+
+def test_every_picture_is_made_and_told_in_order(folder):
+    jobs = save_many(5)
+    events = list(run_batch(jobs, TWICE))
+    for job in jobs:
+        own = [type(event) for event in events if event.job == job]
+        assert own[0] is Started and own[-1] is Done and set(own[1:-1]) == {Progress}
+        with Image.open(job.target) as image:
+            assert image.size == (40, 32)
+    done = of_type(events, Done)
+    assert {(event.size, event.sr_size) for event in done} == {((16, 20), (32, 40))}
+    assert all(0 < event.network_seconds <= event.seconds for event in done)
+    assert [event.bytes for event in done] == [event.job.target.stat().st_size for event in done]
+
+
+def test_every_event_is_json(folder):
+    save("in/a.png")
+    Path("in/bad.png").write_text("no picture")
+    jobs = find_jobs(["in"], "out")
+    events = [*run_batch(jobs, TWICE), *run_batch(jobs, TWICE, on_exists="skip"), Stopped("the disk is full", 3)]
+    kinds = [json.loads(json.dumps(event.to_dict()))["event"] for event in events]
+    assert set(kinds) == {"start", "progress", "done", "failed", "skipped", "stopped"}
+    failure = of_type(events, Failed)[0].to_dict()
+    assert failure["input"] == "in/bad.png" and "not a picture" in failure["error"]
+
+
+def test_one_bad_picture_stops_no_other(folder):
+    save("in/1.png"), save("in/5.png")
+    Path("in/2.png").write_bytes(b"")
+    Path("in/3.png").write_bytes(Path("in/1.png").read_bytes()[:200])
+    Path("in/4.png").write_text("no picture")
+    events = list(run_batch([*find_jobs(["in", "gone.png"], "out")], TWICE, workers=1))
+    assert sorted(event.job.name for event in of_type(events, Failed)) == [
+        "gone.png",
+        "in/2.png",
+        "in/3.png",
+        "in/4.png",
+    ]
+    assert all(isinstance(event.error, ImageError) for event in of_type(events, Failed))
+    assert sorted(path.name for path in Path("out").iterdir()) == [NAME, "1.png", "5.png"]
+
+
+def test_a_fault_of_the_program_in_one_picture_stops_no_other(folder, fake, monkeypatch):
+    jobs = save_many(3)
+    fake()
+    real = work.enlarge
+
+    def enlarge(picture, *args, **options):
+        if picture.name == "in/1.png":
+            raise ZeroDivisionError
+        return real(picture, *args, **options)
+
+    monkeypatch.setattr(work, "enlarge", enlarge)
+    events = list(run_batch(jobs, TWICE))
+    assert [event.job.name for event in of_type(events, Failed)] == ["in/1.png"]
+    assert len(of_type(events, Done)) == 2
+
+
+def test_an_existing_output_is_kept_skipped_or_replaced(folder):
+    jobs = save_many(1)
+    Path("out").mkdir()
+    jobs[0].target.write_text("mine")
+    (failed,) = run_batch(jobs, TWICE)
+    assert isinstance(failed.error, OutputError) and "overwrite" in failed.error.hint
+    (skipped,) = run_batch(jobs, TWICE, on_exists="skip")
+    assert isinstance(skipped, Skipped) and jobs[0].target.read_text() == "mine"
+    assert of_type(run_batch(jobs, TWICE, on_exists="overwrite"), Done)
+    with Image.open(jobs[0].target) as image:
+        assert image.size == (40, 32)
+
+
+def test_streams(folder, monkeypatch):
+    path = save("a.png")
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=out))
+    events = list(run_batch(find_jobs(["-"]), TWICE))
+    assert Image.open(out).size == (40, 32) and Image.open(out).format == "PNG"
+    assert of_type(events, Done)[0].bytes == len(out.getvalue())
+
+
+def test_times_are_kept_on_request(folder):
+    path = save("a.png")
+    os.utime(path, ns=(10**18, 10**18))
+    list(run_batch(find_jobs(["a.png"], "b.png"), Settings(size=Size(factor=2), keep_times=True)))
+    assert Path("b.png").stat().st_mtime_ns == 10**18
+
+
+def test_urls_in_and_out(folder):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/shop/a.png", save("a.png").read_bytes())
+    try:
+        events = list(run_batch(find_jobs(["memory://shop/a.png", "memory://shop/gone.png"], "memory://large"), TWICE))
+        assert Image.open(io.BytesIO(memory.cat_file("/large/a.png"))).size == (40, 32)
+        assert "no such file" in str(of_type(events, Failed)[0].error)
+    finally:
+        memory.rm("/shop", recursive=True), memory.rm("/large", recursive=True)
+
+
+def test_an_unwritable_target_fails_alone(folder, fake):
+    fake()
+    save("a.png"), save("b.png")
+    Path("file").write_text("in the way")
+    jobs = [Job(0, Path("a.png"), Path("file/a.png"), "a.png"), Job(1, Path("b.png"), Path("b_x2.png"), "b.png")]
+    events = list(run_batch(jobs, TWICE))
+    assert [event.job.name for event in of_type(events, Failed)] == ["a.png"]
+    assert isinstance(of_type(events, Failed)[0].error, OutputError)
+    assert Path("b_x2.png").exists() and Path("file").read_text() == "in the way"
+
+
+def test_a_plan_tells_and_makes_nothing(folder):
+    jobs = save_many(2)
+    Path("in/bad.png").write_text("no picture")
+    events = list(plan_batch([*jobs, Job(2, Path("in/bad.png"), Path("out/bad.png"), "bad")], TWICE))
+    assert [type(event) for event in events] == [Started, Started, Failed]
+    assert events[0].target_size == (32, 40) and events[0].format == "png" and events[0].plan
+    assert not Path("out").exists()
+
+
+def test_weights_that_are_not_there_are_said_once(folder):
+    jobs = save_many(3)
+    with pytest.raises(WeightsError):
+        list(run_batch(jobs, Settings(weights="gone.safetensors")))
+    assert no_halves(folder)
+
+
+def test_settings_survive_json_and_their_fingerprint_tells_what_matters():
+    settings = Settings(
+        size=Size(factor=Fraction(3, 2), fit=None),
+        encode=EncodeOptions(quality=80, background="white"),
+        tile=64,
+        tta=True,
+    )
+    again = Settings.from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert again == settings and again.fingerprint() == settings.fingerprint()
+    boxed = Settings(size=Size(fit=(600, 800)), memory=10**9)
+    assert Settings.from_dict(json.loads(json.dumps(boxed.to_dict()))) == boxed
+    assert Settings(memory=1).fingerprint() == Settings().fingerprint()
+    others = [Settings(tta=True), Settings(size=Size(factor=2)), Settings(encode=EncodeOptions(quality=90))]
+    assert len({entry.fingerprint() for entry in [Settings(), *others]}) == 4
+
+
+# the pipeline
+
+
+def test_decoding_and_encoding_go_on_beside_the_network(folder, fake, monkeypatch):
+    jobs = save_many(12)
+    fake(seconds=0.05)
+    slow_down(monkeypatch, "open_source", 0.04), slow_down(monkeypatch, "write_result", 0.04)
+    began = time.perf_counter()
+    assert len(of_type(run_batch(jobs, TWICE), Done)) == 12
+    # one after the other: 1.56 s; the network alone: 0.6 s
+    assert time.perf_counter() - began < 1.1
+
+
+def slow_down(monkeypatch, name: str, seconds: float) -> None:
+    real = getattr(work, name)
+
+    def slowed(*args):
+        time.sleep(seconds)
+        return real(*args)
+
+    monkeypatch.setattr(work, name, slowed)
+
+
+def test_no_more_pictures_are_under_way_than_workers(folder, fake, monkeypatch):
+    jobs = save_many(20)
+    fake(seconds=0.01)
+    inside, most = set(), 0
+    real = batch.do_job
+
+    def counted(job, *args):
+        nonlocal most
+        inside.add(job.index)
+        most = max(most, len(inside))
+        try:
+            return real(job, *args)
+        finally:
+            inside.discard(job.index)
+
+    monkeypatch.setattr(batch, "do_job", counted)
+    assert len(of_type(run_batch(jobs, TWICE, workers=3), Done)) == 20
+    assert most == 3
+
+
+def test_a_slow_reader_of_events_slows_the_batch(folder, fake):
+    jobs = save_many(20)
+    fake()
+    events = run_batch(jobs, TWICE, workers=2)
+    while not isinstance(next(events), Done):
+        pass
+    time.sleep(0.3)
+    assert len(list(Path("out").glob("*.png"))) <= 4
+    events.close()
+
+
+def test_small_pictures_of_one_size_are_batched_and_come_back_to_their_owners(folder, fake):
+    save_many(12), save("in/odd.png", (24, 16))
+    made = fake(seconds=0.05, batch_size=4)
+    jobs = find_jobs(["in"], "out")
+    assert len(of_type(run_batch(jobs, TWICE, workers=8), Done)) == 13
+    groups = made["auto"].groups
+    assert max(groups) == 4 and sum(groups) == 13 and len(groups) <= 7
+    for job in jobs:
+        with Image.open(job.source) as small, Image.open(job.target) as large:
+            assert np.array_equal(np.asarray(small).repeat(2, 0).repeat(2, 1), np.asarray(large))
+
+
+def test_several_devices_share_a_batch_one_thread_each(folder, fake):
+    jobs = save_many(12)
+    made = fake(seconds=0.03)
+    assert len(of_type(run_batch(jobs, Settings(size=Size(factor=2), device="cuda:0, cuda:1")), Done)) == 12
+    assert set(made) == {"cuda:0", "cuda:1"}
+    assert all(len(upscaler.threads) == 1 and len(upscaler.groups) >= 3 for upscaler in made.values())
+
+
+def test_the_room_admits_what_fits_and_the_too_large_alone():
+    room = Room(100)
+    order, inside, most = [], [], []
+
+    def visit(name, amount):
+        with room.take(amount):
+            order.append(name), inside.append(amount), most.append(sum(inside))
+            time.sleep(0.05)
+            inside.remove(amount)
+
+    visitors = [("a", 60), ("b", 40), ("large", 300), ("c", 50), ("d", 50)]
+    threads = [threading.Thread(target=visit, args=visitor) for visitor in visitors]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert sorted(order[:2]) == ["a", "b"] and order[2] == "large"
+    assert max(total for total in most if total != 300) <= 100
+
+
+def test_a_closed_room_turns_all_away():
+    room = Room(100)
+    outcome = []
+
+    def wait():
+        try:
+            with room.take(100):
+                outcome.append("in")
+        except Cancelled:
+            outcome.append("turned away")
+
+    with room.take(100):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.05)
+        room.close()
+        thread.join(1)
+    assert outcome == ["turned away"]
+
+
+# stopping
+
+
+def test_closing_stops_within_two_seconds_and_leaves_no_half(folder, fake):
+    jobs = save_many(30)
+    fake(seconds=0.2, steps=20)
+    events = run_batch(jobs, TWICE)
+    finished = 0
+    for event in events:
+        finished += isinstance(event, Done)
+        if finished == 2:
+            break
+    began = time.perf_counter()
+    events.close()
+    assert time.perf_counter() - began < 2
+    written = list(Path("out").glob("*.png"))
+    assert 2 <= len(written) <= 5 and no_halves(folder)
+    for path in written:
+        Image.open(path).load()
+    time.sleep(0.3)
+    assert len(list(Path("out").glob("*.png"))) == len(written), "something went on after the end"
+
+
+def test_a_codec_that_cannot_be_stopped_is_left_behind_and_its_half_removed(folder, fake, monkeypatch):
+    jobs = save_many(1)
+    fake()
+    writing, release = threading.Event(), threading.Event()
+
+    def write(picture, target, format, options):
+        half = target.with_name(f".hasn-{os.getpid()}-abc.part")
+        half.write_text("half")
+        writing.set()
+        release.wait(10)
+
+    monkeypatch.setattr(work, "write_picture", write)
+    events = run_batch(jobs, TWICE)
+    assert isinstance(next(events), Started)
+    assert writing.wait(5)
+    began = time.perf_counter()
+    events.close()
+    assert time.perf_counter() - began < 2
+    assert no_halves(folder) and not jobs[0].target.exists()
+    release.set()
+
+
+def test_a_full_disk_stops_the_batch_says_so_and_loses_nothing(folder):
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare, for a small disk of our own")
+    save_many(12, (64, 48))
+    Path("out").mkdir()
+    # what lies on the small disk goes away with the process, so it is listed inside
+    command = (
+        "mount -t tmpfs -o size=128k none out;"
+        f"{sys.executable} -m hasn_cli upscale in -s 2 -o out --json -q; code=$?; ls -A out >&2; exit $code"
+    )
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "out"], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=60)
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    done = {Path(event["output"]).name for event in events if event["event"] == "done"}
+    (stopped,) = [event for event in events if event["event"] == "stopped"]
+    assert result.returncode == 1 and "No space left" in stopped["reason"]
+    listed = set(result.stderr.split("\n")) - {""}
+    assert done and {name for name in listed if name.endswith(".png") and "error" not in name} == done
+    assert not [name for name in listed if name.endswith(".part")]
+    assert len(list(Path("in").iterdir())) == 12
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_memory_is_flat(folder, count):
+    psutil = pytest.importorskip("psutil")
+    source = save("in/0.png", (15, 15))
+    for number in range(1, count):
+        os.link(source, f"in/{number}.png")
+    process = psutil.Process()
+    used = {}
+    for done, event in enumerate(
+        event for event in run_batch(find_jobs(["in"], "out"), TWICE) if isinstance(event, Done)
+    ):
+        assert isinstance(event, Done)
+        if done in (50, count - 1):
+            used[done] = process.memory_info().rss
+    assert used[count - 1] - used[50] < 16 << 20

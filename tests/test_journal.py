@@ -1,0 +1,303 @@
+"""Going on where a run was cut off: what is done stays done, all else is done again, nothing is lost or left lying."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from test_batch import TWICE, no_halves, of_type, save, save_many
+from zygote import runs
+
+from hasn_cli import journal
+from hasn_cli.batch import Done, Failed, Settings, Skipped, run_batch
+from hasn_cli.enlarge import Size
+from hasn_cli.errors import OutputError
+from hasn_cli.inputs import find_jobs
+from hasn_cli.journal import NAME, Journal
+from hasn_cli.pool import UpscalerPool
+from hasn_cli.weights import bundled_path
+
+RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes, as POSIX has them")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def finished(folder):
+    """The jobs of a batch of three that has been run."""
+    jobs = save_many(3)
+    assert len(of_type(run_batch(jobs, TWICE), Done)) == 3
+    return jobs
+
+
+def resume(jobs, settings=TWICE, **options) -> tuple[list[str], list[str]]:
+    """The names of what is done and of what is skipped; a failure raises."""
+    events = list(run_batch(jobs, settings, resume=True, **options))
+    for event in of_type(events, Failed):
+        raise event.error
+    return sorted(event.job.name for event in of_type(events, Done)), sorted(
+        event.job.name for event in of_type(events, Skipped)
+    )
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Changes whenever the file is written anew."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+ALL = ["in/0.png", "in/1.png", "in/2.png"]
+
+
+def test_what_is_done_stays_done_and_loads_no_network(finished, monkeypatch):
+    monkeypatch.setattr(UpscalerPool, "_load", lambda *args: pytest.fail("a network was loaded"))
+    before = [identity(job.target) for job in finished]
+    assert resume(finished) == ([], ALL)
+    assert [identity(job.target) for job in finished] == before
+
+
+def test_a_missing_output_is_made_again(finished):
+    finished[1].target.unlink()
+    assert resume(finished) == (["in/1.png"], ["in/0.png", "in/2.png"])
+
+
+def test_a_changed_input_is_done_again(finished):
+    save("in/1.png", seed=9)
+    assert resume(finished) == (["in/1.png"], ["in/0.png", "in/2.png"])
+
+
+def test_an_input_changed_behind_its_size_and_time_is_done_again(finished):
+    path = Path("in/1.png")
+    times, data = path.stat(), bytearray(path.read_bytes())
+    save("in/1.png", seed=9)
+    other = path.read_bytes()
+    path.write_bytes(other[: len(data)].ljust(len(data), b"\0"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size
+    events = list(run_batch(finished, TWICE, resume=True))
+    assert {event.job.name for event in events if not isinstance(event, Skipped)} == {"in/1.png"}
+
+
+def test_an_input_that_was_only_touched_or_copied_stays_done(finished):
+    Path("in/1.png").touch()
+    shutil.copy("in/2.png", "copy.png")
+    Path("copy.png").replace("in/2.png")
+    assert resume(finished) == ([], ALL)
+
+
+def test_changed_settings_do_all_again(finished):
+    assert resume(finished, Settings(size=Size(factor=2), tta=True)) == (ALL, [])
+
+
+def test_settings_without_effect_change_nothing(finished):
+    assert resume(finished, Settings(size=Size(factor=2), memory=10**9, device="cpu")) == ([], ALL)
+
+
+def test_changed_weights_do_all_again_and_renamed_ones_do_not(folder):
+    jobs = save_many(3)
+    shutil.copy(bundled_path(2), "w.safetensors")
+    settings = Settings(size=Size(factor=2), weights="w.safetensors")
+    list(run_batch(jobs, settings))
+    Path("w.safetensors").replace("renamed.safetensors")
+    renamed = Settings(size=Size(factor=2), weights="renamed.safetensors")
+    assert resume(jobs, renamed) == ([], ALL)
+    data = bytearray(Path("renamed.safetensors").read_bytes())
+    data[-1] ^= 1
+    Path("renamed.safetensors").write_bytes(data)
+    assert resume(jobs, renamed) == (ALL, [])
+
+
+def test_an_output_that_someone_else_changed_is_not_replaced(finished):
+    finished[1].target.write_bytes(b"retouched by hand")
+    with pytest.raises(OutputError, match="exists already"):
+        resume(finished)
+    assert finished[1].target.read_bytes() == b"retouched by hand"
+    assert resume(finished, on_exists="overwrite")[0] == ["in/1.png"]
+
+
+def test_a_file_that_the_journal_does_not_know_is_not_replaced(finished):
+    save("in/3.png")
+    Path("out/3.png").write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        resume(find_jobs(["in"], "out"))
+    assert Path("out/3.png").read_text() == "mine"
+
+
+def test_an_output_that_appeared_before_the_journal_said_so_is_done_again(finished):
+    path = Path("out") / NAME
+    lines = [line for line in path.read_text().splitlines() if not ('"done"' in line and "1.png" in line)]
+    path.write_text("\n".join(lines) + "\n")
+    assert resume(finished) == (["in/1.png"], ["in/0.png", "in/2.png"])
+    assert resume(finished) == ([], ALL)
+
+
+@pytest.mark.parametrize("torn", [1, 20, 200])
+def test_a_torn_last_line_costs_one_picture_at_most(finished, torn):
+    path = Path("out") / NAME
+    path.write_bytes(path.read_bytes()[:-torn])
+    done, skipped = resume(finished)
+    assert len(done) <= 1 and sorted(done + skipped) == ALL
+    assert resume(finished) == ([], ALL)
+
+
+def test_nonsense_in_the_journal_is_passed_over(finished):
+    path = Path("out") / NAME
+    path.write_bytes(b'\xff\xfe\n[]\n"x"\n{"state": "done"}\n3\n{}\n' + path.read_bytes())
+    assert resume(finished) == ([], ALL)
+
+
+def test_what_a_killed_run_left_is_cleared_away_and_a_living_one_s_is_not(finished):
+    dead, living, strange = (Path("out") / f".hasn-{owner}-0a1b2c.part" for owner in (2**22 + 1, os.getppid(), "x"))
+    for path in (dead, living, strange):
+        path.write_text("half")
+    resume(finished)
+    assert not dead.exists() and not strange.exists() and living.exists()
+
+
+def test_one_picture_leaves_no_journal_and_several_do_unless_told(folder):
+    save("in/a.png")
+    list(run_batch(find_jobs(["in/a.png"], "one/"), TWICE))
+    assert not (Path("one") / NAME).exists()
+    save("in/b.png")
+    list(run_batch(find_jobs(["in"], "none"), TWICE, journal=False))
+    assert not (Path("none") / NAME).exists()
+    list(run_batch(find_jobs(["in"], "two"), TWICE))
+    assert (Path("two") / NAME).exists()
+
+
+def test_a_run_that_begins_nothing_leaves_no_folder(folder):
+    Path("in").mkdir()
+    for name in ("a.png", "b.png"):
+        Path("in", name).write_text("no picture")
+    list(run_batch(find_jobs(["in"], "out"), TWICE))
+    assert not Path("out").exists()
+
+
+def test_outputs_beside_the_inputs_are_remembered_per_folder(folder):
+    save("in/a.png"), save("in/sub/b.png")
+    jobs = find_jobs(["in"], recursive=True, suffix="-big")
+    list(run_batch(jobs, TWICE))
+    assert set(journal.read(Path("in") / NAME)) == {"a-big.png", "sub/b-big.png"}
+    # another suffix now, so that only the journal knows them as outputs
+    assert len(find_jobs(["in"], recursive=True)) == 2
+
+
+def test_several_runs_can_share_a_journal(folder):
+    journals = [Journal(folder), Journal(folder)]
+    for number in range(50):
+        journals[number % 2].start(folder / f"{number}.png")
+        journals[number % 2].done(folder / f"{number}.png", {"output": {"size": number}})
+    for entry in journals:
+        entry.close()
+    records = journal.read(folder / NAME)
+    assert len(records) == 50 and all(record["state"] == "done" for record in records.values())
+
+
+def test_names_that_are_no_unicode_are_remembered(folder):
+    entry = Journal(folder)
+    entry.start(folder / os.fsdecode(b"caf\xe9.png"))
+    entry.close()
+    assert Journal(folder)[folder / os.fsdecode(b"caf\xe9.png")]["state"] == "start"
+
+
+def test_a_journal_that_cannot_be_written_is_said(folder):
+    save("in/a.png"), save("in/b.png")
+    Path("out", NAME).mkdir(parents=True)
+    events = list(run_batch(find_jobs(["in"], "out"), TWICE))
+    assert [type(event) for event in events] == [Failed, Failed]
+    assert all(NAME in str(event.error) and "no-journal" in event.error.hint for event in events)
+
+
+# killed at any moment
+
+PICTURES = 8
+
+
+@pytest.fixture(scope="module")
+def hasn_runs():
+    with runs() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, hasn_runs):
+    """A batch that nobody disturbed: its inputs, its outputs, and how long it took."""
+    folder = tmp_path_factory.mktemp("reference")
+    for number in range(PICTURES):
+        save(folder / f"in/{number}.png", (24 + number % 3, 32), seed=number)
+    assert hasn_runs.run("upscale", folder / "in", "-s", 2, "-o", folder / "warm") == 0
+    began = time.perf_counter()
+    assert hasn_runs.run("upscale", folder / "in", "-s", 2, "-o", folder / "out") == 0
+    return folder, time.perf_counter() - began
+
+
+def wait_for_pictures(out: Path, count: int) -> None:
+    """Return when so many outputs are there."""
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.png"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@RUNS
+@pytest.mark.parametrize(
+    "kills",
+    [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    ids=lambda kills: f"{kills} kills",
+)
+def test_killed_at_random_moments_nothing_is_lost_done_twice_or_left_lying(reference, hasn_runs, tmp_path, kills):
+    folder, seconds = reference
+    wanted = {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
+    assert len(wanted) == PICTURES
+    chance = random.Random(kills)
+    stages = set()
+    for kill in range(kills):
+        out = tmp_path / str(kill)
+        command = ("upscale", folder / "in", "-s", 2, "-o", out)
+        hasn_runs.start(*command)
+        wait_for_pictures(out, chance.randrange(PICTURES))
+        time.sleep(chance.uniform(0, seconds / PICTURES))
+        hasn_runs.kill()
+        status = hasn_runs.wait()
+        assert status in (-signal.SIGKILL, 0)
+
+        before = {path.name: identity(path) for path in out.glob("*.png")}
+        assert all((out / name).read_bytes() == wanted[name] for name in before), "a half picture"
+        known = {name for name, record in journal.read(out / NAME).items() if record["state"] == "done"}
+        stages.add(len(before))
+
+        assert hasn_runs.run(*command, "--resume") == 0
+        assert {path.name: path.read_bytes() for path in out.glob("*.png")} == wanted
+        assert {path.name for path in out.iterdir()} == {*wanted, NAME}, "something was left lying"
+        for name in known:
+            assert identity(out / name) == before[name], "something was done twice"
+    assert len(stages) > 1, "every kill fell on the same moment"
+    assert no_halves(tmp_path)
+
+
+@RUNS
+def test_a_run_killed_twice_more_while_it_resumes_comes_to_its_end(reference, hasn_runs, tmp_path):
+    folder, _ = reference
+    command = ("upscale", folder / "in", "-s", 2, "-o", tmp_path, "--resume")
+    counts = []
+    for turn in (1, 2, 3):
+        hasn_runs.start(*command)
+        wait_for_pictures(tmp_path, 2 * turn)
+        hasn_runs.kill()
+        hasn_runs.wait()
+        counts.append(len(list(tmp_path.glob("*.png"))))
+    assert hasn_runs.run(*command) == 0
+    assert counts == sorted(counts) and len(list(tmp_path.glob("*.png"))) == PICTURES and no_halves(tmp_path)
+    lines = (tmp_path / NAME).read_text().splitlines()
+    done = [json.loads(line)["target"] for line in lines if '"done"' in line]
+    assert sorted(done) == sorted(set(done))
