@@ -20,22 +20,25 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
 
     Samples are rounded to 8 bits where the format has no more; where it has no profiles, colours are converted to sRGB;
     transparency is laid on the background, and must not be there if none is given.
+
+    Raises:
+        ImageError: it holds one frame only, and the first one alone is not what was asked for.
     """
     entry = FORMATS[format]
     alone = not (entry.pages if picture.paged else entry.animation)
+    if alone and picture.frame_count > 1 and not options.first_frame:
+        raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
     dtype = _dtype(picture.dtype, entry)
     background = parse_color(options.background) if options.background else None
     metadata = _metadata(picture, format, options)
     profile = None if entry.icc else profile_of(picture.metadata)
 
     def frames() -> Iterator[Frame]:
-        for index, frame in enumerate(picture.frames):
-            if alone and index:
-                if options.first_frame:
-                    return
-                raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
+        for frame in picture.frames:
             pixels = to_srgb(frame.pixels, profile) if profile else frame.pixels
             yield replace(frame, pixels=_fit(pixels, entry, dtype, background))
+            if alone:
+                return
 
     return replace(
         picture,

@@ -34,7 +34,8 @@ def count_frames(data: bytes) -> int:
 def _count_frames(data: bytes) -> int:
     at = 13 + _table_length(data[10])
     frames = 0
-    while (kind := data[at]) != 0x3B:
+    # a lone picture may lack the trailer, as some old ones do: nothing else can be missing then
+    while not (at == len(data) and frames == 1) and (kind := data[at]) != 0x3B:
         if kind == 0x21:
             at += 2
         elif kind == 0x2C:

@@ -150,7 +150,8 @@ def write_avif(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> No
     quality = 100 if options.lossless else options.quality
     exif = picture.metadata.exif and without_orientation(picture.metadata.exif)
     picture = replace(picture, metadata=replace(picture.metadata, exif=exif))
-    _save(picture, stream, "AVIF", {"quality": quality, "subsampling": "4:4:4"})
+    gray = picture.channels == 1 and picture.frame_count == 1
+    _save(picture, stream, "AVIF", {"quality": quality, "subsampling": "4:0:0" if gray else "4:4:4"})
 
 
 def _save(picture: Picture, stream: BinaryIO, format: str, arguments: dict[str, Any]) -> None:

@@ -1,0 +1,209 @@
+"""The table of formats, each cell of it a round trip that is really made. `python tests/format_table.py` writes it.
+
+"Read" is a file that another program wrote, "write" one that another program reads back; the other cells go from a
+picture to a file and back, and compare.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from PIL import Image
+from pictures import WIDE_GAMUT, XMP, animation, full_metadata, photo, picture
+
+from hasn_cli.errors import ImageError
+from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Picture, open_picture, write_picture
+from hasn_cli.images.color import to_srgb
+from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [ROOT / "docs" / "pictures.md", ROOT / "README.md"]
+BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
+HEADINGS = ("Format", "read", "write", "16-bit", "float", "alpha", "ICC", "EXIF", "XMP", "frames", "largest side")
+YES, NO = "yes", "–"
+LOSSLESS = EncodeOptions(lossless=True, quality=100)
+
+
+def foreign_file(format: str) -> bytes:
+    """`photo()` written by another program."""
+    pixels = photo()
+    buffer = io.BytesIO()
+    if format == "jpegxl":
+        return bytes(imagecodecs.jpegxl_encode(pixels, lossless=True))
+    if format == "pfm":
+        return b"PF\n64 48\n-1.0\n" + photo(dtype=np.float32)[::-1].astype("<f4").tobytes()
+    if format == "heic":
+        import pillow_heif
+
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=100)
+    elif format == "ico":
+        Image.fromarray(pixels).save(buffer, "ICO", sizes=[(64, 48)], bitmap_format="bmp")
+    else:
+        Image.fromarray(pixels).save(buffer, format.upper(), quality=95)
+    return buffer.getvalue()
+
+
+def foreign_pixels(format: str, data: bytes) -> np.ndarray:
+    """What another program sees in a file."""
+    if format == "jpegxl":
+        return np.asarray(imagecodecs.jpegxl_decode(data))
+    if format == "tiff":
+        return np.asarray(imagecodecs.tiff_decode(data))
+    if format == "pfm":
+        body = np.frombuffer(data.split(b"-1.0\n", 1)[1], "<f4").reshape(48, 64, 3)
+        return np.rint(body[::-1] * 255)
+    if format == "heic":
+        import pillow_heif
+
+        return np.asarray(pillow_heif.open_heif(data)[0])
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def through(shown: Picture, format: str, options: EncodeOptions = LOSSLESS) -> Picture:
+    """Written and read again."""
+    buffer = io.BytesIO()
+    write_picture(shown, buffer, format, options)
+    return open_picture(buffer.getvalue())
+
+
+def pixels_of(shown: Picture) -> np.ndarray:
+    return next(iter(shown.frames)).pixels
+
+
+def close(found: np.ndarray, wanted: np.ndarray, limit: float = 6) -> bool:
+    """Within so many levels of 255, on average: room for lossy formats and 256 colours, none for a shift."""
+    return found.shape == wanted.shape and float(np.abs(found.astype(float) - wanted).mean()) < limit
+
+
+def measure(format: str) -> dict[str, str]:
+    """The cells of one format's row."""
+    return {
+        "Format": FORMATS[format].title,
+        "read": reading(format),
+        "write": YES if close(foreign_pixels(format, written(format)), photo()) else NO,
+        "16-bit": depth(format),
+        "float": floats(format),
+        "alpha": alpha(format),
+        "ICC": profile(format),
+        "EXIF": exif_kept(format),
+        "XMP": YES if through(picture(photo(), metadata=Metadata(xmp=XMP)), format).metadata.xmp == XMP else NO,
+        "frames": frames(format),
+        "largest side": f"{FORMATS[format].max_side:,}".replace(",", " "),
+    }
+
+
+def reading(format: str) -> str:
+    found = open_picture(foreign_file(format))
+    pixels = pixels_of(found)
+    if pixels.dtype == np.float32:
+        pixels = np.rint(pixels * 255)
+    pixels = pixels[..., :3]  # an icon says of every picture that it may be transparent
+    extra = FORMATS[format].extra
+    return (f"with extra `{extra}`" if extra else YES) if close(pixels, photo()) and found.format == format else NO
+
+
+def written(format: str) -> bytes:
+    buffer = io.BytesIO()
+    write_picture(picture(photo()), buffer, format, LOSSLESS)
+    return buffer.getvalue()
+
+
+def depth(format: str) -> str:
+    pixels = photo(dtype=np.uint16)
+    found = pixels_of(through(picture(pixels), format))
+    if found.dtype == np.uint16:
+        error = float(np.abs(found.astype(float) - pixels).max())
+        return YES if error == 0 else f"{round(-math.log2(2 * error / 65536))} bits"
+    if format == "avif":
+        data = bytes(imagecodecs.avif_encode(photo(dtype=np.uint16) >> 6, level=100, bitspersample=10))
+        found = pixels_of(open_picture(data))
+        return "read only" if found.dtype == np.uint16 and close(found / 257, pixels / 257) else NO
+    return NO
+
+
+def floats(format: str) -> str:
+    pixels = photo(dtype=np.float32) * 700 - 20  # far outside [0, 1]
+    try:
+        found = pixels_of(through(picture(pixels), format))
+    except ImageError:
+        return NO
+    return YES if found.dtype == np.float32 and np.array_equal(found, pixels) else NO
+
+
+def alpha(format: str) -> str:
+    pixels = photo(channels=4)
+    try:
+        found = pixels_of(through(picture(pixels), format))
+    except ImageError:
+        return NO
+    if close(found[..., 3], pixels[..., 3], 1):
+        return YES
+    return "on or off" if np.array_equal(found[..., 3] == 255, pixels[..., 3] >= 128) else NO
+
+
+def profile(format: str) -> str:
+    found = through(picture(photo(), metadata=Metadata(icc=WIDE_GAMUT)), format)
+    if found.metadata.icc == WIDE_GAMUT:
+        return YES
+    pixels = pixels_of(found)
+    pixels = np.rint(pixels * 255) if pixels.dtype == np.float32 else pixels
+    return "to sRGB" if close(pixels, to_srgb(photo(), WIDE_GAMUT)) else NO
+
+
+def exif_kept(format: str) -> str:
+    block = through(picture(photo(), metadata=full_metadata()), format).metadata.exif
+    if block is None:
+        return NO
+    found = Exif(block)
+    private, gps = found.number(found.first, EXIF_IFD), found.number(found.first, GPS_IFD)
+    if private is None or gps is None:
+        return NO
+    time, latitude = found.find(private, 0x9003), found.find(gps, 2)
+    kept = time and latitude and found.value(time).startswith(b"2024:05:06") and latitude.count == 3
+    return YES if kept else NO
+
+
+def frames(format: str) -> str:
+    for kind, film in (("animation", animation()), ("pages", pages())):
+        try:
+            found = through(film, format)
+            shown = list(found.frames)
+        except ImageError:
+            continue
+        same = found.loop == film.loop and [f.duration for f in shown] == [f.duration for f in film.frames]
+        visible = [(f.pixels * (f.pixels[..., 3:] > 0), g.pixels) for f, g in zip(shown, film.frames, strict=True)]
+        if all(close(a, b, 3) for a, b in visible):
+            return kind if same else f"{kind}, played for ever"
+    return NO
+
+
+def pages() -> Picture:
+    film = animation()
+    return replace(film, paged=True, loop=None, frames=[Frame(frame.pixels) for frame in film.frames])
+
+
+def table() -> str:
+    """The whole table in Markdown."""
+    rows = [measure(format) for format in FORMATS]
+    lines = [list(HEADINGS), ["---"] * len(HEADINGS), *([row[heading] for heading in HEADINGS] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def update(text: str, body: str) -> str:
+    """`text` with what stands between the markers replaced; unchanged where there are none."""
+    return re.sub(f"(?s){BEGIN}.*?{END}", f"{BEGIN}\n{body}\n{END}", text)
+
+
+if __name__ == "__main__":
+    body = table()
+    for path in FILES:
+        if path.exists():
+            path.write_text(update(path.read_text("utf-8"), body), "utf-8")
+    print(body)

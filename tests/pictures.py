@@ -1,0 +1,136 @@
+"""Pictures to test with: real ones where a package ships them, else made here; and stand-ins for the network."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import skimage
+from PIL import Image
+
+from hasn_cli.images import Frame, Metadata, Picture, Text
+
+SKIMAGE = Path(skimage.__file__).parent / "data"
+ICC_FOLDER = Path("/usr/share/color/icc/ghostscript")
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="1"/></x:xmpmeta>'
+IPTC = b"\x1c\x02\x50\x00\x05Hello"
+WIDE_GAMUT = bytes(imagecodecs.cms_profile("adobergb"))
+MAKER_NOTE = b"MAKER\0\1\2\3 offsets live here" + bytes(range(200))
+
+
+def photo(height: int = 48, width: int = 64, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
+    """H×W×C of the astronaut; alpha is a ramp from clear to opaque, 16 bits have noise below the 8th."""
+    with Image.open(SKIMAGE / "astronaut.png") as image:
+        rgb = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BOX))
+    gray = rgb.mean(axis=2, keepdims=True).astype(np.uint8)
+    alpha = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[None, :, None], gray.shape)
+    pixels = np.concatenate(((gray,) if channels <= 2 else (rgb,)) + ((alpha,) if channels in (2, 4) else ()), axis=2)
+    if dtype == np.uint16:
+        noise = np.random.default_rng(1).integers(0, 256, pixels.shape)
+        return np.where(pixels == 255, 65535, pixels.astype(np.uint16) * 256 + noise).astype(np.uint16)
+    return pixels if dtype == np.uint8 else (pixels / 255).astype(dtype)
+
+
+def picture(pixels: np.ndarray, format: str = "png", **fields: object) -> Picture:
+    """A still around pixels."""
+    height, width, channels = pixels.shape
+    fields.setdefault("frames", [Frame(pixels)])
+    return Picture("test", format, (height, width), channels, pixels.dtype, **fields)  # type: ignore[arg-type]
+
+
+def animation(format: str = "png", count: int = 3, **fields: object) -> Picture:
+    """A disc that wanders over a transparent canvas, 100, 150, 200 … milliseconds a frame, played 3 times."""
+    frames = []
+    rows, columns = np.mgrid[:40, :56]
+    for index in range(count):
+        inside = (rows - 20) ** 2 + (columns - 12 - 8 * index) ** 2 < 100
+        pixels = np.zeros((40, 56, 4), np.uint8)
+        pixels[inside] = (200, 40 * index, 30, 255)
+        frames.append(Frame(pixels, 100.0 + 50 * index))
+    fields = {"frame_count": count, "loop": 3} | fields
+    return picture(frames[0].pixels, format, frames=frames, **fields)
+
+
+def exif(orientation: int = 1, size: tuple[int, int] = (48, 64), thumbnail: bool = True, order: str = ">") -> bytes:
+    """An EXIF block as cameras write it: maker, orientation, size, time, maker note, GPS, and a thumbnail at its end."""
+    jpeg = io.BytesIO()
+    Image.new("RGB", (16, 12), "red").save(jpeg, "JPEG")
+
+    def directory(entries: list[tuple[int, int, int, bytes]], at: int, following: int = 0) -> bytes:
+        free = at + 2 + 12 * len(entries) + 4
+        table, values = b"", b""
+        for tag, kind, count, value in entries:
+            if len(value) > 4:
+                value, values = struct.pack(order + "L", free + len(values)), values + value + bytes(len(value) % 2)
+            table += struct.pack(order + "HHL", tag, kind, count) + value.ljust(4, b"\0")
+        return struct.pack(order + "H", len(entries)) + table + struct.pack(order + "L", following) + values
+
+    def short(value: int) -> bytes:
+        return struct.pack(order + "H", value)
+
+    def long(value: int) -> bytes:
+        return struct.pack(order + "L", value)
+
+    private = [
+        (0x9003, 2, 20, b"2024:05:06 07:08:09\0"),
+        (0x927C, 7, len(MAKER_NOTE), MAKER_NOTE),
+        (0xA002, 3, 1, short(size[1])),
+        (0xA003, 3, 1, short(size[0])),
+    ]
+    gps = [(1, 2, 2, b"N\0"), (2, 5, 3, struct.pack(order + "6L", 52, 1, 31, 1, 12, 1))]
+    first = 8
+    main = [(0x010F, 2, 6, b"Maker\0"), (0x0112, 3, 1, short(orientation)), (0x8769, 4, 1, b""), (0x8825, 4, 1, b"")]
+    second = first + len(directory(main, first))
+    third = second + len(directory(private, second))
+    fourth = third + len(directory(gps, third))
+    main[2:] = [(0x8769, 4, 1, long(second)), (0x8825, 4, 1, long(third))]
+    block = directory(main, first, fourth if thumbnail else 0) + directory(private, second) + directory(gps, third)
+    if thumbnail:
+        small = [(0x0103, 3, 1, short(6)), (0x0201, 4, 1, b""), (0x0202, 4, 1, long(jpeg.tell()))]
+        end = fourth + len(directory(small, fourth))
+        small[1] = (0x0201, 4, 1, long(end))
+        block += directory(small, fourth) + jpeg.getvalue()
+    return (b"II*\0" if order == "<" else b"MM\0*") + long(first) + block
+
+
+def full_metadata(icc: bytes | None = WIDE_GAMUT) -> Metadata:
+    """One of everything."""
+    texts = (Text("Comment", "a comment"), Text("Title", "Grüße"), Text("Author", "日本", "ja", "作者"))
+    return Metadata(icc=icc, exif=exif(), xmp=XMP, iptc=IPTC, dpi=(300.0, 300.0), text=texts)
+
+
+class Nearest:
+    """An upscaler that repeats pixels, and remembers what it was asked."""
+
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+        self.calls: list[tuple[tuple[int, ...], str]] = []
+
+    def upscale(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> np.ndarray:
+        assert image.shape[2] in (1, 3)
+        self.calls.append((image.shape, image.dtype.name))
+        if progress is not None:
+            progress(0.5)
+            progress(1.0)
+        return image.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+
+
+class Overshooting(Nearest):
+    """An upscaler that rings at edges, as networks do: bicubic, sharpened, clipped to the dtype."""
+
+    def upscale(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> np.ndarray:
+        full = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
+        size = (image.shape[1] * self.scale, image.shape[0] * self.scale)
+        planes = []
+        for channel in range(image.shape[2]):
+            plane = Image.fromarray(image[..., channel].astype(np.float32) / np.float32(full))
+            planes.append(np.asarray(plane.resize(size, Image.Resampling.BICUBIC)))
+        large = np.stack(planes, axis=2)
+        large = large + 0.5 * (large - np.roll(large, 1, axis=1))
+        if image.dtype.kind == "f":
+            return large
+        return np.clip(np.rint(large * full), 0, full).astype(image.dtype)
