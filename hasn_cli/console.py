@@ -180,31 +180,45 @@ class BarView:
         self.verbose = verbose
         self.bars = make_bars()
         self.overall: TaskID | None = self.bars.add_task(f"{jobs} pictures", total=jobs, unit="") if jobs > 1 else None
-        self.under_way: dict[int, tuple[TaskID, float]] = {}  # job index → its bar and its megapixels
+        self.megapixels: dict[int, float] = {}  # job index → LR megapixels, of pictures opened and not finished
+        self.under_way: dict[int, tuple[TaskID, float]] = {}  # job index → its bar and the fraction done
+        self.finished = 0
         self.bars.start()
 
     def show(self, event: Event) -> None:
         from hasn_cli import events
 
         if isinstance(event, events.Started):
-            self._start(event.job, event.size[0] * event.size[1] / 1e6)
-        elif isinstance(event, events.Progress) and event.job.index in self.under_way:
-            task, megapixels = self.under_way[event.job.index]
-            self.bars.update(task, completed=event.fraction * megapixels)
+            self.megapixels[event.job.index] = event.frames * event.size[0] * event.size[1] / 1e6
+        elif isinstance(event, events.Progress):
+            self._move(event.job, event.fraction)
         elif isinstance(event, events.Done | events.Skipped | events.Failed):
             self._end(event.job)
         self._print(event)
 
-    def _start(self, job: Job, megapixels: float) -> None:
-        task = self.bars.add_task(shortened(job.name), total=megapixels, unit="MP")
-        self.under_way[job.index] = task, megapixels
+    def _move(self, job: Job, fraction: float) -> None:
+        """A picture's bar appears with its first progress: those that wait for their turn are left out."""
+        megapixels = self.megapixels.get(job.index, 0.0)
+        if job.index in self.under_way:
+            task, _ = self.under_way[job.index]
+        else:
+            task = self.bars.add_task(shortened(job.name), total=megapixels, unit="MP")
+        self.under_way[job.index] = task, fraction
+        self.bars.update(task, completed=fraction * megapixels)
+        self._move_overall()
 
     def _end(self, job: Job) -> None:
+        self.megapixels.pop(job.index, None)
         task, _ = self.under_way.pop(job.index, (None, 0.0))
         if task is not None:
             self.bars.remove_task(task)
+        self.finished += 1
+        self._move_overall()
+
+    def _move_overall(self) -> None:
         if self.overall is not None:
-            self.bars.advance(self.overall)
+            begun = sum(fraction for _, fraction in self.under_way.values())
+            self.bars.update(self.overall, completed=self.finished + begun)
 
     def _print(self, event: Event) -> None:
         from rich.text import Text
@@ -237,7 +251,7 @@ def make_bars() -> Bars:
     class Amount(ProgressColumn):
         def render(self, task: Task) -> Text:
             if task.fields["unit"] == "":
-                return Text(f"{task.completed:.0f}/{task.total:.0f}")
+                return Text(f"{int(task.completed)}/{task.total:.0f}")
             return Text(f"{task.completed:.2f}/{task.total:.2f} {task.fields['unit']}")
 
     class Rate(ProgressColumn):
