@@ -1,0 +1,116 @@
+"""The README is true: its commands work as printed, its tables are the program's, its links lead somewhere.
+
+Run are all ```sh and ```python blocks of README.md, and in docs/ those under a line `<!-- run -->`; not run is a block
+under `<!-- not run: REASON -->`, and the two set-up commands, which .ci/run follows in a fresh environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+SHORTER = {"--minutes 60": "--iterations 2", "3840x2160": "160x90"}  # what would take long is asked for in small
+BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n\n?)?```(?P<language>\w+)\n(?P<text>.*?)```\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """What is to be run of a page, in order."""
+    found = []
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        mark = match["mark"] or ""
+        wanted = mark == "run" or (page.name == "README.md" and page.parent == ROOT)
+        left_out = mark.startswith("not run: ") or mark == "setup:begin"
+        if match["language"] in ("sh", "python") and wanted and not left_out:
+            found.append(Block(match["language"], match["text"]))
+    return found
+
+
+def picture(path: Path, source: str, size: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(ROOT / "examples" / source) as image:
+        left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+        image.convert("RGB").crop((left, top, left + size[0], top + size[1])).save(path)
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    """A folder with what the pages speak of: pictures, small so that it does not take long."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("*.jpg", "*.png"))
+    for name in ("camera.jpg", "forest.jpg", "flower.png", "page.png"):
+        picture(tmp_path / "examples" / name, name, (48, 40))
+    for name in ("photo.jpg", "a.png", "scan.tiff", "holiday/beach.jpg", "holiday/2019/wood.jpg"):
+        picture(tmp_path / name, "camera.jpg", (48, 40))
+    for folder in ("pictures", "validation"):
+        for source in ("forest.jpg", "camera.jpg"):
+            picture(tmp_path / folder / source, source, (260, 220))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+@pytest.mark.timeout(300)
+def test_every_command_works_as_printed(page, sandbox):
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(sandbox)}
+    runners = {"sh": ["bash", "-euxo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    for block in blocks(page):
+        text = block.text
+        for long, short in SHORTER.items():
+            text = text.replace(long, short)
+        done = subprocess.run([*runners[block.language], text], cwd=sandbox, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_tables_of_options_are_the_programs():
+    done = subprocess.run([sys.executable, ROOT / "docs/reference.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}; python docs/reference.py mends it"
+
+
+def test_a_changed_option_makes_the_tables_out_of_date(tmp_path):
+    for name in ("README.md", "docs"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text(encoding="utf-8").replace("--tta", "--ttb"), encoding="utf-8")
+    check = [sys.executable, tmp_path / "docs/reference.py", "--check"]
+    assert subprocess.run(check, capture_output=True).returncode == 1
+    subprocess.run(check[:-1], check=True, capture_output=True)
+    assert subprocess.run(check, capture_output=True).returncode == 0
+    assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as the anchors that they get where Markdown is shown."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_within_the_project_leads_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_the_readme_can_be_read_in_one_sitting():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 300
