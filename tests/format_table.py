@@ -14,8 +14,8 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
-from PIL import Image
 from pictures import WIDE_GAMUT, XMP, animation, full_metadata, photo, picture
+from PIL import Image
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Picture, open_picture, write_picture

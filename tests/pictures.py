@@ -56,7 +56,7 @@ def animation(format: str = "png", count: int = 3, **fields: object) -> Picture:
 
 
 def exif(orientation: int = 1, size: tuple[int, int] = (48, 64), thumbnail: bool = True, order: str = ">") -> bytes:
-    """An EXIF block as cameras write it: maker, orientation, size, time, maker note, GPS, and a thumbnail at its end."""
+    """An EXIF block as cameras write it: maker, orientation, size, time, maker note, GPS, thumbnail."""
     jpeg = io.BytesIO()
     Image.new("RGB", (16, 12), "red").save(jpeg, "JPEG")
 

@@ -28,7 +28,6 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     alone = not (entry.pages if picture.paged else entry.animation)
     if alone and picture.frame_count > 1 and not options.first_frame:
         raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
-    dtype = _dtype(picture.dtype, entry)
     background = parse_color(options.background) if options.background else None
     metadata = _metadata(picture, format, options)
     profile = None if entry.icc else profile_of(picture.metadata)
@@ -36,14 +35,14 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     def frames() -> Iterator[Frame]:
         for frame in picture.frames:
             pixels = to_srgb(frame.pixels, profile) if profile else frame.pixels
-            yield replace(frame, pixels=_fit(pixels, entry, dtype, background))
+            yield replace(frame, pixels=_fit(pixels, entry, background))
             if alone:
                 return
 
     return replace(
         picture,
         channels=picture.channels - (picture.has_alpha and not entry.alpha),
-        dtype=dtype,
+        dtype=_dtype(picture.dtype, entry),
         frames=Again(frames),
         frame_count=1 if alone else picture.frame_count,
         metadata=metadata,
@@ -58,10 +57,10 @@ def _dtype(dtype: np.dtype[Any], entry: Format) -> np.dtype[Any]:
     return np.dtype(np.uint16 if entry.deep and dtype.itemsize > 1 else np.uint8)
 
 
-def _fit(pixels: Pixels, entry: Format, dtype: np.dtype[Any], background: tuple[int, int, int] | None) -> Pixels:
+def _fit(pixels: Pixels, entry: Format, background: tuple[int, int, int] | None) -> Pixels:
     if not entry.alpha:
         pixels = lay_on(pixels, background)
-    return to_dtype(pixels, dtype)
+    return to_dtype(pixels, _dtype(pixels.dtype, entry))
 
 
 def _metadata(picture: Picture, format: str, options: EncodeOptions) -> Metadata:

@@ -1,0 +1,140 @@
+"""Broken files: whatever is done to a real one, it gives a picture or an `ImageError`, quickly and in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import random
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import SKIMAGE, animation, full_metadata, photo, picture
+
+from hasn_cli.errors import HasnError, ImageError
+from hasn_cli.images import FORMATS, EncodeOptions, Frame, open_picture, write_picture
+
+MAX_PIXELS = 4_000_000
+MAX_SECONDS = 10.0
+ROUNDS = {"quick": 40, "long": 1000}
+
+
+def written(shown, format: str) -> bytes:
+    buffer = io.BytesIO()
+    write_picture(shown, buffer, format, EncodeOptions(lossless=True))
+    return buffer.getvalue()
+
+
+def seeds(format: str) -> list[bytes]:
+    """Files to start from: all that the format can hold, and real ones."""
+    entry = FORMATS[format]
+    full = {"metadata": full_metadata()}
+    files = [written(picture(photo(), **full), format), written(picture(photo(9, 7, channels=1)), format)]
+    if entry.alpha:
+        files.append(written(picture(photo(channels=4), **full), format))
+    if entry.deep:
+        files.append(written(picture(photo(dtype=np.uint16)), format))
+    if entry.animation:
+        files.append(written(animation(), format))
+    if entry.pages:
+        pages = [Frame(photo()), Frame(photo(5, 6, channels=1))]
+        files.append(written(picture(photo(), frames=pages, frame_count=2, paged=True), format))
+    real = {
+        "jpeg": ["rocket.jpg"],
+        "png": ["horse.png", "chessboard_GRAY.png", "phantom.png"],
+        "gif": ["no_time_for_that_tiny.gif"],
+        "tiff": ["multipage.tif", "multipage_rgb.tif"],
+    }
+    return files + [(SKIMAGE / name).read_bytes() for name in real.get(format, [])]
+
+
+def mutated(data: bytes, dice: random.Random) -> bytes:
+    """One of the things that happen to files, or that somebody with bad intentions does to them."""
+    broken = bytearray(data)
+    kind = dice.randrange(8)
+    # heads decide most, so half of all damage is done there
+    reach = min(len(data), 600) if dice.random() < 0.5 else len(data)
+    at = dice.randrange(reach)
+    if kind == 0:
+        for _ in range(dice.randint(1, 20)):
+            broken[dice.randrange(reach)] = dice.randrange(256)
+    elif kind == 1:
+        broken[at] ^= 1 << dice.randrange(8)
+    elif kind == 2:
+        del broken[at:]
+    elif kind == 3:
+        del broken[at : at + dice.randint(1, 64)]
+    elif kind == 4:
+        broken[at:at] = dice.randbytes(dice.randint(1, 64))
+    elif kind == 5:
+        broken[at : at + 4] = dice.choice(
+            [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\1", b"\x80\0\0\0"]
+        )
+    elif kind == 6:
+        other = dice.randrange(len(data))
+        length = dice.randint(1, 256)
+        broken[at : at + length] = data[other : other + length]
+    else:
+        broken[at : at + 512] = bytes(min(512, len(data) - at))
+    return bytes(broken)
+
+
+def attempt(data: bytes, format: str, folder: Path) -> bool:
+    """Read, and write what was read. Whether it was a picture.
+
+    Raises:
+        AssertionError: it took too long.
+        Exception: anything that is not meant for the user's eyes.
+    """
+    target = folder / "out"
+    start = time.perf_counter()
+    try:
+        shown = open_picture(data, max_pixels=MAX_PIXELS, name="fuzz")
+        write_picture(shown, target, "tiff" if shown.paged else "png", EncodeOptions(first_frame=True))
+    except HasnError as error:
+        assert isinstance(error, ImageError), error
+        assert str(error).startswith("fuzz: "), error
+        assert "\n" not in str(error)
+        assert list(folder.iterdir()) == []
+        return False
+    finally:
+        seconds = time.perf_counter() - start
+        target.unlink(missing_ok=True)
+        assert seconds < MAX_SECONDS, f"{format}: {seconds:.1f} s"
+    return True
+
+
+def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
+    """How many of the mutated files were no pictures any more, and how many still were."""
+    dice = random.Random(f"{format} {seed}")
+    files = seeds(format)
+    for data in files:
+        assert attempt(data, format, folder), f"an undamaged {format} is not read"
+    pictures = 0
+    for _ in range(rounds):
+        data = mutated(dice.choice(files), dice)
+        try:
+            pictures += attempt(data, format, folder)
+        except BaseException:
+            Path(f"fuzz-{format}.bin").write_bytes(data)  # for the one who has to mend it
+            raise
+    return rounds - pictures, pictures
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_broken_files_give_an_error_or_a_picture(format, tmp_path):
+    refused, _ = fuzz(format, ROUNDS["quick"], 0, tmp_path)
+    assert refused > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("format", FORMATS)
+def test_thousands_of_broken_files_give_an_error_or_a_picture(format, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused, pictures = fuzz(format, ROUNDS["long"], 1, tmp_path)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{format}: {refused} refused, {pictures} read, {grown:.0f} MiB more at the peak")
+    assert refused > 0
+    assert grown < 600

@@ -1,0 +1,784 @@
+"""Pictures come back whole: depth, colour, metadata, frames; and files appear whole or not at all."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tracemalloc
+import weakref
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from pictures import (
+    ICC_FOLDER,
+    IPTC,
+    MAKER_NOTE,
+    SKIMAGE,
+    WIDE_GAMUT,
+    XMP,
+    animation,
+    exif,
+    full_metadata,
+    photo,
+    picture,
+)
+from PIL import Image, ImageCms, ImageOps
+
+from hasn_cli.errors import HasnError, ImageError, OutputError
+from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Text, open_picture, write_picture
+from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
+
+LOSSLESS = EncodeOptions(lossless=True)
+
+
+def encoded(shown, format="png", options=LOSSLESS) -> bytes:
+    buffer = io.BytesIO()
+    write_picture(shown, buffer, format, options)
+    return buffer.getvalue()
+
+
+def pixels_of(data) -> np.ndarray:
+    return next(iter(open_picture(data).frames)).pixels
+
+
+def saved(image: Image.Image, format: str, **arguments) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **arguments)
+    return buffer.getvalue()
+
+
+# --- depth and kinds of pixels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["png", "tiff", "jpeg2000", "ppm", "jpegxl"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_depth_and_channel_comes_back_bit_by_bit(format, channels, dtype):
+    pixels = photo(channels=channels, dtype=dtype)
+    found = open_picture(encoded(picture(pixels), format))
+    assert (found.channels, found.dtype, found.size) == (channels, dtype, (48, 64))
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels, pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_smallest_pictures_come_back(format, size):
+    if format == "heic":
+        pytest.skip("x265 wants at least 16 pixels a side in some versions")
+    found = open_picture(encoded(picture(photo(*size)), format))
+    assert found.size == size == next(iter(found.frames)).pixels.shape[:2]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_float_tiffs_keep_their_own_range(channels):
+    pixels = photo(channels=channels, dtype=np.float32) * 5000 - 12
+    np.testing.assert_array_equal(pixels_of(encoded(picture(pixels), "tiff")), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_png_of_every_mode_is_what_pillow_shows(mode):
+    if mode == "I;16":
+        image = Image.fromarray(photo(channels=1, dtype=np.uint16)[..., 0])
+    else:
+        image = Image.fromarray(photo(channels=4)).convert(mode)
+    data = saved(image, "PNG")
+    found = pixels_of(data)
+    with Image.open(io.BytesIO(data)) as again:
+        mode = {"1": "L", "P": "RGBA"}.get(mode, mode)
+        expected = np.asarray(again if mode == "I;16" else again.convert(mode))
+    np.testing.assert_array_equal(found, expected.reshape(*expected.shape[:2], -1)[..., : found.shape[2]])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_and_few_bits_become_what_they_show(bits):
+    image = Image.fromarray(photo()).quantize(2**bits)
+    found = pixels_of(saved(image, "PNG", bits=bits))
+    np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+
+
+def test_a_palette_of_grays_stays_gray():
+    image = Image.fromarray(photo(channels=1)[..., 0]).quantize(16)
+    found = open_picture(saved(image, "PNG"))
+    assert found.channels == 1
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels[..., 0], np.asarray(image.convert("L")))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_key_becomes_transparency(channels, deep):
+    pixels = photo(channels=channels, dtype=np.uint16 if deep else np.uint8)
+    data = bytes(imagecodecs.png_encode(pixels if channels == 3 else pixels[..., 0]))
+    key = b"".join(struct.pack(">H", int(value)) for value in pixels[5, 7])
+    chunk = b"tRNS" + key
+    data = data[:33] + struct.pack(">I", len(key)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    found = open_picture(data)
+    assert (found.channels, found.dtype) == (channels + 1, pixels.dtype)
+    shown = next(iter(found.frames)).pixels
+    hidden = (pixels == pixels[5, 7]).all(axis=2)
+    np.testing.assert_array_equal(shown[..., -1] == 0, hidden)
+    np.testing.assert_array_equal(shown[..., :-1][~hidden], pixels[~hidden])
+
+
+def test_sixteen_bits_are_rounded_and_not_cut_for_eight():
+    pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+    found = pixels_of(encoded(picture(pixels), "bmp"))
+    np.testing.assert_array_equal(found, np.rint(pixels / 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiffs_that_begin_with_white_are_not_negatives(photometric, dtype):
+    pixels = photo(channels=1, dtype=dtype)[..., 0]
+    stored = pixels if photometric == "minisblack" else np.iinfo(dtype).max - pixels
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, stored, photometric=photometric)
+    np.testing.assert_array_equal(pixels_of(buffer.getvalue())[..., 0], pixels)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("layout", ["strips", "tiles", "planes", "lzw", "packbits", "bigtiff"])
+def test_tiffs_of_every_layout_are_read(layout, order):
+    pixels = photo(dtype=np.uint16)
+    arguments = {"tiles": {"tile": (16, 16)}, "lzw": {"compression": "lzw"}, "strips": {"rowsperstrip": 5}}
+    arguments |= {"packbits": {"compression": "packbits"}, "bigtiff": {"bigtiff": True}}
+    arguments["planes"] = {"planarconfig": "separate"}
+    stored = np.moveaxis(pixels, 2, 0) if layout == "planes" else pixels
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, stored, photometric="rgb", byteorder=order, **arguments[layout])
+    np.testing.assert_array_equal(pixels_of(buffer.getvalue()), pixels)
+
+
+@pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", None])
+def test_tiffs_from_libtiff_are_read(compression):
+    image = Image.fromarray(photo())
+    image = image.convert("1") if compression == "group4" else image
+    data = saved(image, "TIFF", compression=compression)
+    with Image.open(io.BytesIO(data)) as again:
+        expected = np.asarray(again.convert("L" if compression == "group4" else "RGB")).astype(int)
+    found = pixels_of(data)
+    assert np.abs(found.astype(int) - expected.reshape(found.shape)).max() <= (2 if compression == "jpeg" else 0)
+
+
+def test_premultiplied_tiffs_are_divided_by_their_alpha():
+    straight = photo(channels=4, dtype=np.uint16)
+    alpha = straight[..., 3:] / 65535
+    stored = np.concatenate([np.rint(straight[..., :3] * alpha).astype(np.uint16), straight[..., 3:]], axis=2)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, stored, photometric="rgb", extrasamples=["assocalpha"])
+    found = pixels_of(buffer.getvalue())
+    solid = alpha[..., 0] > 0.1
+    assert np.abs(found.astype(int) - straight)[solid].max() <= 6
+
+
+def test_ten_bit_avif_comes_as_sixteen():
+    pixels = photo(dtype=np.uint16) >> 6
+    found = pixels_of(bytes(imagecodecs.avif_encode(pixels, level=100, bitspersample=10)))
+    assert found.dtype == np.uint16
+    assert np.abs(found / 65535 - pixels / 1023).max() < 1e-4
+
+
+@pytest.mark.parametrize("header", ["P1", "P2", "P3", "P4", "P5", "P6"])
+def test_netpbm_of_every_kind_is_what_pillow_shows(header):
+    pixels = photo(6, 9, channels=1 if header in ("P1", "P2", "P4", "P5") else 3)
+    bits = (pixels[..., 0] < 100).astype(np.uint8)
+    digits = " ".join(map(str, pixels.reshape(-1)))
+    body = {
+        "P1": "\n".join("".join(map(str, row)) for row in bits).encode(),
+        "P2": f"255\n{digits}\n".encode(),
+        "P3": f"255\n{digits}\n".encode(),
+        "P4": np.packbits(bits, axis=1).tobytes(),
+    }.get(header, b"255\n" + pixels.tobytes())
+    data = f"{header}\n# a comment\n9 6\n".encode() + body
+    expected = (1 - bits[..., None]) * 255 if header in ("P1", "P4") else pixels
+    np.testing.assert_array_equal(pixels_of(data), expected)
+
+
+def test_netpbm_of_odd_depth_is_stretched():
+    data = b"P5 2 2 1000\n" + np.array([0, 250, 500, 1000], ">u2").tobytes()
+    np.testing.assert_array_equal(pixels_of(data).ravel(), [0, 16384, 32768, 65535])
+
+
+def test_the_largest_picture_of_an_icon_is_read():
+    image = Image.fromarray(photo(64, 64, channels=4))
+    data = saved(image, "ICO", sizes=[(16, 16), (64, 64), (32, 32)])
+    found = open_picture(data)
+    assert found.size == (64, 64)
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels, photo(64, 64, channels=4))
+
+
+# --- colour ----------------------------------------------------------------------------------------------------------
+
+
+def cmyk_profile() -> bytes:
+    path = ICC_FOLDER / "default_cmyk.icc"
+    if not path.exists():
+        pytest.skip("Ghostscript's profiles are not installed")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_cmyk_goes_through_its_profile(format):
+    profile = cmyk_profile()
+    image = Image.fromarray(photo()).convert("CMYK")
+    data = saved(image, format, icc_profile=profile, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {}))
+    with Image.open(io.BytesIO(data)) as again:
+        target = ImageCms.createProfile("sRGB")
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        shown = ImageCms.profileToProfile(again, source, target, renderingIntent=1, outputMode="RGB", flags=flags)
+    found = open_picture(data)
+    assert found.channels == 3
+    assert found.metadata.icc is not None and found.metadata.icc[16:20] == b"RGB "
+    assert np.abs(next(iter(found.frames)).pixels.astype(int) - np.asarray(shown)).max() <= 2
+
+
+@pytest.mark.parametrize("space", ["CMYK", "YCCK"])
+def test_adobes_inverted_jpegs_are_not_negatives(space):
+    pixels = photo()
+    inks = np.concatenate([255 - pixels, np.zeros_like(pixels[..., :1])], axis=2)
+    data = bytes(imagecodecs.jpeg8_encode(255 - inks, 98, colorspace="CMYK", outcolorspace=space, subsampling="444"))
+    assert np.abs(pixels_of(data).astype(int) - pixels).mean() < 5  # colour is subsampled
+
+
+@pytest.mark.parametrize("space", ["LAB", "ICCLAB"])
+def test_lab_becomes_the_colours_it_means(space):
+    rgb = Image.fromarray(photo())
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    stored = np.asarray(ImageCms.profileToProfile(rgb, srgb, lab, outputMode="LAB"))  # a and b are signed
+    stored = stored if space == "LAB" else stored ^ np.array([0, 128, 128], np.uint8)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, stored, photometric="icclab" if space == "ICCLAB" else "cielab")
+    found = pixels_of(buffer.getvalue())
+    assert np.abs(found.astype(int) - photo()).mean() < 2
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "avif", "jpeg2000", "heic"])
+def test_profiles_come_back_byte_by_byte(format):
+    found = open_picture(encoded(picture(photo(), metadata=Metadata(icc=WIDE_GAMUT)), format))
+    assert found.metadata.icc == WIDE_GAMUT
+
+
+def test_gray_profiles_stay_with_gray_pictures():
+    path = ICC_FOLDER / "sgray.icc"
+    if not path.exists():
+        pytest.skip("Ghostscript's profiles are not installed")
+    for format in ("jpeg", "png", "tiff"):
+        shown = picture(photo(channels=1), metadata=Metadata(icc=path.read_bytes()))
+        found = open_picture(encoded(shown, format))
+        assert (found.channels, found.metadata.icc) == (1, path.read_bytes())
+
+
+def test_a_broken_profile_costs_nothing_but_itself():
+    shown = picture(photo(), metadata=Metadata(icc=b"no profile at all" * 20))
+    np.testing.assert_array_equal(pixels_of(encoded(shown, "bmp")), photo())
+
+
+def test_a_linear_png_is_not_darkened_in_a_format_without_gamma():
+    linear = np.rint((photo() / 255) ** 2.2 * 65535).astype(np.uint16)
+    shown = picture(linear, metadata=Metadata(gamma=1.0))
+    found = pixels_of(encoded(shown, "ppm"))
+    assert np.abs(found / 257 - photo()).mean() < 2
+    assert open_picture(encoded(shown, "tiff")).metadata.icc is not None
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "jpeg2000", "jpegxl"])
+def test_exif_changes_only_where_it_must(format, order):
+    before = exif(order=order)
+    shown = picture(photo(96, 128), metadata=Metadata(exif=before))
+    after = open_picture(encoded(shown, format)).metadata.exif
+    assert after is not None and len(after) < len(before)
+    thumbnail = before.index(b"\xff\xd8\xff")
+    changed = [at for at in range(len(after)) if before[at] != after[at]]
+    block = Exif(after)
+    private = block.number(block.first, EXIF_IFD)
+    allowed = [block.link(block.first)] + [block.find(private, tag).position + 8 for tag in (0xA002, 0xA003)]
+    assert all(any(start <= at < start + 4 for start in allowed) for at in changed if at < thumbnail)
+    assert (block.number(private, 0xA002), block.number(private, 0xA003)) == (128, 96)
+    assert b"\xff\xd8\xff" not in after
+    assert after.index(MAKER_NOTE) == before.index(MAKER_NOTE)
+
+
+def test_sizes_past_16_bits_fit_into_exif():
+    block = Exif(exif())
+    block.set_size(70_000, 90_000)
+    private = block.number(block.first, EXIF_IFD)
+    assert (block.number(private, 0xA002), block.number(private, 0xA003)) == (90_000, 70_000)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "avif", "jpeg2000", "jpegxl", "heic"])
+def test_exif_gps_and_maker_notes_survive(format):
+    found = open_picture(encoded(picture(photo(), metadata=Metadata(exif=exif())), format)).metadata.exif
+    block = Exif(found)
+    private, gps = block.number(block.first, EXIF_IFD), block.number(block.first, GPS_IFD)
+    assert block.value(block.find(block.first, 0x010F)) == b"Maker\0"
+    assert block.value(block.find(private, 0x9003)) == b"2024:05:06 07:08:09\0"
+    assert block.value(block.find(private, 0x927C)) == MAKER_NOTE
+    assert block.value(block.find(gps, 2)) == struct.pack(">6L", 52, 1, 31, 1, 12, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
+    arguments = {"exif": b"Exif\0\0" + exif(orientation)}
+    if format == "TIFF":
+        arguments = {"tiffinfo": {274: orientation}}
+    data = saved(Image.fromarray(photo()), format, **arguments)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+    found = open_picture(data)
+    shown = next(iter(found.frames)).pixels
+    assert found.size == expected.shape[:2] == shown.shape[:2]
+    assert np.abs(shown - expected).mean() < 1
+    again = open_picture(encoded(found, format.lower()))
+    assert again.size == found.size
+    block = Exif(again.metadata.exif) if again.metadata.exif else None
+    assert block is None or block.number(block.first, 0x0112) in (None, 1)
+
+
+def test_orientation_and_size_are_corrected_in_xmp_too():
+    xmp = b"<a tiff:Orientation='6' exif:PixelXDimension=\"640\"><tiff:ImageLength>480</tiff:ImageLength></a>"
+    found = open_picture(encoded(picture(photo(96, 128), metadata=Metadata(xmp=xmp)))).metadata.xmp
+    expected = b"<a tiff:Orientation='1' exif:PixelXDimension=\"128\"><tiff:ImageLength>96</tiff:ImageLength></a>"
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("format", "kept"),
+    [
+        ("jpeg", "xmp iptc dpi"),
+        ("png", "xmp iptc dpi text"),
+        ("webp", "xmp"),
+        ("tiff", "xmp iptc dpi"),
+        ("avif", "xmp"),
+        ("jpeg2000", "xmp iptc dpi"),
+        ("jpegxl", "xmp"),
+        ("heic", "xmp"),
+        ("bmp", "dpi"),
+    ],
+)
+def test_other_metadata_survives(format, kept):
+    before = full_metadata()
+    after = open_picture(encoded(picture(photo(), metadata=before), format)).metadata
+    for field in kept.split():
+        found = getattr(after, field)
+        assert found == (pytest.approx(before.dpi, rel=1e-3) if field == "dpi" else getattr(before, field)), field
+
+
+def test_comments_go_from_format_to_format():
+    words = (Text("Comment", "shot at dawn"),)
+    for format in ("jpeg", "gif", "png"):
+        assert open_picture(encoded(picture(photo(), metadata=Metadata(text=words)), format)).metadata.text == words
+
+
+def test_pngs_colour_chunks_survive():
+    before = Metadata(gamma=0.5, chromaticities=(0.31, 0.33, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), cicp=b"\x01\x0d\0\x01")
+    assert open_picture(encoded(picture(photo(), metadata=before))).metadata == before
+    with_intent = Metadata(srgb_intent=1)
+    assert open_picture(encoded(picture(photo(), metadata=with_intent))).metadata == with_intent
+
+
+def test_large_profiles_and_packets_are_split_or_refused_but_never_cut():
+    large = WIDE_GAMUT + bytes(200_000)
+    found = open_picture(encoded(picture(photo(), metadata=Metadata(icc=large)), "jpeg"))
+    assert found.metadata.icc == large
+    with pytest.raises(ImageError, match="too large for JPEG") as caught:
+        encoded(picture(photo(), metadata=Metadata(xmp=b"x" * 70_000)), "jpeg")
+    assert "--strip" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].icc])
+def test_strip_leaves_the_profile_and_nothing_else(format):
+    shown = picture(photo(), metadata=full_metadata())
+    found = open_picture(encoded(shown, format, replace(LOSSLESS, strip=True))).metadata
+    assert found == Metadata(icc=WIDE_GAMUT)
+
+
+def test_exiftool_agrees(tmp_path):
+    tool = shutil.which("exiftool")
+    if tool is None:
+        pytest.skip("exiftool is not installed")
+    for format in ("jpeg", "png", "webp", "tiff", "avif", "jpeg2000", "jpegxl", "heic"):
+        path = tmp_path / f"a.{format}"
+        write_picture(picture(photo(), metadata=full_metadata()), path, format, LOSSLESS)
+        done = subprocess.run(
+            [tool, "-a", "-s", "-warning", "-error", "-Make", "-GPSLatitude", str(path)], capture_output=True
+        )
+        lines = done.stdout.decode()
+        assert "Maker" in lines and "52 deg 31' 12" in lines, (format, lines, done.stderr)
+        # its only complaint may be over the maker note, which is none of a known maker
+        complaints = [line for line in lines.splitlines() if line.startswith(("Warning", "Error"))]
+        assert all("aker" in line for line in complaints), (format, complaints)
+
+
+def test_broken_exif_is_passed_on_and_harms_nothing():
+    for block in (b"II*\0" + b"\xff" * 40, b"rubbish", exif()[:60], b"MM\0*\0\0\0\x08\xff\xff" + bytes(20)):
+        found = open_picture(encoded(picture(photo(), metadata=Metadata(exif=block)), "jpeg"))
+        assert found.size == (48, 64)
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["png", "gif", "webp", "avif"])
+def test_animations_keep_frames_durations_and_loops(format):
+    film = animation(count=5)
+    found = open_picture(encoded(film, format))
+    assert found.frame_count == 5
+    assert found.loop == (0 if format == "avif" else 3)
+    for got, wanted in zip(found.frames, film.frames, strict=True):
+        assert got.duration == wanted.duration
+        opaque = wanted.pixels[..., 3] > 0
+        np.testing.assert_array_equal(got.pixels[..., 3] > 128, opaque)
+        assert np.abs(got.pixels[opaque].astype(int) - wanted.pixels[opaque]).mean() < 3
+
+
+@pytest.mark.parametrize("loop", [0, 1, 2, 7])
+@pytest.mark.parametrize("format", ["png", "gif", "webp"])
+def test_loop_counts_survive(format, loop):
+    assert open_picture(encoded(animation(loop=loop), format)).loop == loop
+
+
+@pytest.mark.parametrize("disposal", [0, 1, 2, 3])
+def test_gif_frames_come_composed_whatever_their_disposal(disposal):
+    frames = [Image.fromarray(frame.pixels).quantize(16) for frame in animation(count=4).frames]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=disposal, duration=50)
+    found = open_picture(data)
+    with Image.open(io.BytesIO(data)) as again:
+        assert found.frame_count == again.n_frames
+        for index, frame in enumerate(found.frames):
+            again.seek(index)
+            np.testing.assert_array_equal(frame.pixels, np.asarray(again.convert("RGBA")))
+
+
+@pytest.mark.parametrize("blend", [0, 1])
+@pytest.mark.parametrize("disposal", [0, 1, 2])
+def test_apng_frames_come_composed_whatever_their_disposal_and_blending(disposal, blend):
+    # what is wholly visible or not at all: of half transparency over nothing Pillow has its own idea
+    frames = [Image.fromarray(photo()).convert("RGBA")]
+    frames += [Image.fromarray(frame.pixels).resize((64, 48), 0) for frame in animation(count=3).frames]
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], disposal=disposal, blend=blend)
+    with Image.open(io.BytesIO(data)) as again:
+        for index, frame in enumerate(open_picture(data).frames):
+            again.seek(index)
+            # of going back to what was before, Pillow has its own idea again; there the canvas is empty each time
+            shown = frames[index] if (disposal, blend) == (2, 1) else again.convert("RGBA")
+            expected = np.asarray(shown).astype(float)
+            # colours are compared as far as they are seen
+            weight = expected[..., 3:] / 255
+            assert np.abs((frame.pixels - expected)[..., :3] * weight).max() < 2
+            assert np.abs(frame.pixels[..., 3] - expected[..., 3]).max() <= 1
+
+
+def test_a_still_that_is_no_part_of_the_apng_is_left_out():
+    frames = [Image.fromarray(frame.pixels) for frame in animation(count=3).frames]
+    still = Image.new("RGBA", frames[0].size, "blue")
+    data = saved(still, "PNG", save_all=True, default_image=True, append_images=frames)
+    found = open_picture(data)
+    assert found.frame_count == 3
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels[..., 3], np.asarray(frames[0])[..., 3])
+
+
+def test_sixteen_bit_apng_comes_back():
+    frames = [Frame(np.roll(photo(channels=4, dtype=np.uint16), shift, axis=1), 40.0) for shift in (0, 3, 9)]
+    film = picture(frames[0].pixels, frames=frames, frame_count=3, loop=0)
+    found = open_picture(encoded(film))
+    assert (found.dtype, found.loop) == (np.uint16, 0)
+    for got, wanted in zip(found.frames, frames, strict=True):
+        np.testing.assert_array_equal(got.pixels, wanted.pixels)
+
+
+def test_pages_keep_their_own_size_and_kind():
+    pages = [photo(), photo(20, 30, channels=1), photo(25, 15, channels=4, dtype=np.uint16)]
+    document = picture(pages[0], "tiff", frames=[Frame(page) for page in pages], frame_count=3, paged=True)
+    found = open_picture(encoded(document, "tiff"))
+    assert found.paged and found.frame_count == 3 and found.loop is None
+    for got, wanted in zip(found.frames, pages, strict=True):
+        assert got.pixels.dtype == wanted.dtype
+        np.testing.assert_array_equal(got.pixels, wanted)
+
+
+def test_a_thumbnail_in_a_tiff_is_no_page():
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(photo(), photometric="rgb")
+        writer.write(photo(6, 8), photometric="rgb", subfiletype=1)
+    assert open_picture(buffer.getvalue()).frame_count == 1
+
+
+def test_the_first_frame_alone_when_asked():
+    film = animation()
+    options = EncodeOptions(first_frame=True, background="#102030")
+    found = open_picture(encoded(film, "jpeg", options))
+    assert found.frame_count == 1
+    with pytest.raises(ImageError, match="one frame"):
+        encoded(film, "jpeg", EncodeOptions(background="white"))
+    assert open_picture(encoded(film, "webp", options)).frame_count == 3
+
+
+@pytest.mark.parametrize("format", ["png", "gif", "webp", "avif", "tiff"])
+def test_frames_are_written_one_by_one(format):
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def frames():
+        nonlocal most
+        for index in range(12):
+            pixels = np.roll(photo(channels=3), 5 * index, axis=1).copy()
+            alive.append(weakref.ref(pixels))
+            yield Frame(pixels, 40.0)
+            del pixels
+            gc.collect()
+            most = max(most, sum(ref() is not None for ref in alive))
+
+    film = picture(photo(), format, frames=frames(), frame_count=12, loop=0, paged=format == "tiff")
+    assert open_picture(encoded(film, format)).frame_count == 12
+    assert most <= 3
+
+
+@pytest.mark.parametrize("format", ["png", "gif", "webp", "tiff"])
+def test_frames_are_read_one_by_one(format):
+    pixels = photo(200, 300)
+    frames = [Frame(np.roll(pixels, 5 * index, axis=1), 40.0) for index in range(24)]
+    film = picture(pixels, format, frames=frames, frame_count=24, loop=0, paged=format == "tiff")
+    data = encoded(film, format)
+    tracemalloc.start()
+    count = sum(1 for _ in open_picture(data).frames)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 24
+    assert peak < len(data) + 12 * pixels.nbytes  # all together would be 24 frames, of three or four channels
+
+
+# --- the real world --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(SKIMAGE.glob("*.[pjtg][npi]*[gf]")), ids=lambda path: path.name)
+def test_real_files_are_what_pillow_shows(path):
+    found = open_picture(path)
+    frames = list(found.frames)
+    if path.name == "multipage_rgb.tif":  # planes of 64-bit floats, which Pillow does not know
+        assert [(frame.pixels.shape, frame.pixels.dtype) for frame in frames] == [((10, 10, 3), np.float32)] * 2
+        return
+    with Image.open(path) as image:
+        assert len(frames) == getattr(image, "n_frames", 1)
+        for index, frame in enumerate(frames):
+            image.seek(index)
+            mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[found.channels]
+            expected = np.asarray(image.convert(mode)).astype(int).reshape(frame.pixels.shape)
+            scale = 257 if frame.pixels.dtype == np.uint16 and mode != "L" else 1
+            assert np.abs(frame.pixels / scale - expected).max() <= 1
+
+
+def test_pythons_own_pictures_are_read():
+    folder = Path(os.__file__).parent
+    paths = [
+        path
+        for name in ("idlelib/Icons", "test/imghdrdata", "test/test_email/data")
+        for path in (folder / name).glob("*.*")
+    ]
+    paths = [
+        path
+        for path in paths
+        if path.suffix in (".gif", ".ico", ".png", ".ppm", ".pgm", ".pbm", ".bmp", ".webp", ".jpg", ".tiff")
+    ]
+    if not paths:
+        pytest.skip("this Python ships no pictures")
+    for path in paths:
+        found = open_picture(path)
+        assert next(iter(found.frames)).pixels.shape == (*found.size, found.channels), path
+
+
+# --- limits and faults -----------------------------------------------------------------------------------------------
+
+
+def declared(format: str, width: int, height: int) -> bytes:
+    """A file's head that declares a size, and hardly anything after it."""
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    idat = b"IDAT" + zlib.compress(b"\0")
+
+    def chunk(body: bytes) -> bytes:
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    if format == "png":
+        return b"\x89PNG\r\n\x1a\n" + chunk(ihdr) + chunk(idat) + chunk(b"IEND")
+    if format == "bmp":
+        return b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    if format == "gif":
+        return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + b"\x3b"
+    if format == "ppm":
+        return f"P6 {width} {height} 255\n".encode()
+    if format == "pfm":
+        return f"PF\n{width} {height}\n-1.0\n".encode()
+    if format == "tga":
+        return struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, width, height, 24, 0)
+    if format == "webp":
+        size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+        body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+    data = bytearray(encoded(picture(photo()), format))
+    if format == "jpeg":
+        at = data.index(b"\xff\xc0")
+        data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    elif format == "jpeg2000":
+        at = data.index(b"\xff\x4f\xff\x51")
+        data[at + 8 : at + 16] = struct.pack(">II", width, height)
+    elif format == "tiff":
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            places = [file.pages[0].tags[tag].valueoffset for tag in (256, 257)]
+        for at, value in zip(places, (width, height), strict=True):
+            data[at : at + 4] = struct.pack("<I", value)
+    elif format in ("avif", "heic"):
+        at = data.index(b"ispe") + 8
+        data[at : at + 8] = struct.pack(">II", width, height)
+    return bytes(data)
+
+
+BOMBS = ["png", "bmp", "gif", "ppm", "pfm", "tga", "webp", "jpeg", "jpeg2000", "tiff", "avif", "heic"]
+
+
+@pytest.mark.parametrize("format", BOMBS)
+def test_bombs_are_refused_by_what_they_declare(format):
+    data = declared(format, 60_000, 50_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError) as caught:
+            next(iter(open_picture(data, name="bomb").frames))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith("bomb: ")
+    assert peak < 20e6
+    if format not in ("avif", "heic"):  # their libraries refuse it themselves, as they see that it is a lie
+        assert "3000 megapixels" in str(caught.value)
+        assert "--max-megapixels" in str(caught.value.hint)
+
+
+def test_the_limit_is_where_it_is_set():
+    data = encoded(picture(photo(40, 50)))
+    assert open_picture(data, max_pixels=2000).size == (40, 50)
+    with pytest.raises(ImageError, match="limit"):
+        open_picture(data, max_pixels=1999)
+    assert open_picture(data, max_pixels=0).size == (40, 50)
+    assert open_picture(data, max_pixels=None).size == (40, 50)
+
+
+def test_every_page_is_held_to_the_limit():
+    pages = [photo(10, 10), photo(100, 100)]
+    document = picture(pages[0], "tiff", frames=[Frame(page) for page in pages], frame_count=2, paged=True)
+    frames = iter(open_picture(encoded(document, "tiff"), max_pixels=5000).frames)
+    next(frames)
+    with pytest.raises(ImageError, match="limit"):
+        next(frames)
+
+
+@pytest.mark.parametrize("origin", [b"", "empty", "folder", "missing"])
+def test_what_is_not_there_is_said_plainly(origin, tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ImageError, match=r"empty|folder|no such file"):
+        open_picture(origin if isinstance(origin, bytes) else tmp_path / origin)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_a_truncated_file_is_never_a_picture(format, share):
+    data = encoded(picture(photo(), metadata=Metadata()), format)
+    with pytest.raises(ImageError):
+        list(open_picture(data[: int(len(data) * share)]).frames)
+
+
+@pytest.mark.parametrize("format", ["png", "gif", "webp", "tiff"])
+def test_an_animation_broken_in_its_last_frame_is_never_written(format, tmp_path):
+    film = replace(animation(count=6), paged=format == "tiff")
+    data = encoded(film, format)
+    cut = data[: int(len(data) * 0.9)]
+    target = tmp_path / f"out.{format}"
+    with pytest.raises(ImageError):
+        write_picture(open_picture(cut), target, format, EncodeOptions())
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- files appear whole or not at all --------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_behind_when_a_frame_fails(tmp_path):
+    class Cancelled(Exception):
+        pass
+
+    def frames():
+        yield Frame(photo(), 10.0)
+        raise Cancelled
+
+    for format in ("png", "gif", "webp", "avif", "tiff"):
+        film = picture(photo(), format, frames=frames(), frame_count=2, loop=0, paged=format == "tiff")
+        with pytest.raises(Cancelled):
+            write_picture(film, tmp_path / "out", format, EncodeOptions())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_stays_until_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "out.png"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+
+    def frames():
+        assert target.read_bytes() == b"old"
+        yield Frame(photo())
+
+    write_picture(picture(photo(), frames=frames()), target, "png", EncodeOptions())
+    assert open_picture(target).size == (48, 64)
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are of another kind there")
+def test_a_new_file_gets_the_permissions_of_new_files(tmp_path):
+    (tmp_path / "model").touch()
+    write_picture(picture(photo()), tmp_path / "out.png", "png", EncodeOptions())
+    assert (tmp_path / "out.png").stat().st_mode == (tmp_path / "model").stat().st_mode
+
+
+def test_an_unwritable_target_is_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match="No such file"):
+        write_picture(picture(photo()), tmp_path / "no" / "where.png", "png", EncodeOptions())
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_nothing():
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full here")
+    with full.open("wb", buffering=0) as stream, pytest.raises(OutputError, match="No space"):
+        write_picture(picture(photo()), stream, "png", EncodeOptions())
+
+
+def test_a_stream_gets_its_bytes_only_at_the_end():
+    class Stream(io.BytesIO):
+        writes = 0
+
+        def write(self, data):
+            self.writes += 1
+            return super().write(data)
+
+    stream = Stream()
+    write_picture(animation(), stream, "png", EncodeOptions())
+    assert stream.writes == 1
+    assert open_picture(stream.getvalue()).frame_count == 3
+
+
+def test_errors_are_of_the_family():
+    assert issubclass(ImageError, HasnError) and issubclass(OutputError, HasnError)
+    assert XMP and IPTC
