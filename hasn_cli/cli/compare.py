@@ -123,6 +123,8 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
 
 def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[Method]:
     """A method for each of the weights, loaded: what is missing is told before anything is computed."""
+    import numpy as np
+
     from hasn_cli.compare import network
     from hasn_cli.pool import UpscalerPool
     from hasn_cli.settings import Settings
@@ -134,8 +136,10 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
         pool = UpscalerPool(settings)
         upscaler = pool.loaded(scale)
         digest = resolve(weights, scale).sha256[:12]
+        upscaler.upscale(np.zeros((64, 64, 3), np.uint8))  # so that no time is charged for its first steps
         plan = upscaler.plan(picture.size, min(picture.channels, 3), picture.dtype.itemsize)
-        detail = f"weights {weights} (SHA-256 {digest}…), {upscaler.device}, {upscaler.precision}, {plan}"
+        exact = "exact" if plan.tile is None else f"{plan.tiles} tiles"
+        detail = f"weights {weights} (SHA-256 {digest}…), {plan.text}, {exact}"
         yield network(label, detail, pool.loaded, size)
 
 
