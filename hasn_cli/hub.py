@@ -164,7 +164,17 @@ def push(repo: str, contents: Mapping[str, Path | bytes], *, private: bool | Non
         api = HfApi(library_name="hasn")
         repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
-        return str(api.create_commit(repo_id, operations, commit_message=message).commit_url)
+        with _no_bars():
+            return str(api.create_commit(repo_id, operations, commit_message=message).commit_url)
+
+
+def stated_sha256(path: Path) -> str | None:
+    """The SHA-256 that the hub gave a cached file: a large one lies under that name, with a link to it.
+
+    None for a small file (named by a git hash), and on file systems without links.
+    """
+    name = path.readlink().name if path.is_symlink() else ""
+    return name if _SHA256.fullmatch(name) else None
 
 
 class _NoSuchFileError(DownloadError):
@@ -197,19 +207,17 @@ def _get(source: HubId, filename: str, access: Access) -> Path:
 
 
 def _check_digest(path: Path, label: str) -> None:
-    """Compare a cached large file with the SHA-256 that the hub named it by; the client compares sizes only."""
-    if not path.is_symlink():
-        return  # a small file (named by a git hash), or a file system without links: the name is not to be had
-    blob = path.readlink().name
-    if _SHA256.fullmatch(blob) is None:
+    """Compare a cached file with what the hub says of it; the client compares sizes only."""
+    expected = stated_sha256(path)
+    if expected is None:
         return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != blob:
+    if found != expected:
         path.resolve().unlink()
         path.unlink()
         raise DownloadError(
-            f"{label} came damaged: its SHA-256 is {found}, the hub says {blob}",
+            f"{label} came damaged: its SHA-256 is {found}, the hub says {expected}",
             "it was removed from the cache; try again",
         )
 
@@ -232,6 +240,21 @@ def _bar_class(label: str, progress: Progress | None) -> type:
                 progress(label, int(self.n), int(self.total) if self.total else None)
 
     return Bar
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the client from drawing a bar for each upload, which it does on any stderr."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager

@@ -169,9 +169,11 @@ def bundled_path(scale: int) -> Path:
 
 
 def expected_sha256(found: WeightsFile) -> str | None:
-    """What the file's SHA-256 should be, if anybody says so: the pinned one, or `SHA256SUMS` beside it."""
+    """What the file's SHA-256 should be, if anybody says so: the pin, the hub, or `SHA256SUMS` beside it."""
     if found.source == "released":
         return RELEASED_SHA256
+    if found.source == "hub" and (stated := hub.stated_sha256(found.path)) is not None:
+        return stated
     sums = found.path.parent / CHECKSUMS
     if not sums.is_file():
         return None

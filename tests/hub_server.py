@@ -110,6 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.route.startswith("api/models/"):
             self._send_model_info(self.route.removeprefix("api/models/"))
             return
+        if self.route.count("/") < 4:
+            self._send(404)
+            return
         owner, name, _resolve, revision, filename = self.route.split("/", 4)
         repository = self.hub.repositories.get(f"{owner}/{name}")
         if repository is None or (f"{owner}/{name}" in self.hub.private and not self._authorized()):

@@ -202,7 +202,7 @@ def test_offline_mode_uses_the_cache_and_asks_nobody(hub: Hub, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content")  # the client's own use of its HTTP library
-def test_what_publish_uploads_is_what_the_hub_id_loads(hub: Hub, monkeypatch):
+def test_what_publish_uploads_is_what_the_hub_id_loads(hub: Hub, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     folder = weights.bundled_path(4).parent
     address = weights.publish("me/mine", folder, message="First weights")
@@ -210,9 +210,11 @@ def test_what_publish_uploads_is_what_the_hub_id_loads(hub: Hub, monkeypatch):
     for scale in (2, 3, 4):
         found = weights.resolve("me/mine", scale)
         assert found.path.read_bytes() == weights.bundled_path(scale).read_bytes()
+        assert weights.expected_sha256(found) == hashlib.sha256(found.path.read_bytes()).hexdigest()
         weights.verify(found)
-    card = hub.repositories["me/mine"].commits[hub.repositories["me/mine"].head]["README.md"]
-    assert card == (folder / "README.md").read_bytes()
+    assert capfd.readouterr() == ("", "")
+    published = hub.repositories["me/mine"].commits[hub.repositories["me/mine"].head]
+    assert published == {path.name: path.read_bytes() for path in folder.iterdir()}  # weights/ is such a repository
 
 
 def test_publish_without_a_token_says_how_to_get_one(hub: Hub):

@@ -47,7 +47,12 @@ def test_the_wheel_carries_the_weights_the_licence_and_the_types(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
     for scale in (2, 3, 4):
         assert f"hasn_cli/bundled/hasn_x{scale}.safetensors" in names
-    for name in ("hasn_cli/bundled/README.md", "hasn_cli/bundled/SHA256SUMS", "hasn_cli/py.typed"):
+    for name in (
+        "hasn_cli/bundled/README.md",
+        "hasn_cli/bundled/SHA256SUMS",
+        "hasn_cli/bundled/config.json",
+        "hasn_cli/py.typed",
+    ):
         assert name in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if not name.startswith("hasn_cli")]

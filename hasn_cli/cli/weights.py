@@ -15,6 +15,8 @@ from hasn_cli.cli.options import HELP_SETTINGS
 from hasn_cli.errors import WeightsError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hasn_cli.catalogue import Entry
     from hasn_cli.weights import Progress
 
@@ -151,18 +153,26 @@ def push(repository: str, folder: Path | None, private: bool | None, message: st
     """
     from hasn_cli.weights import bundled_path, publish
 
-    click.echo(publish(repository, folder or bundled_path(4).parent, private=private, message=message))
+    with console().status(f"publishing {repository}"):
+        address = publish(repository, folder or bundled_path(4).parent, private=private, message=message)
+    click.echo(address)
+
+
+def console() -> Console:
+    """stderr, for bars."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 @contextmanager
 def fetching() -> Iterator[Progress]:
     """One progress bar on stderr for whatever is being fetched; none where stderr is no terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    stderr = console()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         task = bars.add_task("", total=None, visible=False)
 
         def progress(label: str, done: int, total: int | None) -> None:
