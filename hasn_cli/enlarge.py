@@ -160,7 +160,7 @@ def _enlarge_color(
         large = reduce_to(upscaler.upscale(color, progress), target)
         return _project(large, color) if consistent else large
     low, high = _range(color)
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not np.isfinite(color).all():
         raise ImageError("the picture holds infinite or undefined samples", "replace them before enlarging")
     large = upscaler.upscale(((color - low) / (high - low)).astype(np.float32), progress)
     large = np.clip(reduce_to(large, target) * np.float32(high - low) + np.float32(low), low, high)

@@ -1,4 +1,4 @@
-"""Broken files: whatever is done to a real one, it gives a picture or an `ImageError`, quickly and in bounded memory."""
+"""Broken files: whatever is done to a real one, it gives a picture or an `ImageError`, soon and in bounded memory."""
 
 from __future__ import annotations
 
@@ -114,11 +114,9 @@ def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
     pictures = 0
     for _ in range(rounds):
         data = mutated(dice.choice(files), dice)
-        try:
-            pictures += attempt(data, format, folder)
-        except BaseException:
-            Path(f"fuzz-{format}.bin").write_bytes(data)  # for the one who has to mend it
-            raise
+        # for the one who has to mend it; written beforehand, since a codec that crashes leaves no time afterwards
+        (folder.parent / f"fuzz-{format}.bin").write_bytes(data)
+        pictures += attempt(data, format, folder)
     return rounds - pictures, pictures
 
 

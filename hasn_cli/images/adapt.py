@@ -60,7 +60,10 @@ def _dtype(dtype: np.dtype[Any], entry: Format) -> np.dtype[Any]:
 def _fit(pixels: Pixels, entry: Format, background: tuple[int, int, int] | None) -> Pixels:
     if not entry.alpha:
         pixels = lay_on(pixels, background)
-    return to_dtype(pixels, _dtype(pixels.dtype, entry))
+    dtype = _dtype(pixels.dtype, entry)
+    if pixels.dtype.kind == "f" != dtype.kind and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError("its samples are not between 0 and 1")
+    return to_dtype(pixels, dtype)
 
 
 def _metadata(picture: Picture, format: str, options: EncodeOptions) -> Metadata:

@@ -169,7 +169,10 @@ def _color(page: Any, data: Pixels, icc: bytes | None) -> Pixels:
 
 def _stretch(page: Any, data: Pixels) -> Pixels:
     """Samples of any depth to the whole range of uint8 or uint16, or to float32."""
-    return data.astype(np.float32) if data.dtype.kind == "f" else widen(data, page.bitspersample)
+    if data.dtype.kind != "f":
+        return widen(data, page.bitspersample)
+    with np.errstate(over="ignore"):  # what is beyond single precision becomes infinite, and is refused as such
+        return data.astype(np.float32)
 
 
 def _metadata(page: Any) -> Metadata:
