@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,7 @@ if TYPE_CHECKING:
 
 SCALES = (2, 3, 4)
 SHAPE = (3, 4)  # height to width of the pictures that are asked about
-PACKAGES = ("torch", "numpy", "pillow", "imagecodecs", "tifffile", "huggingface-hub", "safetensors", "click", "rich")
-EXTRAS = {
-    "heic": ("pillow-heif",),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino",),
-    "cluster": ("distributed", "fsspec"),
-    "train": ("matplotlib",),
-}
-"""Optional dependency group → its packages."""
+DEVELOPMENT = ("test", "bench")  # optional groups that add nothing to the program
 
 PROBE = (192, 256)  # LR pixels; the picture of the speed test
 LITTLE = 1 << 30  # bytes of free memory that deserve a word
@@ -46,15 +39,15 @@ class Device:
     Attributes:
         name: as `--device` takes it.
         title: the maker's name for it.
-        memory, free: in bytes; None where it cannot be told.
+        memory, free: in bytes.
         precision: that `auto` means there.
         chosen: `--device auto` means this one.
     """
 
     name: str
     title: str
-    memory: int | None
-    free: int | None
+    memory: int
+    free: int
     precision: str
     chosen: bool
 
@@ -164,15 +157,15 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
         tell("speed")
         speed = measure_speed(upscalers[max(upscalers)], seconds)
     memory = psutil.virtual_memory()
-    extras = {name: all(_version(package) for package in packages) for name, packages in EXTRAS.items()}
+    needed, extras = requirements()
     cache = cache_folder()
     return Report(
         version=__version__,
         python=platform.python_version(),
         executable=sys.executable,
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
-        packages={name: _version(name) for name in PACKAGES},
-        extras=extras,
+        packages={name: _version(name) for name in needed},
+        extras={extra: all(map(_version, packages)) for extra, packages in extras.items()},
         torch_build=torch_build(),
         threads=torch.get_num_threads(),
         cores=_cores(),
@@ -188,25 +181,47 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
     )
 
 
+def requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """The packages that hasn-cli needs, and those of each optional group; empty where it is not installed."""
+    needed: list[str] = []
+    extras: dict[str, list[str]] = {}
+    try:
+        lines = requires("hasn-cli") or []
+    except PackageNotFoundError:
+        lines = []
+    for line in lines:
+        name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"]([\w-]+)", line)
+        if name and extra is None:
+            needed.append(name[0])
+        elif name and extra and extra[1] not in DEVELOPMENT:
+            extras.setdefault(extra[1], []).append(name[0])
+    return needed, extras
+
+
 def find_devices() -> tuple[Device, ...]:
     """The CPU, each CUDA device and Apple's GPU, as far as PyTorch can use them."""
     import psutil
     import torch
 
-    from hasn_cli.inference.upscaler import resolve_device
-
-    chosen = str(resolve_device("auto"))
-    memory = psutil.virtual_memory()
-    devices = [Device("cpu", _processor(), memory.total, memory.available, "fp32", chosen == "cpu")]
+    devices = [_device("cpu", _processor(), psutil.virtual_memory().total)]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        name, first = f"cuda:{index}", chosen == "cuda" and index == 0
-        devices.append(Device(name, torch.cuda.get_device_name(index), total, free, "fp16", first))
+        total = torch.cuda.mem_get_info(index)[1]
+        devices.append(_device(f"cuda:{index}", torch.cuda.get_device_name(index), total))
     if torch.backends.mps.is_available():
-        total = torch.mps.recommended_max_memory()
-        free = total - torch.mps.driver_allocated_memory()
-        devices.append(Device("mps", "Apple GPU", total, free, "fp32", chosen == "mps"))
+        devices.append(_device("mps", "Apple GPU", torch.mps.recommended_max_memory()))
     return tuple(devices)
+
+
+def _device(name: str, title: str, memory: int) -> Device:
+    import torch
+
+    from hasn_cli.inference.devices import FLOATS, free_memory, precisions, resolve_device
+
+    device, auto = torch.device(name), resolve_device("auto")
+    _, held = precisions("auto", device)
+    precision = next(name for name, dtype in FLOATS.items() if dtype is held)
+    chosen = device.type == auto.type and (device.index or 0) == (auto.index or 0)
+    return Device(name, title, memory, free_memory(device), precision, chosen)
 
 
 def torch_build() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -32,10 +33,23 @@ def test_it_tells_what_the_program_would_run_on(report):
 
 
 def test_every_device_it_names_can_be_asked_for(report):
-    from hasn_cli.inference.upscaler import resolve_device
+    from hasn_cli.inference.devices import resolve_device
 
     for device in report.devices:
         assert resolve_device(device.name).type == device.name.split(":")[0]
+
+
+def test_each_gpu_is_listed_and_the_first_is_what_auto_means(monkeypatch):
+    memory = {0: (70 << 30, 80 << 30), 1: (1 << 30, 80 << 30)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: memory[getattr(device, "index", device)])
+    cpu, first, second = doctor.find_devices()
+    assert (first.name, first.title, first.memory, first.free) == ("cuda:0", "GPU 0", 80 << 30, 70 << 30)
+    assert (second.name, second.free) == ("cuda:1", 1 << 30)
+    assert (cpu.precision, first.precision) == ("fp32", "fp16")
+    assert [cpu.chosen, first.chosen, second.chosen] == [False, True, False]
 
 
 def test_every_format_is_tried(report):
@@ -62,11 +76,28 @@ def test_a_format_that_fails_is_told(monkeypatch):
     assert any("PNG" in concern.what and concern.fatal for concern in concerns)
 
 
-def test_the_extras_are_those_of_the_package():
+def test_every_dependency_of_the_package_is_looked_up(report):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    known = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("bench", "test")}
-    named = {name: {line.split(">")[0].split("[")[0] for line in lines} for name, lines in known.items()}
-    assert {name: set(packages) for name, packages in doctor.EXTRAS.items()} == named
+    assert {"torch", "numpy", "pillow"} <= set(report.packages) <= {name_of(line) for line in project["dependencies"]}
+    assert set(report.extras) == set(project["optional-dependencies"]) - {"bench", "test"}
+
+
+def name_of(requirement):
+    return re.match(r"[\w.-]+", requirement)[0]
+
+
+def test_an_extra_is_there_when_all_its_packages_are(monkeypatch):
+    lines = [
+        "torch>=2",
+        "here>=1; extra == 'whole'",
+        "here; extra == 'half'",
+        "gone; extra == 'half'",
+        "x; extra == 'test'",
+    ]
+    monkeypatch.setattr(doctor, "requires", lambda name: lines)
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "gone" else "1")
+    assert doctor.requirements() == (["torch"], {"whole": ["here"], "half": ["here", "gone"]})
+    assert doctor.examine(seconds=0).extras == {"whole": True, "half": False}
 
 
 class Planner:

@@ -88,7 +88,7 @@ def _program(report: Report) -> Iterator[tuple[str, str]]:
     yield "hasn", report.version
     yield "Python", f"{report.python}  [dim]{escape(report.executable)}[/]"
     yield "system", report.system
-    yield "PyTorch", f"{report.packages['torch']} ({report.torch_build})"
+    yield "PyTorch", f"{report.packages.get('torch', '?')} ({report.torch_build})"
     others = [f"{name} {version or '[red]missing[/]'}" for name, version in report.packages.items() if name != "torch"]
     yield "packages", ", ".join(others)
     for name, present in report.extras.items():
@@ -101,9 +101,9 @@ def _program(report: Report) -> Iterator[tuple[str, str]]:
 
 def _devices(report: Report) -> Iterator[tuple[str, str]]:
     for device in report.devices:
-        memory = f", {gibibytes(device.free)} of {gibibytes(device.memory)} free" if device.memory else ""
+        memory = f"{gibibytes(device.free)} of {gibibytes(device.memory)} free"
         chosen = "  [green]← auto[/]" if device.chosen else ""
-        yield device.name, f"{device.title}{memory}, {device.precision}{chosen}"
+        yield device.name, f"{device.title}, {memory}, {device.precision}{chosen}"
     yield "threads", f"{report.threads} on {report.cores} cores"
 
 
@@ -131,6 +131,6 @@ def _memory_and_speed(report: Report) -> Iterator[tuple[str, str]]:
         yield "speed", f"{rate}, {speed.output_megapixels_per_second:.2f} MP/s of output at x{speed.scale}"
 
 
-def gibibytes(amount: int | None) -> str:
-    """`3.2 GiB`, or `?`."""
-    return "?" if amount is None else f"{amount / 2**30:.1f} GiB"
+def gibibytes(amount: int) -> str:
+    """`3.2 GiB`."""
+    return f"{amount / 2**30:.1f} GiB"
