@@ -74,9 +74,11 @@ def network_from_state_dict(
     found, width = _scale_of(state, origin), _width_of(state, origin)
     if scale is not None and found != scale:
         raise WeightsError(f"{origin} is for x{found}, not x{scale}", f"use -s {found}, or other weights")
-    network = HASN(found, width)
+    with torch.device("meta"):  # shapes first: a file that only claims to be wide is refused before memory is taken
+        network = HASN(found, width)
     _check_against(state, network.state_dict(), origin)
-    network.load_state_dict(dict(state), strict=True)
+    copies = {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in state.items()}
+    network.load_state_dict(copies, strict=True, assign=True)
     return network.eval()
 
 

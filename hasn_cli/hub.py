@@ -296,6 +296,8 @@ def _explain(error: Exception, source: HubId, filename: str) -> DownloadError:
         return _not_here(error, source, host)
     if isinstance(error, hub.HfHubHTTPError):
         return _refused(error, source, host)
+    if isinstance(error, OSError) and error.errno is not None:  # of this machine: the client's own carry no number
+        return DownloadError(f"cannot keep {source} in the cache: {error}", "HF_HOME names another place for it")
     if isinstance(error, ValueError):  # the client's verdict on a malformed name
         return DownloadError(
             f"'{source}' cannot be asked for: {_first_line(error)}", "the form is OWNER/REPO[@REVISION]"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,17 @@ def test_offline_mode_uses_the_cache_and_asks_nobody(hub: Hub, monkeypatch):
     assert hub.log == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(hub: Hub, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    hub.add(REPO, {"hasn_x2.safetensors": SMALL})
+    with pytest.raises(DownloadError, match=r"cannot keep someone/hasn in the cache: .*Not a directory") as caught:
+        weights.resolve(REPO, 2)
+    assert "HF_HOME" in (caught.value.hint or "")
+
+
 @pytest.mark.filterwarnings("ignore:Use 'content")  # the client's own use of its HTTP library
 def test_what_publish_uploads_is_what_the_hub_id_loads(hub: Hub, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", hub.token)
@@ -251,6 +263,22 @@ def test_released_is_fetched_once(released: Hub):
     released.always = 500
     assert weights.resolve("released", 4).path == found.path
     assert len(released.log) == 1
+
+
+def test_released_may_be_fetched_by_several_at_once(released: Hub, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: weights.resolve("released", 4).path.read_bytes(), range(8)))
+    assert found == [SMALL] * 8
+    assert [p.name for p in (tmp_path / "assets").rglob("*") if p.is_file()] == ["HASN.pth"]
+
+
+def test_released_cancelled_by_progress_leaves_nothing(released: Hub, tmp_path):
+    def cancel(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        weights.resolve("released", 4, progress=cancel)
+    assert [p for p in (tmp_path / "assets").rglob("*") if p.is_file()] == []
 
 
 def test_released_is_resumed_after_cuts(released: Hub):
@@ -409,3 +437,18 @@ def test_the_command_pulls_from_the_endpoint_of_the_environment_and_then_works_o
     assert absent.stderr.splitlines()[0].endswith(f"there is no model o/absent on {hub.url}, or it is private")
     assert absent.stderr.splitlines()[1].startswith("hint: check the spelling")
     assert len(absent.stderr.splitlines()) == 2
+
+
+def test_the_command_upscales_with_the_released_checkpoint_fetched_from_a_mirror(hub: Hub, tmp_path, shared: Path):
+    from PIL import Image
+
+    hub.files["HASN.pth"] = (shared / "weights" / "HASN_x4_released.pth").read_bytes()
+    hub.cuts = [1_000_000]
+    Image.new("RGB", (20, 16), "teal").save(tmp_path / "tiny.png")
+    mirror = {"HF_HOME": str(tmp_path / "home"), "HASN_RELEASED_URL": f"{hub.url}/files/HASN.pth"}
+    command = [sys.executable, "-m", "hasn_cli", "upscale", "tiny.png", "-w", "released"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **mirror}, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(hub.log) == 2
+    with Image.open(tmp_path / "tiny_x4.png") as large:
+        assert large.size == (80, 64)

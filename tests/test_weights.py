@@ -174,6 +174,12 @@ def test_what_does_not_fit_is_named(tmp_path, state, change, message: str):
         weights.load_network(str(tmp_path / "w.pth"), 2)
 
 
+def test_a_file_that_claims_to_be_huge_takes_no_memory(tmp_path, state):
+    wide = {**state, "conv_1.weight": torch.zeros(200_000, 3, 1, 1)}  # a network so wide would fill 500 GB
+    save_file(wide, tmp_path / "w.safetensors")
+    assert "does not fit HASN" in refusal(tmp_path / "w.safetensors").message
+
+
 def test_the_wrong_scale_is_named(tmp_path, state):
     save_file(state, tmp_path / "w.safetensors")
     error = refusal(tmp_path / "w.safetensors", scale=4)
