@@ -514,7 +514,16 @@ KITTY_QUERY = rb"\x1b_Gi=(\d+),[^;]*a=q[^;]*;AAAA\x1b\\"
 def test_the_terminal_is_asked_and_gets_what_it_can(answers, marks, never):
     written = on_terminal(answers)
     assert marks in written and never not in written
-    assert b"Bicubic" in written and b"mean difference" in written
+    assert written.count(b"Bicubic") == 3 and written.count(b"mean difference") == 3
+
+
+def test_half_blocks_show_squares():
+    written = on_terminal({DA1: b"\x1b[?62c", KITTY_QUERY: b"\x1b_Gi=%s;ENOSYS\x1b\\"}).decode()
+    rows = [line.count("▀") for line in written.splitlines() if "▀" in line]
+    assert set(rows) == {
+        79
+    }  # two squares of 39 columns with one between them, each column half as wide as a row is high
+    assert len(rows) in (3 * 19, 3 * 20)
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"NO_COLOR": "1"}], ids=["dumb", "no colour"])

@@ -60,12 +60,9 @@ def preview(comparison: Comparison, draw: type[Any], columns: int) -> Iterator[R
     for index, spot in enumerate(comparison.spots[:SPOTS]):
         place = f"{index + 1}. at {spot.left + comparison.origin[1]}, {spot.top + comparison.origin[0]}"
         yield Text("".join(f"{view.label[: width - 1]:<{width + 1}}" for view in views), style="bold")
-        yield draw(_strip([view.rgb for view in views], spot, pixels, pixels // width), width=_wide(width, len(views)))
+        strip = _strip([view.rgb for view in views], spot, pixels, pixels // width)
+        yield draw(strip, width=len(views) * (width + 1) - 1, height="auto")
         yield Text(f"{place}; mean difference {spot.difference:.1f} grey levels\n", style="dim")
-
-
-def _wide(width: int, views: int) -> int:
-    return views * width + views - 1
 
 
 def _strip(views: list[NDArray[np.uint8]], spot: Spot, side: int, gap: int) -> Any:
