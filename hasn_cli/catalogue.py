@@ -32,7 +32,7 @@ class Entry:
     Attributes:
         name: as `-w` takes it.
         scale: 2, 3 or 4.
-        source: where it comes from, in words.
+        source: where it comes from: `package`, `release, …`, `hub, …` or `file`.
         parameters: how many numbers are stored.
         multiply_adds: for an output of 1280×720.
         psnr: data set → measured PSNR-Y in dB; empty where nobody measured.
@@ -103,7 +103,7 @@ def _released() -> Entry:
     return Entry(
         name=w.RELEASED,
         scale=w.RELEASED_SCALE,
-        source=f"the authors' release, {w.RELEASED_REPOSITORY} at {w.RELEASED_COMMIT[:7]}",
+        source=f"release, {w.RELEASED_REPOSITORY} at {w.RELEASED_COMMIT[:7]}",
         parameters=cost.parameters,
         multiply_adds=cost.multiply_adds,
         psnr=RELEASED_PSNR,
@@ -117,9 +117,9 @@ def _released() -> Entry:
 
 def _source(found: w.WeightsFile) -> str:
     if found.source == "bundled":
-        return "the package"
+        return "package"
     source = w.hub_id(found.name)
-    return f"hub repository {source.repo}" if found.source == "hub" and source else "file"
+    return f"hub, {source.repo}" if found.source == "hub" and source else "file"
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -291,6 +291,18 @@ def test_list_is_tab_separated_where_there_is_no_terminal():
     assert lines[3][2:4] == ["435,272", "23.28 G"]
 
 
+def test_list_on_a_terminal_fits_80_columns(monkeypatch, capsys):
+    from hasn_cli.cli import weights as shown
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(shown.sys.stdout, "isatty", lambda: True)
+    shown.command.main(["list"], standalone_mode=False)
+    table = capsys.readouterr().out
+    assert "…" not in table
+    assert "apache-2.0 package" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
 def test_list_as_json_has_every_figure():
     rows = json.loads(hasn_weights("list", "--json"))
     by_name = {(row["name"], row["scale"]): row for row in rows}

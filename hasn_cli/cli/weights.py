@@ -203,11 +203,11 @@ def _print_table(entries: Sequence[Entry]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for label in ("name", "for", "params", "multiply\nadds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here"):
-        number = label in ("params", "multiply\nadds", "size")
-        whole = number or label in ("name", "PSNR-Y")
-        table.add_column(label, justify="right" if number else "left", no_wrap=whole, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for label in ("name", "for", "params", "mult-\nadds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here"):
+        number = label in ("params", "mult-\nadds", "size")
+        table.add_column(label, justify="right" if number else "left", no_wrap=number or label == "PSNR-Y")
+    table.columns[0].overflow, table.columns[0].min_width = "fold", 8  # a name is there to be copied
     for entry in entries:
         name, scale, _, _, _, licence, source, size, digest, here = row(entry)
         parameters, multiply_adds = f"{entry.parameters / 1e3:.0f} k", f"{entry.multiply_adds / 1e9:.1f} G"
