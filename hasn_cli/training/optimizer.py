@@ -58,7 +58,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """N×R×C → the nearest semi-orthogonal matrices, roughly: singular values between about 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.transpose(1, 2) if tall else matrices
+    x: Tensor = matrices.transpose(1, 2) if tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-12)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)

@@ -96,6 +96,7 @@ class Trainer:
         if (recipe.iterations is None) == (recipe.minutes is None):
             raise ValueError("give either iterations or minutes")
         self.valid, self.folder, self.recipe = valid, folder, recipe
+        folder.mkdir(parents=True, exist_ok=True)
         self.data = Patches(pictures, recipe.scales, recipe.patches)
         self.networks = _networks_of_one_body(recipe.scales)
         self._initialise(initial)
@@ -226,7 +227,6 @@ class Trainer:
         return {scale: mean_psnr(network, self.valid, device) for scale, network in self.averaged.items()}
 
     def _save(self, psnr: Mapping[int, float]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         for scale, network in self.averaged.items():
             if psnr.get(scale, math.inf) >= self.best[scale]:
                 self.best[scale] = psnr.get(scale, -math.inf)

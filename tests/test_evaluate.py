@@ -1,0 +1,93 @@
+"""`hasn evaluate`: the field's figures, and clear errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hasn_cli.cli.main import run
+from hasn_cli.evaluation.bicubic import resize
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two HR pictures (one of odd sides, one gray) and their LR pictures by the two usual names."""
+    hr, lr = tmp_path / "hr", tmp_path / "lr"
+    hr.mkdir()
+    lr.mkdir()
+    y, x = np.mgrid[:51, :67]
+    color = np.stack([127 + 120 * np.sin(x / 3 + y / (4 + c)) for c in range(3)], -1).astype(np.uint8)
+    gray = color[:48, :64, :1]
+    for name, image in (("a", color), ("b10", np.repeat(gray, 3, -1))):
+        Image.fromarray(image[..., 0] if name == "b10" else image).save(hr / f"{name}.png")
+        cut = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+        Image.fromarray(resize(cut, scale=0.5)).save(lr / (f"{name}.png" if name == "a" else f"{name}x2.png"))
+    return hr, lr
+
+
+def evaluate(capsys, *arguments):
+    code = run(["evaluate", *map(str, arguments), "-d", "cpu"])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_released_weights_give_the_published_figure(shared, capsys):
+    folder = shared / "bench" / "Set5" / "x4"
+    released = shared / "weights" / "HASN_x4_released.pth"
+    code, out, _ = evaluate(capsys, folder / "HR", "-s", 4, "--lr", folder / "LR", "-w", released, "-f", "json")
+    mean = json.loads(out)["mean"]
+    assert code == 0
+    assert mean["psnr_y"] == pytest.approx(32.18, abs=0.01)
+    assert mean["bicubic_psnr_y"] == pytest.approx(28.43, abs=0.01)
+    assert mean["bicubic_ssim_y"] == pytest.approx(0.811, abs=0.001)
+
+
+@pytest.mark.parametrize(("scale", "least"), [(2, 37.3), (3, 33.5), (4, 31.3)])
+def test_the_weights_in_the_box_are_good(shared, capsys, scale, least):
+    folder = shared / "bench" / "Set5" / f"x{scale}"
+    _, out, _ = evaluate(capsys, folder / "HR", "-s", scale, "--lr", folder / "LR", "-f", "json")
+    assert json.loads(out)["mean"]["psnr_y"] >= least
+
+
+def test_lr_pictures_given_or_made_score_the_same(folders, capsys):
+    made, given = (
+        json.loads(evaluate(capsys, folders[0], "-s", 2, "-f", "json", *lr)[1]) for lr in ([], ["--lr", folders[1]])
+    )
+    for one, other in zip([*made["pictures"], made["mean"]], [*given["pictures"], given["mean"]], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    values = [picture["psnr_y"] for picture in made["pictures"]]
+    assert made["mean"]["psnr_y"] == pytest.approx(sum(values) / 2)
+
+
+def test_table_and_csv_hold_each_picture_and_the_mean(folders, capsys, tmp_path):
+    _, table, _ = evaluate(capsys, folders[0], "-s", 2)
+    assert [line.split()[0] for line in table.splitlines() if line[0] != "─"] == ["picture", "a.png", "b10.png", "mean"]
+    code, out, _ = evaluate(capsys, folders[0], "-s", 2, "-f", "csv", "-o", tmp_path / "scores.csv")
+    assert (code, out) == (0, "")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text())))
+    assert [row["name"] for row in rows] == ["a.png", "b10.png", "mean"]
+    assert f"{float(rows[-1]['psnr_y']):.2f}" in table.splitlines()[-1]
+
+
+def test_what_cannot_be_measured_is_said(folders, capsys, tmp_path):
+    hr, lr = folders
+    (tmp_path / "empty").mkdir()
+    tiny = tmp_path / "tiny"
+    tiny.mkdir()
+    Image.new("RGB", (12, 12)).save(tiny / "t.png")
+    for arguments, code, message in [
+        ([tmp_path / "none"], 2, "is not a folder"),
+        ([tmp_path / "empty"], 2, "holds no pictures"),
+        ([tiny, "-s", 2], 1, "t.png: SSIM needs"),
+        ([hr, "-s", 4, "--lr", lr], 2, "no LR picture for b10.png"),
+        ([hr, "-s", 3, "--lr", lr], 1, "a.png is no x3 reduction of a.png"),
+        ([hr, "-s", 2, "-o", tmp_path / "no" / "file"], 1, "cannot write"),
+    ]:
+        found, out, error = evaluate(capsys, *arguments)
+        assert (found, out) == (code, ""), error
+        assert message in error

@@ -1,0 +1,319 @@
+"""Training: its start, its patches, its optimizers, and a run that survives anything."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
+from hasn_cli.errors import HasnError, UsageError
+from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.evaluation.metrics import psnr_y
+from hasn_cli.network import HASN
+from hasn_cli.training.log import plot, write_csv
+from hasn_cli.training.optimizer import build_optimizers, orthogonalise, set_rate
+from hasn_cli.training.patches import Patches, PatchPlan
+from hasn_cli.training.session import prepare
+from hasn_cli.training.start import DEVIATION, adopt, spatial_deviation, start
+from hasn_cli.training.trainer import Recipe, Trainer, forward, mean_psnr, schedule
+
+PLAN = PatchPlan(side=16, batch=2, candidates=1)
+
+
+def drawing(side: int = 96, seed: int = 0) -> np.ndarray:
+    """Soft blobs and hard edges in colour."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    image = np.stack([0.5 + 0.3 * np.sin(6 * x * c + 4 * y + c) for c in (1, 2, 3)], -1)
+    for _ in range(12):
+        top, left = random.integers(0, side - 24, 2)
+        image[top : top + random.integers(6, 24), left : left + random.integers(6, 24)] = random.random(3)
+    return (image * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def started():
+    """A network at its start, and the patches that it was scaled on."""
+    lr = Patches([drawing()], [2], PatchPlan(side=24, batch=4))[0].lr.float() / 255
+    network = HASN(2)
+    start(network, lr)
+    return network, lr
+
+
+# the start
+
+
+def test_the_start_interpolates(started):
+    picture = drawing(seed=3)
+    bicubic = resize(resize(picture, scale=0.5), scale=2)
+    assert mean_psnr(started[0], [picture], "cpu") > psnr_y(bicubic, picture, 2) - 1
+
+
+def test_every_block_starts_alive(started):
+    network, lr = started
+    _, features = forward(network, lr)
+    for feature in features[1:]:
+        assert spatial_deviation(feature) == pytest.approx(DEVIATION, rel=0.3)
+
+
+def test_conv_2_gets_a_gradient_at_the_start(started):
+    network, lr = started
+    loss = (network(lr) - torch.rand(4, 3, 48, 48)).abs().mean()
+    (gradient,) = torch.autograd.grad(loss, [network.conv_2.weight])
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("scale", [3, 4])
+def test_another_scales_weights_still_interpolate(started, scale):
+    network = HASN(scale)
+    adopt(network, started[0].state_dict())
+    for name, tensor in network.state_dict().items():
+        assert name.startswith("upsampler") or torch.equal(tensor, started[0].state_dict()[name])
+    smooth = resize(drawing(48, seed=2), scale=2)
+    assert mean_psnr(network, [smooth], "cpu") > 28
+
+
+def test_the_trainers_forward_is_the_networks(started):
+    network, lr = started
+    sr, features = forward(network, lr[..., :13, :])  # below the network's smallest side, too
+    torch.testing.assert_close(sr, network(lr[..., :13, :]), rtol=0, atol=0)
+    assert len(features) == 7
+
+
+# patches
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_an_lr_patch_is_a_piece_of_the_whole_lr_picture(scale):
+    picture = drawing(96)
+    batch = Patches([picture], [scale], PatchPlan(side=12, batch=6))[5]
+    assert batch.hr.shape == (6, 3, 12 * scale, 12 * scale)
+    # a crop may start at any HR pixel, and the LR grid with it
+    found = 0
+    for lr in batch.lr.permute(0, 2, 3, 1).numpy():
+        variants = [f(t) for t in (lr, lr.transpose(1, 0, 2)) for f in (id_, flip_y, flip_x, flip_both)]
+        found += any(_lies_in(picture, variant, scale) for variant in variants)
+    assert found == 6
+
+
+def id_(a):
+    return a
+
+
+def flip_y(a):
+    return a[::-1]
+
+
+def flip_x(a):
+    return a[:, ::-1]
+
+
+def flip_both(a):
+    return a[::-1, ::-1]
+
+
+def _lies_in(picture, patch, scale):
+    for top in range(scale):
+        for left in range(scale):
+            grid = picture[top:, left:]
+            grid = grid[: grid.shape[0] // scale * scale, : grid.shape[1] // scale * scale]
+            windows = np.lib.stride_tricks.sliding_window_view(resize(grid, scale=1 / scale), patch.shape)
+            if (windows == patch).all(axis=(-3, -2, -1)).any():
+                return True
+    return False
+
+
+def test_batches_depend_on_seed_and_number_alone():
+    data = Patches([drawing(), drawing(80, 1)], [2, 3], PLAN)
+    again = DataLoader(data, batch_size=None, sampler=range(5, 9), num_workers=2)
+    for number, batch in zip(range(5, 9), again, strict=True):
+        assert batch.scale == data[number].scale == (2, 3)[number % 2]
+        assert torch.equal(batch.lr, data[number].lr)
+        assert torch.equal(batch.hr, data[number].hr)
+    other = Patches(data.pictures, [2, 3], PatchPlan(side=16, batch=2, candidates=1, seed=1))
+    assert not torch.equal(other[5].lr, data[5].lr)
+
+
+def test_detail_is_preferred():
+    half_flat = drawing(128)
+    half_flat[:, 40:] = 90
+    plain, choosy = (
+        Patches([half_flat], [2], PatchPlan(side=16, batch=16, candidates=n))[0].hr.float().std(dim=(2, 3)).mean()
+        for n in (1, 6)
+    )
+    assert choosy > 1.3 * plain
+
+
+# optimizers
+
+
+def test_every_weight_is_optimized_once():
+    networks = [HASN(2), HASN(4)]
+    networks[1].block_1 = networks[0].block_1
+    groups = [group for optimizer in build_optimizers(networks) for group in optimizer.param_groups]
+    optimized = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(optimized) == sorted({id(p) for network in networks for p in network.parameters()})
+    set_rate(build_optimizers(networks), 1.0)
+
+
+def test_matrices_move_alike_in_every_direction():
+    matrices = torch.randn(3, 156, 52, generator=torch.Generator().manual_seed(0))
+    matrices[:, :, 0] *= 30
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_the_rate_warms_up_and_comes_down_to_nothing():
+    assert schedule(0.0, 0, 99) == pytest.approx(0.01)
+    assert schedule(0.5, 1000, 99) == pytest.approx(0.5)
+    assert schedule(1.0, 1000, 99) == pytest.approx(0, abs=1e-9)
+
+
+# runs
+
+
+def test_a_run_learns_beyond_its_start(tmp_path):
+    picture = drawing()
+    recipe = Recipe(iterations=40, warm_up=5, rate=5e-4, patches=PatchPlan(side=20, batch=4), report_every=20)
+    trainer = Trainer([picture], [picture], tmp_path, recipe)
+    before = loss_on(picture, trainer.networks[2])
+    reports = list(trainer.run())
+    assert [report.step for report in reports] == [20, 40]
+    assert reports[-1].pixels == 40 * 4 * 20 * 20
+    saved = network_from_state_dict(load_state_dict_file(tmp_path / "hasn_x2.safetensors"), scale=2)
+    assert loss_on(picture, saved) < 0.93 * before
+    assert mean_psnr(saved, [picture], "cpu") == pytest.approx(reports[-1].psnr[2], abs=1e-6)
+
+
+@torch.no_grad()
+def loss_on(picture, network):
+    hr, lr = (
+        torch.from_numpy(image / 255.0).float().permute(2, 0, 1) for image in (picture, resize(picture, scale=0.5))
+    )
+    return float((network(lr[None])[0] - hr).abs().mean())
+
+
+def test_scales_trained_together_share_one_body(tmp_path):
+    trainer = Trainer([drawing()], [], tmp_path, Recipe(scales=(2, 3), iterations=4, patches=PLAN))
+    began = trainer.networks[2].block_4.g.conv.weight.clone()
+    list(trainer.run())
+    two, three = (load_state_dict_file(tmp_path / f"hasn_x{scale}.safetensors") for scale in (2, 3))
+    assert all(torch.equal(two[name], three[name]) for name in two if not name.startswith("upsampler"))
+    assert not torch.equal(two["block_4.g.conv.weight"], began)
+
+
+def test_pieces_on_several_lanes_train_alike(tmp_path):
+    def run(name, **how):
+        recipe = Recipe(iterations=4, patches=PatchPlan(side=16, batch=4), report_every=1, **how)
+        return [report.loss for report in Trainer([drawing()], [], tmp_path / name, recipe).run()]
+
+    np.testing.assert_allclose(run("pieces", piece=1, lanes=2), run("whole", piece=4), rtol=0.01)
+
+
+def test_half_precision_stays_close(started):
+    network, lr = started
+    difference = forward(network, lr, half=True)[0] - forward(network, lr)[0]
+    assert difference.abs().max() < 1 / 255
+
+
+def test_a_run_by_time_ends(tmp_path):
+    recipe = Recipe(minutes=0.05, patches=PLAN, report_every=1)
+    trainer = Trainer([drawing()], [], tmp_path, recipe)
+    *_, last = trainer.run()
+    assert trainer.finished
+    assert last.seconds < 60
+    assert trainer.checkpoint.exists()
+
+
+def test_a_dead_block_is_named(tmp_path):
+    trainer = Trainer([drawing()], [], tmp_path, Recipe(iterations=3, patches=PLAN, report_every=1))
+    torch.nn.init.zeros_(trainer.networks[2].block_3.cab.cab[2].weight)
+    with pytest.raises(HasnError, match="block 3 is dead"):
+        list(trainer.run())
+
+
+def test_a_run_for_other_scales_is_not_taken_up(tmp_path):
+    recipe = {"iterations": 1, "patches": PLAN, "report_every": 1}
+    list(Trainer([drawing()], [], tmp_path, Recipe(**recipe)).run())
+    with pytest.raises(UsageError, match="holds a run for x2"):
+        Trainer([drawing()], [], tmp_path, Recipe(scales=(3,), **recipe))
+
+
+def test_corrupt_and_small_pictures_are_named_and_skipped(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.fromarray(drawing()).save(data / "good.png")
+    Image.fromarray(drawing(30)).save(data / "small.png")
+    (data / "broken.png").write_bytes((data / "good.png").read_bytes()[:500])
+    skipped = {}
+    recipe = Recipe(iterations=1, patches=PLAN)
+    trainer = prepare(data, tmp_path / "run", recipe, on_skip=lambda name, why: skipped.update({name: why}))
+    assert len(trainer.data.pictures) == 1
+    assert sorted(skipped) == [str(data / "broken.png"), str(data / "small.png")]
+    assert "smaller than 40 pixels" in skipped[str(data / "small.png")]
+    (data / "good.png").unlink()
+    with pytest.raises(UsageError, match="no picture of at least 40×40"):
+        prepare(data, tmp_path / "run", recipe, on_skip=lambda name, why: None)
+
+
+def test_the_log_is_a_table_and_a_picture(tmp_path):
+    recipe = Recipe(iterations=4, patches=PLAN, report_every=2, validate_every=4)
+    trainer = Trainer([drawing()], [drawing(48)], tmp_path, recipe)
+    list(trainer.run())
+    write_csv(trainer.history, tmp_path / "log.csv")
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert rows[0]["psnr_y_x2"] == ""
+    assert float(rows[1]["psnr_y_x2"]) == pytest.approx(trainer.history[-1].psnr[2], abs=1e-3)
+    assert all(float(rows[1][f"deviation_{block}"]) > 0 for block in range(7))
+    plot(trainer.history, tmp_path / "curve.png")
+    assert Image.open(tmp_path / "curve.png").size == (800, 900)
+
+
+def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.fromarray(drawing()).save(data / "a.png")
+    arguments = "-s 2 --iterations 24 --patch 16 --batch 2 --report-every 2 --validate-every 6 -d cpu -j 0 --valid"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def train(run):
+        command = [sys.executable, "-m", "hasn_cli", "train", str(data), "-o", str(run), *arguments.split(), str(data)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    killed = train(tmp_path / "killed")
+    deadline = time.monotonic() + 60
+    while (
+        not (tmp_path / "killed" / "checkpoint.pt").exists() and killed.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    _, said = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, said
+    resumed, whole = train(tmp_path / "killed"), train(tmp_path / "whole")
+    _, said = resumed.communicate(timeout=100)
+    whole.communicate(timeout=100)
+    assert "going on from step" in said
+    curves = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("killed", "whole")]
+    for row in (row for curve in curves for row in curve):
+        del row["seconds"], row["iterations_per_second"]
+    assert len(curves[0]) == 12
+    assert curves[0] == curves[1]
+    states = [load_state_dict_file(tmp_path / name / "hasn_x2.safetensors") for name in ("killed", "whole")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_length_must_be_given(tmp_path):
+    with pytest.raises(ValueError, match="either iterations or minutes"):
+        Trainer([drawing()], [], tmp_path, Recipe())
