@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 PAPER, INK, SOFT, ACCENT = "#ffffff", "#191a1b", "#5c5f62", "#0b62d6"
 MARGIN, GAP = 48, 14  # pixels of the sheet, as all lengths here
 CELL = 288  # side of a spot's square
-OVERVIEW = 720  # width at most
+OVERVIEW = 960  # width at most
 HEAD = 110  # title and facts
 LABELS = 62  # heads of the columns
-SHAPE = 1.5  # width over height that is aimed at
+SHAPE = 1.8  # width over height that is aimed at
 FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")  # for what Pillow's own font, ASCII only, cannot write
 
 
