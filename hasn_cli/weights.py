@@ -127,7 +127,8 @@ def files_of(
             refusal = error
     if refusal is not None and not files:
         raise refusal
-    if len({found.path for found in files}) == 1:  # whatever the scale, it is the same file: ask the file
+    if files[0].source in ("file", "hub") and len({found.path for found in files}) == 1:
+        # whatever the scale, it is the same file: ask the file
         from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
 
         true = network_from_state_dict(load_state_dict_file(files[0].path), origin=weights, scale=scale).scale
@@ -177,15 +178,17 @@ def expected_sha256(found: WeightsFile) -> str | None:
     sums = found.path.parent / CHECKSUMS
     if not sums.is_file():
         return None
-    for line in sums.read_text(encoding="utf-8").splitlines():  # as sha256sum writes it: DIGEST, two spaces, NAME
-        digest, _, name = line.partition("  ")
-        if name == found.path.name:
-            return digest
+    for line in sums.read_text(encoding="utf-8").splitlines():  # sha256sum's: 64 digits, 2 marks, the name
+        if line[66:] == found.path.name:
+            return line[:64]
     return None
 
 
-def verify(found: WeightsFile) -> None:
+def verify(found: WeightsFile) -> HASN:
     """Check a file against its expected SHA-256, and that its tensors make a HASN for its scale.
+
+    Returns:
+        The network.
 
     Raises:
         WeightsError: it fails either.
@@ -195,7 +198,7 @@ def verify(found: WeightsFile) -> None:
     expected = expected_sha256(found)
     if expected is not None and found.sha256 != expected:
         raise WeightsError(f"{found.path} has SHA-256 {found.sha256}, not {expected}", "it is damaged or was changed")
-    network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=found.scale)
+    return network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=found.scale)
 
 
 def publish(repo: str, folder: Path, *, private: bool | None = None, message: str = "Upload HASN weights") -> str:
@@ -210,17 +213,14 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
         WeightsError: there are no such files in `folder`, or one of them fails `verify`.
         DownloadError: the hub could not be reached, or refused.
     """
-    from hasn_cli.network import NUM_FEATURES
-
     files = {scale: f"hasn_x{scale}.safetensors" for scale in SCALES}
     files = {scale: name for scale, name in files.items() if (folder / name).is_file()}
     if not files:
         raise WeightsError(f"{folder} holds no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
-    for scale, name in files.items():
-        verify(WeightsFile(str(folder), scale, folder / name, "file"))
+    networks = [verify(WeightsFile(str(folder), scale, folder / name, "file")) for scale, name in files.items()]
     contents: dict[str, Path | bytes] = {name: folder / name for name in files.values()}
     contents |= {name: folder / name for name in (CARD, CHECKSUMS) if (folder / name).is_file()}
-    contents[hub.CONFIG] = hub.config_bytes(files, NUM_FEATURES)
+    contents[hub.CONFIG] = hub.config_bytes(files, networks[-1].num_features)
     return hub.push(repo, contents, private=private, message=message)
 
 
@@ -232,13 +232,13 @@ def file_sha256(path: Path) -> str:
 
 def _released_path(scale: int, progress: Progress | None, download: bool) -> Path:
     """The authors' checkpoint in the assets cache of `huggingface_hub` (HF_HOME/assets/hasn), checked at every use."""
-    from huggingface_hub import cached_assets_path, constants
+    from huggingface_hub import constants
 
     if scale != RELEASED_SCALE:
         raise WeightsError(
             f"the authors released HASN for x{RELEASED_SCALE} only, not x{scale}", "use -s 4, or -w hasn"
         )
-    path = cached_assets_path("hasn", RELEASED, RELEASED_COMMIT[:12]) / "HASN.pth"
+    path = Path(constants.HF_ASSETS_CACHE) / "hasn" / RELEASED / RELEASED_COMMIT[:12] / "HASN.pth"
     if path.is_file() and file_sha256(path) == RELEASED_SHA256:
         return path
     if not download or constants.HF_HUB_OFFLINE:
@@ -250,6 +250,7 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
 
     url = os.environ.get(RELEASED_URL_VARIABLE) or RELEASED_URL
     report = progress or (lambda label, done, total: None)
+    path.parent.mkdir(parents=True, exist_ok=True)
     fetch(
         url,
         path,
