@@ -55,13 +55,15 @@ def run_on_cluster(jobs: Sequence[Job], settings: Settings, gate: Gate, address:
     for job in jobs:
         if "-" in (job.source, job.target):
             raise UsageError("a cluster cannot use the standard streams", "give files, folders or URLs")
+    threads = None
     with ExitStack() as stack:
         if address.startswith("local:"):
             local = _local_cluster(address, settings)
             stack.callback(_quietly, local.close, 1)
             settings = _share_memory(settings, len(local.worker_spec))
+            threads = _cores(len(local.worker_spec))
             address = local.scheduler_address
-        run = _Run(_connect(address), settings, gate)
+        run = _Run(_connect(address), settings, gate, threads)
         stack.callback(run.close)
         yield from run.events(jobs)
 
@@ -79,23 +81,24 @@ def _local_cluster(address: str, settings: Settings) -> SpecCluster:
     count = address.removeprefix("local:")
     if not count.isdecimal() or int(count) < 1:
         raise UsageError(f"--cluster {address}: N must be a number from 1", "for instance local:4")
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+    }
     specs = worker_specs(int(count), 0 if settings.device == "cpu" else _count_gpus())
     return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50, asynchronous=False)
 
 
 def worker_specs(count: int, gpus: int) -> dict[int, dict[str, Any]]:
-    """What `count` workers on this machine are given: their share of the cores and, where there are GPUs, one each."""
-    cores = max(1, (os.cpu_count() or 1) // count)
+    """How `count` workers on this machine are started; where there are GPUs, each has one."""
     specs = {}
     for index in range(count):
-        env = {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores), "OPENBLAS_NUM_THREADS": str(cores)}
-        if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
+        env = {"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {}
         options: dict[str, Any] = {
-            "nthreads": max(2, min(PICTURES_PER_WORKER, cores)),
+            "nthreads": max(2, min(PICTURES_PER_WORKER, _cores(count))),
             "host": "127.0.0.1",
             "dashboard": False,
+            "dashboard_address": "127.0.0.1:0",
             "memory_limit": 0,  # the upscaler keeps to its budget; a worker killed at a threshold would help nobody
             "silence_logs": 50,
             "resources": {"GPU": 1} if gpus else {},
@@ -103,6 +106,10 @@ def worker_specs(count: int, gpus: int) -> dict[int, dict[str, Any]]:
         }
         specs[index] = {"cls": Nanny, "options": options}
     return specs
+
+
+def _cores(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
 
 
 def _count_gpus() -> int:
@@ -121,7 +128,8 @@ def _share_memory(settings: Settings, workers: int) -> Settings:
 class _Run:
     """One batch on one cluster, seen from here."""
 
-    def __init__(self, client: Client, settings: Settings, gate: Gate) -> None:
+    def __init__(self, client: Client, settings: Settings, gate: Gate, threads: int | None) -> None:
+        self._threads = threads
         self.id = f"hasn-{uuid.uuid4().hex[:12]}"
         self._client = client
         self._settings = settings
@@ -139,7 +147,7 @@ class _Run:
     def events(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """Keep the workers supplied, and tell what comes back."""
         self._client.subscribe_topic(self.id, self._receive)
-        self._client.register_plugin(WorkerState(self.id, self._settings), name=self.id)
+        self._client.register_plugin(WorkerState(self.id, self._settings, self._threads), name=self.id)
         self._see_that_workers_see(jobs)
         waiting = deque(jobs)
         full: str | None = None
@@ -283,10 +291,12 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
     Args:
         name: the run's.
         settings: the run's; a file of weights goes with them, for workers on other machines.
+        threads: that the network may use; None: as many as the worker was given.
     """
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, threads: int | None = None) -> None:
         self.name = name
+        self._threads = threads
         self._settings = settings.to_dict()
         path = Path(settings.weights).expanduser()
         self._weights = (path.name, path.read_bytes()) if path.is_file() else None
@@ -301,8 +311,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
             path = Path(self._folder.name) / self._weights[0]
             path.write_bytes(self._weights[1])
             settings = replace(settings, weights=str(path))
-        if "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] == "1":
-            torch.set_num_threads(worker.state.nthreads)  # Dask's own default is 1, for many tasks at once
+        torch.set_num_threads(self._threads or worker.state.nthreads)  # Dask's own default is one
         self.settings = settings
         self.pool = UpscalerPool(settings)
         self.room = Room(settings.memory)

@@ -130,8 +130,7 @@ def target_state(target: Place) -> Mark | None:
         return None
     if isinstance(target, Path):
         return state(target)
-    found = remote.state(target)
-    return None if found is None else {"state": found}
+    return remote.state(target)
 
 
 def clear_leftovers(folders: Iterable[Path], owner: int | None = None) -> None:

@@ -38,7 +38,7 @@ class Job:
         source: where it is read.
         target: where the result goes; empty where `problem` stands.
         name: what messages call it.
-        root: the folder whose journal remembers it; None: none does (streams, URLs).
+        root: the folder, or URL, of the outputs that share a journal with this; None: nothing remembers it.
         problem: why it cannot even be tried.
     """
 
@@ -46,7 +46,7 @@ class Job:
     source: Place
     target: Place
     name: str
-    root: Path | None = None
+    root: Place | None = None
     problem: HasnError | None = None
 
     @property
@@ -275,7 +275,8 @@ def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
     from natsort import natsorted, ns
 
     if not remote.is_folder(url):
-        yield Job(0, url, naming.target(url, PurePosixPath(url.rpartition("/")[2])), url)
+        target = naming.target(url, PurePosixPath(url.rpartition("/")[2]))
+        yield Job(0, url, target, url, _journal_root(naming, target))
         return
     names = [PurePosixPath(name) for name in natsorted(remote.files(url, walk.recursive), alg=ns.PATH | ns.IGNORECASE)]
     for name in names:
@@ -284,13 +285,16 @@ def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
         excluded = any(glob_matches(glob, part) for glob in walk.exclude for part in (name, *name.parents))
         if is_picture(name.name, walk.readable) and included and not hidden and not excluded:
             source = f"{url.rstrip('/')}/{name}"
-            yield Job(0, source, naming.target(source, name), source)
+            target = naming.target(source, name)
+            yield Job(0, source, target, source, _journal_root(naming, target))
 
 
-def _journal_root(naming: _Naming, target: Place) -> Path | None:
-    if isinstance(naming.folder, Path):
+def _journal_root(naming: _Naming, target: Place) -> Place | None:
+    if target == "-":
+        return None
+    if naming.folder is not None:
         return naming.folder
-    return target.parent if isinstance(target, Path) else None
+    return target.parent if isinstance(target, Path) else target.rpartition("/")[0]
 
 
 def _without_repeats(jobs: Iterable[Job]) -> list[Job]:

@@ -55,13 +55,29 @@ def mark_input(path: Path, data: bytes | None = None, before: Mark | None = None
 def input_unchanged(source: Path | str, mark: Mark) -> bool:
     """Whether an input still is what `mark` was taken of; a file that was merely touched, moved or copied is."""
     if isinstance(source, str):
-        return bool(mark) and mark.get("state") == remote.state(source)
+        return _url_unchanged(source, mark)
     now = input_state(source)
     if now is None or now["size"] != mark.get("size"):
         return False
     if all(now[key] == mark.get(key) for key in now):
         return True
     return bool(mark_input(source)["sha256"] == mark.get("sha256"))
+
+
+def mark_url(url: str) -> tuple[bytes, Mark]:
+    """The bytes at a URL, and their fingerprint."""
+    before = remote.state(url) or {}
+    data = remote.read(url)
+    return data, {**before, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _url_unchanged(url: str, mark: Mark) -> bool:
+    now = remote.state(url)
+    if not now or now["size"] != mark.get("size"):
+        return False
+    if len(now) > 1 and all(value == mark.get(key) for key, value in now.items()):
+        return True
+    return bool(mark_url(url)[1]["sha256"] == mark.get("sha256"))
 
 
 class Journal:

@@ -6,6 +6,7 @@ fsspec comes with the `cluster` extra, and each scheme's driver (s3fs, gcsfs, â€
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,12 @@ def write(url: str, data: bytes) -> None:
         raise OutputError(f"{url}: cannot be written ({_reason(error)})") from error
 
 
-def state(url: str) -> str | None:
-    """A word that changes when the file at `url` does, None where there is no file."""
+def state(url: str) -> dict[str, str] | None:
+    """What changes when the file at `url` does: its size and whatever marks its store gives; None where there is none.
+
+    Raises:
+        OutputError: the store cannot be asked.
+    """
     system, path = filesystem(url)
     system.invalidate_cache()
     try:
@@ -79,8 +84,10 @@ def state(url: str) -> str | None:
         return None
     except Exception as error:
         raise OutputError(f"{url}: cannot be looked at ({_reason(error)})") from error
-    marks = {key: str(info[key]) for key in ("size", "ETag", "etag", "mtime", "LastModified", "created") if key in info}
-    return repr(sorted(marks.items()))
+    marks = {key: str(info[key]) for key in ("size", "ETag", "etag", "generation", "mtime") if key in info}
+    with suppress(Exception):  # not every store has times
+        marks["modified"] = str(system.modified(path))
+    return marks
 
 
 def is_folder(url: str) -> bool:

@@ -103,8 +103,7 @@ def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, 
     if source == "-":
         data, mark = sys.stdin.buffer.read(), {}
     elif isinstance(source, str):
-        mark = {"state": remote.state(source)}
-        data = remote.read(source)
+        data, mark = journal.mark_url(source)
     else:
         data, mark = _read_file(source)
     return open_picture(data, max_pixels=settings.max_pixels, name=name), mark
@@ -161,7 +160,7 @@ def write_result(picture: Picture, job: Job, format: str, settings: Settings) ->
         _write_stream(sys.stdout.buffer, encoded)
         return encoded.tell(), {}
     remote.write(target, encoded.getvalue())
-    return encoded.tell(), {"state": remote.state(target)}
+    return encoded.tell(), dict(remote.state(target) or {})
 
 
 def _write_stream(stream: BinaryIO, encoded: io.BytesIO) -> None:
