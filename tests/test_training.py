@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
+from hasn_cli.cli.main import run
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
@@ -26,6 +27,7 @@ from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.session import prepare
 from hasn_cli.training.start import DEVIATION, adopt, spatial_deviation, start
 from hasn_cli.training.trainer import Recipe, Trainer, forward, mean_psnr, schedule
+from hasn_cli.weights import bundled_path
 
 PLAN = PatchPlan(side=16, batch=2, candidates=1)
 
@@ -214,11 +216,11 @@ def test_scales_trained_together_share_one_body(tmp_path):
 
 
 def test_pieces_on_several_lanes_train_alike(tmp_path):
-    def run(name, **how):
+    def losses(name, **how):
         recipe = Recipe(iterations=4, patches=PatchPlan(side=16, batch=4), report_every=1, **how)
         return [report.loss for report in Trainer([drawing()], [], tmp_path / name, recipe).run()]
 
-    np.testing.assert_allclose(run("pieces", piece=1, lanes=2), run("whole", piece=4), rtol=0.01)
+    np.testing.assert_allclose(losses("pieces", piece=1, lanes=2), losses("whole", piece=4), rtol=0.01)
 
 
 def test_half_precision_stays_close(started):
@@ -317,3 +319,34 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
 def test_length_must_be_given(tmp_path):
     with pytest.raises(ValueError, match="either iterations or minutes"):
         Trainer([drawing()], [], tmp_path, Recipe())
+
+
+@pytest.mark.parametrize("length", [[], ["--iterations", "3", "--minutes", "1"]])
+def test_the_command_wants_one_length(tmp_path, capsys, length):
+    assert run(["train", str(tmp_path), "-o", str(tmp_path / "run"), *length]) == 2
+    assert "either --iterations or --minutes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_begins_from_given_weights(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    Image.fromarray(drawing()).save(tmp_path / "data" / "a.png")
+    options = [
+        "--patch",
+        "16",
+        "--batch",
+        "2",
+        "--iterations",
+        "1",
+        "--report-every",
+        "1",
+        "--rate",
+        "1e-9",
+        "-d",
+        "cpu",
+    ]
+    folder = tmp_path / "run"
+    assert run(["train", str(tmp_path / "data"), "-s", "3", "-o", str(folder), "--from", "hasn", *options]) == 0
+    began, now = (load_state_dict_file(path) for path in (bundled_path(3), folder / "hasn_x3.safetensors"))
+    assert all(torch.allclose(began[name], now[name], atol=1e-6) for name in began)
+    assert "100%" in capsys.readouterr().err
