@@ -364,6 +364,50 @@ def test_a_zoomed_picture_is_moved_by_mouse_and_arrow_keys_but_not_out_of_sight(
     assert shown.corner == pytest.approx(shown.place("stage"), abs=1)
 
 
+def wheel(shown, x, y, control):
+    event = {"type": "mouseWheel", "x": x, "y": y, "deltaX": 0, "deltaY": -100, "modifiers": 2 if control else 0}
+    shown.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+
+def test_ctrl_and_the_wheel_zoom_about_the_pointer_and_the_bare_wheel_does_not(shown):
+    shown["zoom-one"].click()
+    shown.press(shown["stage"], "+")
+    (x, y), zoom = shown.corner, shown.zoom
+    left, top = shown.place("stage")
+    wheel(shown, left + 300, top + 200, control=False)
+    assert shown.zoom == zoom
+    wheel(shown, left + 300, top + 200, control=True)
+    assert shown.zoom > zoom
+    grown = shown.zoom / zoom
+    expected = left + 300 - (left + 300 - x) * grown, top + 200 - (top + 200 - y) * grown
+    assert shown.corner == pytest.approx(expected, abs=5)  # the zoom is shown in whole per cent
+
+
+def test_two_fingers_zoom(shown):
+    left, top = shown.place("stage")
+
+    def touch(kind, *distances):
+        points = [{"x": left + 300 + d, "y": top + 200, "id": index} for index, d in enumerate(distances)]
+        shown.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    shown["zoom-one"].click()
+    shown.press(shown["stage"], "+")
+    touch("touchStart", -50, 50)
+    for distance in (60, 80, 100):
+        touch("touchMove", -distance, distance)
+    touch("touchEnd")
+    assert shown.zoom == pytest.approx(400, abs=4)
+
+
+def test_a_double_click_zooms_in_and_out_again(shown):
+    from selenium.webdriver import ActionChains
+
+    fitted = shown.zoom
+    for expected in (2 * fitted, fitted):
+        ActionChains(shown.driver).move_to_element(shown["tag-left"]).double_click().perform()
+        assert shown.zoom == pytest.approx(expected, abs=1)
+
+
 def test_sides_can_be_chosen_and_swapped(shown):
     from selenium.webdriver.support.ui import Select
 

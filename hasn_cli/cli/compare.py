@@ -125,6 +125,7 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
     """A method for each of the weights, loaded: what is missing is told before anything is computed."""
     import numpy as np
 
+    from hasn_cli.cli.weights import fetching
     from hasn_cli.compare import network
     from hasn_cli.pool import UpscalerPool
     from hasn_cli.settings import Settings
@@ -134,8 +135,9 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
     for weights, label in zip(given["weights"], labels(given["weights"]), strict=True):
         settings = Settings(size, weights, device=given["device"], precision=given["precision"], memory=given["memory"])
         pool = UpscalerPool(settings)
+        with fetching() as progress:
+            digest = resolve(weights, scale, progress=progress).sha256[:12]
         upscaler = pool.loaded(scale)
-        digest = resolve(weights, scale).sha256[:12]
         upscaler.upscale(np.zeros((64, 64, 3), np.uint8))  # so that no time is charged for its first steps
         plan = upscaler.plan(picture.size, min(picture.channels, 3), picture.dtype.itemsize)
         exact = "exact" if plan.tile is None else f"{plan.tiles} tiles"
