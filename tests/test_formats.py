@@ -86,12 +86,22 @@ def test_tables_agree_with_each_other():
 
 @pytest.mark.parametrize(
     ("format", "size", "advice"),
-    [("jpeg", (100, 65_536), "png"), ("webp", (16_384, 10), "jpg"), ("ico", (257, 9), "png")],
+    [("jpeg", (100, 65_501), "png"), ("webp", (16_384, 10), "jpg"), ("ico", (257, 9), "png")],
 )
 def test_a_format_too_small_for_the_result_is_refused_before_anything_runs(format, size, advice):
     with pytest.raises(ImageError, match="at most") as caught:
         check_can_hold(picture(photo()), size, format, EncodeOptions())
     assert advice in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].max_side < 70_000])
+def test_the_largest_side_is_really_written_and_read(format):
+    pixels = np.zeros((16, FORMATS[format].max_side, 3), np.uint8)
+    shown = picture(pixels, format)
+    check_can_hold(shown, shown.size, format, EncodeOptions())
+    buffer = io.BytesIO()
+    write_picture(shown, buffer, format, EncodeOptions())
+    assert open_picture(buffer.getvalue()).load().size == shown.size
 
 
 def test_a_format_of_one_frame_is_refused_for_an_animation_unless_the_first_frame_will_do():

@@ -8,9 +8,12 @@ import resource
 import time
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+from format_table import foreign_file
 from pictures import SKIMAGE, animation, full_metadata, photo, picture
+from PIL import Image
 
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import FORMATS, EncodeOptions, Frame, open_picture, write_picture
@@ -46,7 +49,39 @@ def seeds(format: str) -> list[bytes]:
         "gif": ["no_time_for_that_tiny.gif"],
         "tiff": ["multipage.tif", "multipage_rgb.tif"],
     }
-    return files + [(SKIMAGE / name).read_bytes() for name in real.get(format, [])]
+    files += [(SKIMAGE / name).read_bytes() for name in real.get(format, [])]
+    return [*files, foreign_file(format), *others(format)]
+
+
+def others(format: str) -> list[bytes]:
+    """What this program reads but never writes."""
+    image = Image.fromarray(photo())
+    kinds: dict[str, list[tuple[Image.Image, dict[str, object]]]] = {
+        "jpeg": [(image, {"progressive": True}), (image.convert("CMYK"), {}), (image.convert("L"), {})],
+        "png": [(image.quantize(16), {"bits": 4, "transparency": 3}), (image.convert("1"), {})],
+        "tiff": [
+            (image, {"compression": "tiff_lzw"}),
+            (image, {"compression": "jpeg"}),
+            (image.convert("1"), {"compression": "group4"}),
+            (image.convert("CMYK"), {}),
+            (image.quantize(16), {}),
+        ],
+        "bmp": [(image.quantize(16), {}), (image.convert("1"), {})],
+        "gif": [(image.quantize(8), {"transparency": 3})],
+        "tga": [(image.quantize(16), {}), (image, {})],
+        "jpeg2000": [(image, {"irreversible": True, "quality_layers": [20]}), (image.convert("LA"), {})],
+        "webp": [(image, {"quality": 50}), (image.convert("RGBA"), {"quality": 50})],
+    }
+    files = []
+    for shown, options in kinds.get(format, []):
+        buffer = io.BytesIO()
+        shown.save(buffer, format.upper(), **options)
+        files.append(buffer.getvalue())
+    if format == "avif":
+        files.append(bytes(imagecodecs.avif_encode(photo(dtype=np.uint16) >> 6, level=90, bitspersample=10)))
+    if format == "ppm":
+        files += [b"P1\n# one\n3 2\n101\n010\n", b"P4 9 2\n\xff\x80\x55\0", b"P3 2 1 99 1 2 3 4 5 99\n"]
+    return files
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:

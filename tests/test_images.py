@@ -37,6 +37,7 @@ from PIL import Image, ImageCms, ImageOps
 from hasn_cli.errors import HasnError, ImageError, OutputError
 from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Text, open_picture, write_picture
 from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
+from hasn_cli.images.metadata import apply_orientation
 
 LOSSLESS = EncodeOptions(lossless=True)
 
@@ -347,6 +348,20 @@ def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
     assert again.size == found.size
     block = Exif(again.metadata.exif) if again.metadata.exif else None
     assert block is None or block.number(block.first, 0x0112) in (None, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heics_own_orientation_is_applied_once(orientation):
+    heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    stored = heif.from_bytes(mode="RGB", size=(64, 48), data=photo().tobytes())
+    stored.save(buffer, quality=95, chroma=444, exif=b"Exif\0\0" + exif(orientation))
+    found = open_picture(buffer.getvalue())
+    expected = apply_orientation(photo(), orientation).astype(int)
+    assert found.size == expected.shape[:2]
+    assert np.abs(next(iter(found.frames)).pixels - expected).mean() < 3
+    again = open_picture(encoded(found, "heic"))
+    assert again.size == found.size
 
 
 def test_orientation_and_size_are_corrected_in_xmp_too():
@@ -674,6 +689,19 @@ def test_the_limit_is_where_it_is_set():
         open_picture(data, max_pixels=1999)
     assert open_picture(data, max_pixels=0).size == (40, 50)
     assert open_picture(data, max_pixels=None).size == (40, 50)
+
+
+def test_texts_that_unpack_to_gigabytes_are_left_out():
+    packed = b"key\0\0" + zlib.compress(bytes(50_000_000))
+    chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    data = encoded(picture(photo()))
+    bomb = data[:33] + 20 * chunk + data[33:]
+    tracemalloc.start()
+    texts = open_picture(bomb).metadata.text
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(texts) <= 1
+    assert peak < 400e6
 
 
 def test_every_page_is_held_to_the_limit():

@@ -17,7 +17,7 @@ class Format:
         name: lower-case, as in `Picture.format`.
         title: for people.
         suffixes: the first is the one given to new files.
-        max_side: largest width and height in pixels.
+        max_side: largest width and height in pixels that the format allows and its common decoders accept.
         alpha, deep, floats, icc: holds transparency, 16-bit, float samples, a colour profile.
         animation, pages: holds several frames as an animation, as pages.
         write: can be written (all can be read).
@@ -43,11 +43,11 @@ _2_31 = 2**31 - 1
 FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
-        Format("jpeg", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), 65_535, alpha=False),
+        Format("jpeg", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), 65_500, alpha=False),
         Format("png", "PNG", (".png", ".apng"), _2_31, deep=True, animation=True),
         Format("webp", "WebP", (".webp",), 16_383, animation=True),
         Format("tiff", "TIFF", (".tif", ".tiff"), _2_31, deep=True, floats=True, pages=True),
-        Format("avif", "AVIF", (".avif", ".avifs"), 65_535, animation=True),
+        Format("avif", "AVIF", (".avif", ".avifs"), 32_768, animation=True),
         Format("gif", "GIF", (".gif",), 65_535, icc=False, animation=True),
         Format("jpeg2000", "JPEG 2000", (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"), _2_31, deep=True),
         Format("bmp", "BMP", (".bmp", ".dib"), _2_31, icc=False),

@@ -21,19 +21,19 @@ def read_metadata(chunks: Iterable[tuple[bytes, bytes]]) -> Metadata:
     """What chunks (types and bodies) say; one that is malformed in itself is left out, as viewers do."""
     found: dict[str, Any] = {}
     texts: list[Text] = []
+    inflate = _Inflater()
     for kind, body in chunks:
         with contextlib.suppress(ValueError, struct.error, zlib.error, IndexError):
             if kind in (b"tEXt", b"zTXt", b"iTXt"):
-                _sort_text(_read_text(kind, body), texts, found)
+                _sort_text(_read_text(kind, body, inflate), texts, found)
+            elif kind == b"iCCP":
+                found["icc"] = inflate(body[body.index(b"\0") + 2 :])
             else:
                 found |= _read_chunk(kind, body)
     return Metadata(text=tuple(texts), **found)
 
 
 def _read_chunk(kind: bytes, body: bytes) -> dict[str, Any]:
-    if kind == b"iCCP":
-        packed = body[body.index(b"\0") + 2 :]
-        return {"icc": _inflate(packed)}
     if kind == b"eXIf":
         return {"exif": body.removeprefix(b"Exif\0\0")}
     if kind == b"pHYs":
@@ -48,15 +48,15 @@ def _read_chunk(kind: bytes, body: bytes) -> dict[str, Any]:
     return {"cicp": body} if kind == b"cICP" and len(body) == 4 else {}
 
 
-def _read_text(kind: bytes, body: bytes) -> Text:
+def _read_text(kind: bytes, body: bytes, inflate: _Inflater) -> Text:
     key, rest = body.split(b"\0", 1)
     if kind == b"tEXt":
         return Text(key.decode("latin-1"), rest.decode("latin-1"))
     if kind == b"zTXt":
-        return Text(key.decode("latin-1"), _inflate(rest[1:]).decode("latin-1"))
+        return Text(key.decode("latin-1"), inflate(rest[1:]).decode("latin-1"))
     compressed = rest[0]
     language, translated, value = rest[2:].split(b"\0", 2)
-    value = _inflate(value) if compressed else value
+    value = inflate(value) if compressed else value
     return Text(key.decode("latin-1"), value.decode(), language.decode("latin-1"), translated.decode())
 
 
@@ -82,12 +82,19 @@ def _sort_raw_profile(name: str, value: str, found: dict[str, Any]) -> None:
         found.setdefault("xmp", profile)
 
 
-def _inflate(packed: bytes) -> bytes:
-    worker = zlib.decompressobj()
-    data = worker.decompress(packed, _MAX_UNPACKED)
-    if not worker.eof:
-        raise ValueError("truncated, or far too large")
-    return data
+class _Inflater:
+    """Inflates, up to a limit that all chunks of a file share."""
+
+    def __init__(self) -> None:
+        self._room = _MAX_UNPACKED
+
+    def __call__(self, packed: bytes) -> bytes:
+        worker = zlib.decompressobj()
+        data = worker.decompress(packed, max(self._room, 1))
+        self._room -= len(data)
+        if not worker.eof:
+            raise ValueError("truncated, or far too large")
+        return data
 
 
 def metadata_chunks(metadata: Metadata, channels: int) -> Iterator[tuple[bytes, bytes]]:
