@@ -87,10 +87,8 @@ def _image_url(pixels: NDArray[np.uint8], icc: bytes | None) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    # exact: colour under transparency stays; method 1: a third of the time of the default for 2% more bytes
-    Image.fromarray(pixels).save(
-        buffer, "WEBP", lossless=True, quality=40, method=1, exact=True, icc_profile=icc or b""
-    )
+    # exact: colour under transparency stays; quality is effort here, and this much takes half the time for 1% more bytes
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=0, method=1, exact=True, icc_profile=icc or b"")
     return _data_url(buffer.getvalue(), "webp")
 
 
