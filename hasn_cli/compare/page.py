@@ -87,7 +87,7 @@ def _image_url(pixels: NDArray[np.uint8], icc: bytes | None) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    # exact: colour under transparency stays; quality is effort here, and this much takes half the time for 1% more bytes
+    # exact: colour under transparency stays; quality is effort here: so little takes half the time for 1% more bytes
     Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=0, method=1, exact=True, icc_profile=icc or b"")
     return _data_url(buffer.getvalue(), "webp")
 
