@@ -339,7 +339,10 @@ def find_concerns(
         concerns.append(Concern(what, "unset OMP_NUM_THREADS, unless that is meant"))
     if free < LITTLE:
         concerns.append(
-            Concern(f"only {free / 2**20:.0f} MiB of memory are free", "large pictures will be cut in tiles")
+            Concern(
+                f"only {free / 2**20:.0f} MiB of memory are free",
+                "close other programs, or large pictures are cut in tiles",
+            )
         )
     if not os.access(_existing(cache), os.W_OK):
         concerns.append(Concern(f"{cache} cannot be written", "set HF_HOME to a folder that can"))

@@ -605,6 +605,22 @@ def test_two_weights_are_set_against_each_other(small, tmp_path):
     assert data["spots"] == []  # the same weights under two names
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (["hasn"], ["HASN"]),
+        (["hasn", "released"], ["HASN", "released"]),
+        (["runs/new.pth", "me/model"], ["new", "me/model"]),
+        (["a/x4.pth", "b/x4.pth"], ["a/x4.pth", "b/x4.pth"]),
+        (["hasn", "hasn"], ["hasn (1)", "hasn (2)"]),
+    ],
+)
+def test_labels_are_short_and_tell_the_views_apart(weights, expected):
+    from hasn_cli.cli.compare import labels
+
+    assert labels(weights) == expected
+
+
 def test_the_command_writes_a_sheet_where_the_name_is_a_pictures(small, tmp_path):
     target = tmp_path / "sheet.webp"
     assert run(["compare", str(small), "-s", "2", "-o", str(target), "-q"]) == 0
