@@ -534,6 +534,28 @@ def test_a_thumbnail_in_a_tiff_is_no_page():
     assert open_picture(buffer.getvalue()).frame_count == 1
 
 
+@pytest.mark.parametrize("kind", ["tag", "sensor", "below"])
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_picture(kind):
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        if kind == "tag":
+            writer.write(photo(), photometric="rgb", extratags=[(50706, 1, 4, b"\1\4\0\0", True)])
+        elif kind == "sensor":
+            writer.write(photo(channels=1, dtype=np.uint16)[..., 0], photometric="cfa")
+        else:
+            writer.write(photo(), photometric="rgb", subifds=1)
+            writer.write(photo(channels=1, dtype=np.uint16)[..., 0], photometric="cfa")
+    with pytest.raises(ImageError, match="developed"):
+        open_picture(buffer.getvalue())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_noise_at_full_quality_fits_into_a_jpeg(channels):
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, channels), np.uint8)
+    found = pixels_of(encoded(picture(noise), "jpeg", EncodeOptions(quality=100)))
+    assert np.abs(found.astype(int) - noise).mean() < 2
+
+
 def test_the_first_frame_alone_when_asked():
     film = animation()
     options = EncodeOptions(first_frame=True, background="#102030")

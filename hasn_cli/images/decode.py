@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import codecs
-from hasn_cli.images.formats import sniff
+from hasn_cli.images.formats import FORMATS, sniff
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
 from hasn_cli.images.picture import Again, Frame, Picture
 from hasn_cli.images.source import Limit, Source
@@ -49,7 +49,8 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
 def _read(source: Source, limit: Limit) -> Picture:
     format = sniff(source.head)
     if format is None:
-        raise ImageError(f"{source.name}: not a picture of a known format")
+        known = ", ".join(entry.title for entry in FORMATS.values())
+        raise ImageError(f"{source.name}: not a picture of a known format", f"known are {known}")
     return codecs.read(format, source, limit)
 
 

@@ -1,17 +1,19 @@
-"""JPEG: segments taken apart here, pixels by libjpeg-turbo (through simplejpeg, which reports data that is broken)."""
+"""JPEG: segments are taken apart here, pixels are libjpeg-turbo's work.
+
+Reading goes through simplejpeg, since it alone reports what libjpeg merely warns of: data that is broken.
+"""
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
@@ -131,10 +133,9 @@ def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     """Write a JPEG with full-resolution colour (4:4:4) and its metadata in segments before it."""
     pixels = next(iter(picture.frames)).pixels
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    image.save(buffer, "JPEG", quality=options.quality, subsampling=0, optimize=True)
-    encoded = buffer.getbuffer()
+    plane = np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    # not through Pillow, whose buffer is too small for noise at high quality
+    encoded = bytes(imagecodecs.jpeg8_encode(plane, options.quality, subsampling="444", optimize=True))
     (jfif_length,) = struct.unpack_from(">H", encoded, 4)
     stream.write(encoded[:2])
     for marker, body in _metadata_segments(picture.metadata):

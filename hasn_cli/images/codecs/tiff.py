@@ -44,6 +44,8 @@ _STRUCTURE_TAGS = {
     330,
     *range(338, 348),
 }
+_DNG_VERSION = 50706
+_RAW = (_PHOTOMETRIC.CFA, _PHOTOMETRIC.LINEAR_RAW)
 _4_GIB = 2**32
 
 
@@ -81,6 +83,15 @@ def read(source: Source, limit: Limit) -> Picture:
 
 
 def _pages(file: tifffile.TiffFile) -> list[int]:
+    """Which of a file's pictures are pages.
+
+    Raises:
+        ValueError: none is, or they are the previews in a camera's raw file.
+    """
+    first: Any = file.pages[0]
+    inside = [first, *(first.pages or ())]
+    if _DNG_VERSION in first.tags or any(page.photometric in _RAW for page in inside):
+        raise ValueError("a camera's raw file, which has to be developed first")
     shown = [index for index in range(len(file.pages)) if not int(cast(Any, file.pages[index]).subfiletype) & 0b101]
     if not shown:
         raise ValueError("it has no page")
