@@ -65,7 +65,7 @@ def resized(metadata: Metadata, size: tuple[int, int]) -> Metadata:
 
 
 def _parse(exif: bytes | None) -> Exif | None:
-    """The block, or None where it is too broken to be corrected, and so to be passed on."""
+    """The block, or None where it is too broken to be read, and so to be handed on."""
     try:
         block = Exif(exif or b"")
         next(block.entries(block.first), None)

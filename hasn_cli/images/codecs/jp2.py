@@ -34,6 +34,7 @@ class _File:
     height: int
     components: int
     depth: int
+    lossless: bool
     color: int | None = None
     palette: bool = False
     alpha: int | None = None
@@ -60,7 +61,7 @@ def read(source: Source, limit: Limit) -> Picture:
         channels=channels,
         dtype=np.dtype(np.uint16 if file.depth > 8 and not file.palette else np.uint8),
         frames=Again(frames),
-        lossless=False,
+        lossless=file.lossless,
         metadata=replace(metadata, icc=srgb_profile()) if file.color == _CMYK else metadata,
     )
 
@@ -102,7 +103,7 @@ def _bare(data: bytes) -> bytes:
 
 
 def _codestream(data: memoryview) -> _File:
-    """Read the SIZ marker.
+    """Read the markers SIZ and COD.
 
     Raises:
         ValueError: broken, or components that differ among themselves.
@@ -117,7 +118,9 @@ def _codestream(data: memoryview) -> _File:
     depth = kinds.pop()[0] + 1
     if depth > 16:
         raise ValueError("signed samples, or such of more than 16 bits, are not supported")
-    return _File(x1 - x0, y1 - y0, components, depth)
+    style = bytes(data[:4096]).find(b"\xff\x52")  # the default coding style
+    lossless = style > 0 and bytes(data[style + 13 : style + 14]) == b"\1"  # the reversible wavelet
+    return _File(x1 - x0, y1 - y0, components, depth, lossless)
 
 
 def _channels(file: _File) -> int:

@@ -164,4 +164,6 @@ def _metadata_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
     for text in metadata.text:
         # a comment has no key, so only what came as a comment goes out as one
         if text.key == "Comment":
-            yield _COM, text.value.encode()[:_MAX_BODY]
+            words = text.value.encode()
+            for at in range(0, len(words), _MAX_BODY):
+                yield _COM, words[at : at + _MAX_BODY]

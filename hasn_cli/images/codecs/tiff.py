@@ -205,10 +205,13 @@ def _metadata(page: Any) -> Metadata:
 
 
 def _lift_exif(source: Source) -> bytes | None:
-    """The EXIF block that a TIFF's first directory amounts to, None where it says nothing."""
+    """The EXIF block that a TIFF's first directory amounts to, None where it says nothing or is broken."""
     with source.view() as data:
         file = Directories(data)
-        below, entries = pack_tree(file, file.first, 8, _EXIF_TAGS.__contains__)
+        try:
+            below, entries = pack_tree(file, file.first, 8, _EXIF_TAGS.__contains__)
+        except ValueError:
+            return None
         if not entries:
             return None
         head = (b"II*\0" if file.order == "<" else b"MM\0*") + struct.pack(file.order + "L", 8 + len(below))
@@ -218,7 +221,7 @@ def _lift_exif(source: Source) -> bytes | None:
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     """Write a TIFF page by page, losslessly compressed; beyond 4 GB as BigTIFF, which then goes without EXIF."""
     metadata = picture.metadata
-    exif = Exif(metadata.exif) if metadata.exif else None
+    exif = _parsed(metadata.exif)
     height, width = picture.size
     size = picture.frame_count * height * width * picture.channels * picture.dtype.itemsize
     big = size > 0.95 * _4_GIB
@@ -241,6 +244,16 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
             )
     if not big:
         _append_metadata(stream, metadata, exif)
+
+
+def _parsed(exif: bytes | None) -> Exif | None:
+    """The block, or None where it is too broken to be copied entry by entry."""
+    try:
+        block = Exif(exif or b"")
+        pack_tree(block, block.first, 0)
+    except ValueError:
+        return None
+    return block
 
 
 def _append_metadata(stream: BinaryIO, metadata: Metadata, exif: Exif | None) -> None:
