@@ -61,8 +61,13 @@ def plot(history: Sequence[Report], path: Path) -> None:
         middle.plot(*zip(*points, strict=True), marker=".", label=f"x{scale}")
     middle.set_ylabel("validation PSNR-Y, dB")
     for block in range(len(history[0].deviations)):
-        bottom.plot(pixels, [report.deviations[block] for report in history], linewidth=0.8, label=f"after {block}")
-    bottom.set(ylabel="spatial deviation after block", yscale="log", xlabel="LR pixels seen, millions")
+        bottom.plot(
+            pixels,
+            [report.deviations[block] for report in history],
+            linewidth=0.8,
+            label=f"block {block}" if block else "conv_1",
+        )
+    bottom.set(ylabel="spatial deviation after", yscale="log", xlabel="LR pixels seen, millions")
     for axes in (middle, bottom):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(ncols=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hasn_cli.checkpoint import save_network
+from hasn_cli.checkpoint import save_network, write_atomically
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize
@@ -240,9 +241,9 @@ class Trainer:
             "averaged": {scale: network.state_dict() for scale, network in self.averaged.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        temporary = self.checkpoint.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(self.checkpoint)
+        data = io.BytesIO()
+        torch.save(state, data)
+        write_atomically(self.checkpoint, data.getvalue())
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.recipe.device, weights_only=True)
@@ -279,7 +280,7 @@ def schedule(fraction: float, step: int, warm_up: int) -> float:
 
 def mean_psnr(network: HASN, pictures: Sequence[Image], device: str) -> float:
     """Mean PSNR-Y in decibels of HR pictures, H×W×3 uint8, reduced and enlarged again."""
-    upscaler = Upscaler(network, device=device)
+    upscaler = Upscaler(copy.deepcopy(network), device=device)
     values = []
     for picture in pictures:
         hr = whole_multiple(picture, network.scale)
