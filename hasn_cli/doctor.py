@@ -247,10 +247,10 @@ def bundled_weights(scale: int) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: the Hugging Face Hub client's cache."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    """Where fetched weights are kept: the Hugging Face Hub client's home."""
+    from huggingface_hub.constants import HF_HOME
 
-    return Path(HF_HUB_CACHE)
+    return Path(HF_HOME)
 
 
 def probe_formats() -> tuple[FormatState, ...]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from quick_hasn import path_with_hasn  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -35,16 +35,20 @@ def photos(tmp_path, monkeypatch):
     return tmp_path / "photos"
 
 
-def run_script(name, *arguments, needs=(), **environment):
-    for tool in needs:
-        if not any(map(shutil.which, tool.split("|"))):
-            pytest.skip(f"{tool.replace('|', ' or ')} is not installed")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where this very hasn lies
-    runner = [sys.executable] if name.endswith(".py") else ["bash"]
-    command = [*runner, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+@pytest.fixture
+def run_script(path_with_hasn):
+    def run(name, *arguments, needs=(), **environment):
+        for tool in needs:
+            if not any(map(shutil.which, tool.split("|"))):
+                pytest.skip(f"{tool.replace('|', ' or ')} is not installed")
+        runner = [sys.executable] if name.endswith(".py") else ["bash"]
+        command = [*runner, str(EXAMPLES / name), *map(str, arguments)]
+        env = {**os.environ, "PATH": path_with_hasn, **environment}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
 
 
 def size(path):
@@ -57,13 +61,13 @@ def tree(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*") if not path.name.startswith("."))
 
 
-def test_folder(photos):
+def test_folder(photos, run_script):
     run_script("folder.sh", photos, "larger")
     assert tree(Path("larger")) == ["below/three.jpg", "one.jpg", "two words.png"]
     assert size("larger/below/three.jpg") == (80, 60)
 
 
-def test_curl(photos):
+def test_curl(photos, run_script):
     handler = partial(SimpleHTTPRequestHandler, directory=photos)
     handler.log_message = lambda *_: None
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -74,18 +78,18 @@ def test_curl(photos):
     assert size("large.png") == (160, 120)
 
 
-def test_imagemagick(photos):
+def test_imagemagick(photos, run_script):
     run_script("imagemagick.sh", photos / "one.jpg", "detail.png", needs=["magick|convert"])
     width, height = size("detail.png")
     assert (width - 48) % 3 == 0 and abs(width - 48 - 40) <= 3 and abs(height - 48 - 30) <= 3
 
 
-def test_parallel(photos):
+def test_parallel(photos, run_script):
     run_script("parallel.sh", photos, "larger", needs=["parallel"], JOBS="2")
     assert tree(Path("larger")) == ["one.jpg", "two words.png"]
 
 
-def test_the_tasks_of_a_slurm_array_share_the_pictures_and_leave_none(photos):
+def test_the_tasks_of_a_slurm_array_share_the_pictures_and_leave_none(photos, run_script):
     made = []
     for task in ("0", "1"):
         run_script("slurm.sh", photos, "larger", SLURM_ARRAY_TASK_ID=task, SLURM_ARRAY_TASK_COUNT="2")
@@ -93,13 +97,13 @@ def test_the_tasks_of_a_slurm_array_share_the_pictures_and_leave_none(photos):
     assert len(made[0]) == 1 and made[1] == ["one.jpg", "two words.png"]
 
 
-def test_cluster(photos):
+def test_cluster(photos, run_script):
     pytest.importorskip("distributed", reason="the cluster extra is not installed")
     run_script("cluster.sh", photos, "larger", "local:1")
     assert tree(Path("larger")) == ["below/three.jpg", "one.jpg", "two words.png"]
 
 
-def test_python_api(photos):
+def test_python_api(photos, run_script):
     shown = run_script("api.py", photos / "one.jpg")
     assert size("large.png") == (160, 120)
     assert shown.count("80×60") == 2
