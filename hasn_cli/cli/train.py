@@ -51,11 +51,16 @@ def command(data_dir: Path, output: Path, initial: str | None, valid: Path | Non
     """
     if (options["iterations"] is None) == (options["minutes"] is None):
         raise UsageError("give either --iterations or --minutes")
+    import torch
+
     from hasn_cli.training.session import prepare
 
     valid_side = options.pop("valid_side")
+    recipe = _recipe(**options)
+    if recipe.lanes > 1:
+        torch.set_num_threads(1)  # each lane has a core of its own
     trainer = prepare(
-        data_dir, output, _recipe(**options), initial=initial, valid=valid, valid_side=valid_side, on_skip=_say_skipped
+        data_dir, output, recipe, initial=initial, valid=valid, valid_side=valid_side, on_skip=_say_skipped
     )
     if trainer.step:
         click.echo(f"going on from step {trainer.step}", err=True)
