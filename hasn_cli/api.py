@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Sample = TypeVar("Sample", bound=np.generic)
 Progress = Callable[[float], None]
 
-# Pillow's modes that are worked on as they are; every other becomes RGB, or RGBA where it has transparency
+# Pillow's modes that are worked on as they are; every other becomes the nearest of the first four
 KEPT_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "F")
 
 _one_at_a_time = threading.Lock()  # an Upscaler serves one caller at a time
@@ -83,7 +83,7 @@ def upscale(
 
     Returns:
         An array of the same dtype and axes; or a Pillow image that keeps the profile and the EXIF data. Its mode is the
-        given one's where that is L, LA, RGB, RGBA, I;16 or F, else RGB or RGBA.
+        given one's where that is L, LA, RGB, RGBA, I;16 or F, else the nearest of the first four.
 
     Raises:
         HasnError: the picture, the weights or the device cannot be used; the message and its hint say why.
@@ -131,12 +131,14 @@ def _upscale_pillow(image: Image.Image, enlarged: Callable[[NDArray[Any]], NDArr
 
     if not isinstance(image, Pillow.Image):
         raise ImageError(f"a {type(image).__name__} is no picture", "give a path, a Pillow image or an array")
-    if image.mode not in KEPT_MODES:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.has_transparency_data and image.mode not in ("LA", "RGBA"):
+        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
+    elif image.mode not in KEPT_MODES:
+        image = image.convert("L" if image.mode == "1" else "RGB")
     pixels = np.asarray(image)
     large = enlarged(pixels.reshape(*pixels.shape[:2], -1))
     result = Pillow.fromarray(large if pixels.ndim == 3 else large[..., 0])
-    result.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    result.info = dict(image.info)
     return result
 
 

@@ -88,7 +88,6 @@ def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], 
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if have and response.status != http.client.PARTIAL_CONTENT:  # the server starts again from the first byte
             file.seek(0)
-            file.truncate()
         while file.tell() < size and (chunk := response.read(min(CHUNK, size - file.tell()))):
             file.write(chunk)
             progress(file.tell(), size)

@@ -67,7 +67,7 @@ def test_an_array_gives_what_the_network_gives():
         ("LA", "LA"),
         ("RGBA", "RGBA"),
         ("P", "RGB"),
-        ("1", "RGB"),
+        ("1", "L"),
         ("CMYK", "RGB"),
         ("F", "F"),
     ],
@@ -86,12 +86,14 @@ def test_sixteen_bit_gray_stays_sixteen_bit():
     assert np.asarray(large).max() > 255
 
 
+@pytest.mark.parametrize(("mode", "expected"), [("P", "RGBA"), ("L", "LA"), ("RGB", "RGBA"), ("PA", "RGBA")])
 @pytest.mark.usefixtures("repeating")
-def test_a_palette_with_a_transparent_colour_gives_alpha():
-    image = Image.fromarray(noise(16, 20, 3)).convert("P")
-    image.info["transparency"] = 0
+def test_transparency_of_every_kind_becomes_alpha(mode: str, expected: str):
+    image = Image.fromarray(noise(16, 20, 3)).convert(mode)
+    if mode != "PA":
+        image.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
     large = upscale(image, 2)
-    assert large.mode == "RGBA"
+    assert large.mode == expected
     assert "transparency" not in large.info
 
 

@@ -79,6 +79,18 @@ def test_cached_use_with_the_hub_gone_of_a_repository_without_config(hub: Hub, m
     assert weights.resolve(REPO, 2).path == first
 
 
+def test_a_hub_out_of_reach_is_waited_for_once(hub: Hub, monkeypatch):
+    from huggingface_hub import constants
+
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    nobody = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
+    with pytest.raises(DownloadError, match=r"not on this machine, and http.* cannot be reached"):
+        weights.resolve(REPO, 2)
+    assert 0 < sum(pauses) < 30  # the client's patience for one file
+
+
 def test_a_moved_revision_is_followed_and_a_pinned_one_is_not(hub: Hub):
     old = hub.add(REPO, {"hasn_x2.safetensors": SMALL, "config.json": b"{}"})
     assert weights.resolve(REPO, 2).path.read_bytes() == SMALL
@@ -101,6 +113,15 @@ def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, monkeypatch):
         "bytes=100000-",
     ]
     assert seen[-1] == (f"{REPO}/hasn_x2.safetensors", len(SMALL), len(SMALL))
+
+
+def test_of_two_bars_for_one_file_the_first_counts():
+    seen = []
+    bar_class = hub_module._bar_class("file", lambda *event: seen.append(event))
+    first, second = bar_class(total=10, initial=2), bar_class(total=4)
+    second.update(3)
+    first.update(5)
+    assert seen == [("file", 7, 10)]
 
 
 def test_content_that_does_not_match_its_hash_is_refused_and_not_kept(hub: Hub):
@@ -404,6 +425,11 @@ def test_from_pretrained_is_strict(tmp_path):
     from safetensors.torch import save_file
 
     from hasn_cli import HASN
+
+    HASN(3).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"scale": 2}')
+    with pytest.raises(WeightsError, match="is for x3, not x2"):
+        HASN.from_pretrained(tmp_path)
 
     state = HASN(2).state_dict()
     del state["conv_2.bias"]
