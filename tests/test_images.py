@@ -37,7 +37,8 @@ from pictures import (
 from PIL import Image, ImageCms, ImageOps
 
 from hasn_cli.errors import HasnError, ImageError, OutputError
-from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Text, open_picture, write_picture
+from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Text, check_can_hold, open_picture, write_picture
+from hasn_cli.images.color import to_srgb
 from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
 from hasn_cli.images.metadata import apply_orientation, resized, upright
 
@@ -292,6 +293,28 @@ def test_a_linear_png_is_not_darkened_in_a_format_without_gamma():
     found = pixels_of(encoded(shown, "ppm"))
     assert np.abs(found / 257 - photo()).mean() < 2
     assert open_picture(encoded(shown, "tiff")).metadata.icc is not None
+
+
+def test_code_points_become_a_profile_where_there_is_no_other_way_to_keep_them():
+    p3 = bytes(imagecodecs.avif_encode(photo(), level=100, primaries=12, transfer=13))
+    found = open_picture(p3)
+    assert found.metadata.cicp == bytes([12, 13, 0, 1])
+    assert open_picture(encoded(found, "png")).metadata.cicp == bytes([12, 13, 0, 1])
+    profile = open_picture(encoded(found, "avif")).metadata.icc
+    assert profile is not None
+    red = to_srgb(np.array([[[200, 0, 0]]], np.uint8), profile)[0, 0]
+    assert red[0] > 215  # P3's red is redder than sRGB's
+    gray = to_srgb(np.array([[[120, 120, 120]]], np.uint8), profile)[0, 0]
+    assert np.abs(gray.astype(int) - 120).max() <= 1
+    assert open_picture(bytes(imagecodecs.avif_encode(photo()))).metadata.cicp is None
+
+
+def test_hdr_colours_are_kept_in_png_and_refused_elsewhere():
+    found = open_picture(bytes(imagecodecs.avif_encode(photo(), level=100, primaries=9, transfer=16)))
+    with pytest.raises(ImageError, match="HDR"):
+        check_can_hold(found, found.size, "avif", EncodeOptions())
+    check_can_hold(found, found.size, "png", EncodeOptions())
+    assert open_picture(encoded(found, "png")).metadata.cicp == bytes([9, 16, 0, 1])
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

@@ -152,23 +152,65 @@ def lab_profile() -> bytes:
 
 
 _SRGB_GAMMA = 0.45455
-_SRGB_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+_D65 = (0.3127, 0.329)
+_SRGB_PRIMARIES = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+# ITU-T H.273's code points: BT.709 (and sRGB), BT.2020, Display P3; and the curves that pictures have
+_H273_PRIMARIES = {
+    1: _SRGB_PRIMARIES,
+    9: (0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
+    12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+}
+_H273_SRGB_CURVES = (1, 6, 13, 14, 15)
+_H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+
+
+_HDR_CURVES = (16, 18)  # PQ and HLG
+
+
+def code_points(primaries: int, transfer: int) -> bytes | None:
+    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified."""
+    if primaries in (1, 2) and transfer not in _HDR_CURVES:
+        return None
+    return bytes([primaries & 255, transfer & 255, 0, 1])
+
+
+def is_hdr(metadata: Metadata) -> bool:
+    """Whether the samples follow a curve of high dynamic range, which no ICC profile of the common kind expresses."""
+    return metadata.cicp is not None and metadata.cicp[1] in _HDR_CURVES
 
 
 def profile_of(metadata: Metadata) -> bytes | None:
-    """The ICC profile, or one made of PNG's gAMA and cHRM where those are unusual; None stands for sRGB."""
-    if metadata.icc is not None or metadata.srgb_intent is not None or metadata.gamma is None:
+    """The ICC profile, or one made of what code points, or PNG's gAMA and cHRM, say; None stands for sRGB."""
+    if metadata.icc is not None:
         return metadata.icc
-    chromaticities = metadata.chromaticities or _SRGB_CHROMATICITIES
-    usual = np.allclose(chromaticities, _SRGB_CHROMATICITIES, atol=0.002)
-    if not metadata.gamma or (usual and abs(metadata.gamma - _SRGB_GAMMA) < 0.01):
+    if metadata.cicp is not None:
+        return _profile_of_code_points(metadata.cicp[0], metadata.cicp[1])
+    if metadata.srgb_intent is not None or not metadata.gamma:
         return None
+    chromaticities = metadata.chromaticities or _D65 + _SRGB_PRIMARIES
+    usual = np.allclose(chromaticities, _D65 + _SRGB_PRIMARIES, atol=0.002)
+    if usual and abs(metadata.gamma - _SRGB_GAMMA) < 0.01:
+        return None
+    return _make_profile(chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
+
+
+def _profile_of_code_points(primaries: int, transfer: int) -> bytes | None:
+    """Of H.273's code points; None for sRGB, and for such as no profile of this kind can express (HDR)."""
+    if primaries not in _H273_PRIMARIES or (primaries == 1 and transfer in _H273_SRGB_CURVES):
+        return None
+    if transfer in _H273_GAMMAS:
+        return _make_profile(_D65, _H273_PRIMARIES[primaries], gamma=_H273_GAMMAS[transfer])
+    if transfer not in _H273_SRGB_CURVES:
+        return None
+    signal = np.linspace(0, 1, 1024)
+    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
+    return _make_profile(_D65, _H273_PRIMARIES[primaries], transferfunction=np.rint(light * 65535).astype(np.uint16))
+
+
+def _make_profile(white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
     import imagecodecs
 
-    profile: bytes = imagecodecs.cms_profile(
-        "rgb", whitepoint=chromaticities[:2], primaries=chromaticities[2:], gamma=1 / metadata.gamma
-    )
-    return profile
+    return bytes(imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, **curve))
 
 
 def cmyk_to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:

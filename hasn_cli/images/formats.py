@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from hasn_cli.errors import ImageError, MissingExtraError
+from hasn_cli.images.color import is_hdr, is_opaque
 from hasn_cli.images.picture import EncodeOptions, Picture
 
 
@@ -146,6 +147,8 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
     if picture.frame_count > 1 and not options.first_frame:
         _check_frames(picture, entry)
+    if format != "png" and is_hdr(picture.metadata):
+        raise ImageError(f"{picture.name}: {entry.title} cannot be written with its HDR colours", "use -f png")
     if picture.dtype.kind == "f" and not entry.floats:
         _check_range(picture, entry)
     if picture.has_alpha and not entry.alpha and options.background is None and not _opaque(picture):
@@ -171,8 +174,6 @@ def _check_range(picture: Picture, entry: Format) -> None:
 
 
 def _opaque(picture: Picture) -> bool:
-    from hasn_cli.images.color import is_opaque
-
     return is_opaque(next(iter(picture.frames)).pixels)
 
 

@@ -53,7 +53,7 @@ class Metadata:
         gamma: PNG's gAMA, about 0.45455 for ordinary pictures.
         chromaticities: PNG's cHRM: white, red, green, blue, as x, y pairs.
         srgb_intent: PNG's sRGB chunk: the rendering intent, 0 to 3.
-        cicp: PNG's cICP: primaries, transfer function, matrix and range after ITU-T H.273.
+        cicp: primaries, transfer function, matrix and range after ITU-T H.273, as PNG's cICP has them.
     """
 
     icc: bytes | None = None

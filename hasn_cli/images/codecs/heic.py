@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from hasn_cli.errors import MissingExtraError
 from hasn_cli.images.codecs.pillow import metadata_from
-from hasn_cli.images.color import widen
+from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.metadata import upright
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
 from hasn_cli.images.source import Limit, Source
@@ -28,6 +29,11 @@ def read(source: Source, limit: Limit) -> Picture:
     width, height = image.size
     limit.check(source.name, height, width)
     depth = image.info.get("bit_depth", 8)
+    metadata = metadata_from(image.info)
+    colors = image.info.get("nclx_profile")
+    if metadata.icc is None and colors:
+        cicp = code_points(colors["color_primaries"], colors["transfer_characteristics"])
+        metadata = replace(metadata, cicp=cicp)
 
     def frames() -> Iterator[Frame]:
         again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
@@ -44,7 +50,7 @@ def read(source: Source, limit: Limit) -> Picture:
         frames=Again(frames),
         lossless=False,
         # libheif has applied the file's own orientation, so that EXIF's is a mere copy
-        metadata=upright(metadata_from(image.info)),
+        metadata=upright(metadata),
     )
 
 

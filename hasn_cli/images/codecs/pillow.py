@@ -13,7 +13,7 @@ import numpy as np
 from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugin, WebPImagePlugin
 
 from hasn_cli.images.codecs.animation import Film, to_image
-from hasn_cli.images.color import widen
+from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.metadata import without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
 from hasn_cli.images.source import Limit, Source
@@ -59,7 +59,12 @@ def read_avif(source: Source, limit: Limit) -> Picture:
     configuration = data.find(b"av1C")
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-    return _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth)
+    picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth)
+    at = data.find(b"colrnclx") + 8
+    if at < 8 or picture.metadata.icc is not None:
+        return picture
+    primaries, transfer = struct.unpack_from(">HH", data, at)
+    return replace(picture, metadata=replace(picture.metadata, cicp=code_points(primaries, transfer)))
 
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
