@@ -611,6 +611,7 @@ def test_two_weights_are_set_against_each_other(small, tmp_path):
         (["hasn"], ["HASN"]),
         (["hasn", "released"], ["HASN", "released"]),
         (["runs/new.pth", "me/model"], ["new", "me/model"]),
+        (["me/model@v1.2"], ["me/model@v1.2"]),
         (["a/x4.pth", "b/x4.pth"], ["a/x4.pth", "b/x4.pth"]),
         (["hasn", "hasn"], ["hasn (1)", "hasn (2)"]),
     ],

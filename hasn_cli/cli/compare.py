@@ -147,7 +147,10 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
 
 def labels(weights: Sequence[str]) -> list[str]:
     """Short names for weights, no two alike: `HASN` for those in the package, a file's stem, or all that was given."""
-    short = ["HASN" if name == "hasn" else Path(name).stem if Path(name).suffix else name for name in weights]
+    from hasn_cli.weights import BUNDLED, SUFFIXES
+
+    files = [Path(name).stem if Path(name).suffix in SUFFIXES else name for name in weights]
+    short = ["HASN" if name == BUNDLED else file for name, file in zip(weights, files, strict=True)]
     if len(set(short)) == len(short):
         return short
     return [f"{name} ({index + 1})" if weights.count(name) > 1 else name for index, name in enumerate(weights)]
