@@ -82,9 +82,10 @@ class Stopped(Exception):
 
 
 def _one_thread(started: Barrier) -> None:
-    started.wait()
+    torch.get_num_threads()  # makes this thread take its number now; later it would take what others set meanwhile
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # denormal sums cost a hundred times as much, and are zero to any picture
+    started.wait()  # last, so that what the caller sets next stands
 
 
 def _drive(job: Job[T], report: Callable[[float], None], stop: Event) -> T:
