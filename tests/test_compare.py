@@ -629,6 +629,17 @@ def test_the_command_writes_a_sheet_where_the_name_is_a_pictures(small, tmp_path
         assert image.format == "WEBP" and image.width > image.height > 300
 
 
+def test_the_picture_may_come_through_a_pipe(small, path_with_hasn):
+    def piped(*arguments):
+        command = ["hasn", "compare", "-", "-s", "2", *arguments]
+        env = {**os.environ, "PATH": path_with_hasn}
+        return subprocess.run(command, input=small.read_bytes(), env=env, cwd=small.parent, capture_output=True)
+
+    assert piped("-o", "page.html").returncode == 0
+    assert data_of(small.with_name("page.html").read_text(encoding="utf-8"))["lrSize"] == [40, 48]
+    assert piped().returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -70,6 +70,8 @@ PAGE_SUFFIXES = (".html", ".htm")
 def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
     """See what the network makes of a picture, beside bicubic interpolation or beside other weights.
 
+    PICTURE is a file, or - for stdin.
+
     \b
       hasn compare photo.jpg                      photo_compare.html, with a slider
       hasn compare photo.jpg -w hasn -w new.pth   two weights
@@ -98,6 +100,8 @@ def _target(picture: Path, given: dict[str, Any]) -> Path:
     """Where the page or sheet goes; refused now rather than when all is computed."""
     from hasn_cli.images import WRITABLE, format_for_name
 
+    if str(picture) == "-" and given["output"] is None:
+        raise UsageError("a picture from stdin needs a name for the page", "give one: -o compare.html")
     target: Path = given["output"] or picture.with_name(f"{picture.stem}_compare.html")
     if target.suffix.lower() not in PAGE_SUFFIXES and format_for_name(target.name) not in WRITABLE:
         raise UsageError(f"{target}: neither a page nor a picture by its name", "end it in .html or .png")
@@ -111,7 +115,7 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     from hasn_cli.enlarge import Size
     from hasn_cli.images import open_picture
 
-    picture = open_picture(path, name=path.name)
+    picture = open_picture(sys.stdin.buffer.read() if str(path) == "-" else path, name=path.name)
     reference = given["reference"] and open_picture(given["reference"], name=given["reference"].name)
     size = Size(given["scale"])
     methods = [*_networks(picture, size, given)]
