@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import hasn_cli
@@ -160,6 +162,19 @@ def test_progress_is_told_and_may_cancel():
 
     with pytest.raises(InterruptedError):
         upscale(noise(16, 16, 3), 2, progress=cancel)
+
+
+def test_the_python_in_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("examples", "weights"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "weights.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
+    assert scope["sr"].shape == (1, 3, 96, 128)
+    assert load_network("saved", 2).scale == 2
 
 
 def test_importing_the_package_imports_nothing_heavy():
