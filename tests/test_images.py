@@ -77,8 +77,6 @@ def test_every_depth_and_channel_comes_back_bit_by_bit(format, channels, dtype):
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)])
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_smallest_pictures_come_back(format, size):
-    if format == "heic":
-        pytest.skip("x265 wants at least 16 pixels a side in some versions")
     found = open_picture(encoded(picture(photo(*size)), format))
     assert found.size == size == next(iter(found.frames)).pixels.shape[:2]
 
@@ -844,6 +842,26 @@ def test_a_new_file_gets_the_permissions_of_new_files(tmp_path):
     (tmp_path / "model").touch()
     write_picture(picture(photo()), tmp_path / "out.png", "png", EncodeOptions())
     assert (tmp_path / "out.png").stat().st_mode == (tmp_path / "model").stat().st_mode
+
+
+def test_the_reason_for_a_failure_is_kept(tmp_path):
+    data = encoded(picture(photo()), "jpeg")
+    broken = replace(open_picture(encoded(picture(photo()), "ppm")[:-9], name="cut"), format="ppm")
+    for target in (tmp_path / "out.png", io.BytesIO()):
+        with pytest.raises(ImageError) as caught:
+            write_picture(broken, target, "png", EncodeOptions())
+        assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(ImageError, match="xcf"):
+        write_picture(open_picture(data), tmp_path / "out", "xcf", EncodeOptions())
+
+
+def test_a_file_that_vanishes_is_said_to_have_vanished(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(picture(photo())))
+    found = open_picture(path)
+    path.unlink()
+    with pytest.raises(ImageError, match="no such file"):
+        list(found.frames)
 
 
 def test_an_unwritable_target_is_an_output_error(tmp_path):

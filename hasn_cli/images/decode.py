@@ -64,5 +64,8 @@ def _guarded(name: str, read: Callable[[], T]) -> T:
     except (HasnError, MemoryError):
         raise
     except Exception as error:
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, OSError) and error.strerror:  # decoders raise OSError too, but without an error number
+            raise ImageError(f"{name}: {error.strerror}") from error
+        words = str(error).split()
+        detail = " ".join(words)[:200] if words else type(error).__name__
         raise ImageError(f"{name}: broken or not supported ({detail})") from error

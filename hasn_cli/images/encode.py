@@ -35,6 +35,8 @@ def write_picture(picture: Picture, target: Path | BinaryIO, format: str, option
         OutputError: the target cannot be written.
         Exception: whatever the picture's frames raise.
     """
+    if format not in FORMATS:
+        raise ImageError(f"{picture.name}: the format {format!r} cannot be written", "use -f png")
     frames = _Watched(picture)
     if options.lossless is None:
         options = replace(options, lossless=picture.lossless and picture.format == format)
@@ -47,9 +49,9 @@ def write_picture(picture: Picture, target: Path | BinaryIO, format: str, option
             codecs.write(adapted, buffer, format, options)
             target.write(buffer.getbuffer())
     except Exception as error:
-        if frames.error is not None:
-            raise frames.error from None
-        if isinstance(error, HasnError | MemoryError | BrokenPipeError):
+        if frames.error is not None and error is not frames.error:
+            raise frames.error from frames.error.__cause__
+        if error is frames.error or isinstance(error, HasnError | MemoryError | BrokenPipeError):
             raise
         if isinstance(error, OSError) and error.errno is not None:
             raise OutputError(f"{_title(target)}: {error.strerror or error}") from error
