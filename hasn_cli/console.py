@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from hasn_cli.events import Event, Failed, Stopped
     from hasn_cli.inputs import Job
+    from hasn_cli.weights import Progress as Fetching
 
 INTERRUPTED = 130
 
@@ -269,6 +270,23 @@ def make_bars() -> Bars:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+@contextlib.contextmanager
+def fetching() -> Iterator[Fetching]:
+    """One progress bar on stderr for whatever weights are being fetched; none where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    stderr = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+        task = bars.add_task("", total=None, visible=False)
+
+        def progress(label: str, done: int, total: int | None) -> None:
+            bars.update(task, description=label, completed=done, total=total, visible=True)
+
+        yield progress
 
 
 def outcome_line(event: Event, *, verbose: bool) -> str | None:

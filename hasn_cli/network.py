@@ -96,7 +96,8 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.attention(x)
+        factors: Tensor = self.attention(x)  # N×C×1×1
+        return x * factors
 
 
 class CAB(nn.Module):

@@ -22,7 +22,7 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
     Input `lr`: N×3×H×W, float32, RGB in [0, 1], sides of at least 15. Output `sr`: N×3×sH×sW, not clamped. Needs the
     extra: pip install 'hasn-cli[onnx]'.
     """
-    from hasn_cli.cli.weights import fetching
+    from hasn_cli.console import fetching
     from hasn_cli.export import check_onnx, export_onnx
     from hasn_cli.weights import load_network, resolve
 

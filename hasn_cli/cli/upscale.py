@@ -13,6 +13,7 @@ from hasn_cli.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
     from hasn_cli.batch import OnExists, Settings
     from hasn_cli.console import View
     from hasn_cli.events import Event
@@ -99,6 +100,8 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
     jobs = make_jobs(inputs, settings, given)
     if any(job.target == "-" for job in jobs):
         _check_stdout(given["as_json"])
+    if not given["dry_run"] and given["cluster"] is None:
+        fetch_weights(settings)
     report = console.show_batch(make_batch(jobs, settings, given), make_views(len(jobs), given))
     return report.exit_code
 
@@ -185,6 +188,16 @@ def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]
         follow_links=given["follow_links"],
         on_skip=tell_skipped,
     )
+
+
+def fetch_weights(settings: Settings) -> None:
+    """Fetch what has to be fetched, under a bar of its own, before the batch begins."""
+    from hasn_cli.console import fetching
+    from hasn_cli.weights import DEFAULT, resolve
+
+    if settings.weights != DEFAULT and settings.network_scale is not None:
+        with fetching() as progress:
+            resolve(settings.weights, settings.network_scale, progress=progress)
 
 
 def _check_stdout(as_json: bool) -> None:

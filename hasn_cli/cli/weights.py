@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.console import fetching
 from hasn_cli.errors import WeightsError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hasn_cli.catalogue import Entry
-    from hasn_cli.weights import Progress
 
 SHORT_DIGEST = 7
 COLUMNS = ("name", "scale", "parameters", "multiply-adds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here")
@@ -153,32 +152,11 @@ def push(repository: str, folder: Path | None, private: bool | None, message: st
     """
     from hasn_cli.weights import bundled_path, publish
 
-    with console().status(f"publishing {repository}"):
-        address = publish(repository, folder or bundled_path(4).parent, private=private, message=message)
-    click.echo(address)
-
-
-def console() -> Console:
-    """stderr, for bars."""
     from rich.console import Console
 
-    return Console(stderr=True)
-
-
-@contextmanager
-def fetching() -> Iterator[Progress]:
-    """One progress bar on stderr for whatever is being fetched; none where stderr is no terminal."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    stderr = console()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
-        task = bars.add_task("", total=None, visible=False)
-
-        def progress(label: str, done: int, total: int | None) -> None:
-            bars.update(task, description=label, completed=done, total=total, visible=True)
-
-        yield progress
+    with Console(stderr=True).status(f"publishing {repository}"):
+        address = publish(repository, folder or bundled_path(4).parent, private=private, message=message)
+    click.echo(address)
 
 
 def row(entry: Entry) -> tuple[str, ...]:
