@@ -18,6 +18,8 @@ from hasn_cli import journal
 OnSkip = Callable[[str, str], None]
 """Told of each file or folder that is left out, and why."""
 
+OWN_OUTPUT = "an output of hasn"
+
 # the suffixes that inputs.size_suffix gives
 _OWN_SUFFIX = re.compile(r"(_x\d+(\.\d+)?|_\d+x\d+|_[wh]\d+|_\d+(\.\d+)?mp)$")
 
@@ -87,7 +89,7 @@ class Walk:
         if self.include and not any(glob_matches(glob, path.relative_to(root)) for glob in self.include):
             return False
         if path in own or self._named_as_own(path, stems):
-            self.on_skip(str(path), "an output of hasn")
+            self.on_skip(str(path), OWN_OUTPUT)
             return False
         if path.is_symlink() and not self.follow_links and not path.resolve().is_relative_to(root.resolve()):
             self.on_skip(str(path), "a link out of the folder")

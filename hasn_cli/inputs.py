@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from hasn_cli import remote
 from hasn_cli.errors import HasnError, ImageError, UsageError
-from hasn_cli.folders import OnSkip, Walk, glob_matches, is_picture
+from hasn_cli.folders import OWN_OUTPUT, OnSkip, Walk, glob_matches, is_picture
 
 if TYPE_CHECKING:
     from hasn_cli.enlarge import Size
@@ -256,19 +256,32 @@ def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = Fals
 
 
 def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming) -> Iterator[Job]:
+    left_out: list[str] = []
+
+    def note(path: str, reason: str) -> None:
+        left_out.append(reason)
+        walk.on_skip(path, reason)
+
     try:
-        files = walk.files(folder)
+        files = replace(walk, on_skip=note).files(folder)
     except OSError as error:
         yield Job(0, folder, "", str(folder), problem=ImageError(f"{folder}: {error.strerror}"))
         return
     if not files:
-        hint = None if walk.recursive else "-r looks into the folders below, too"
-        yield Job(0, folder, "", str(folder), problem=ImageError(f"{folder}: no pictures in this folder", hint))
+        yield Job(0, folder, "", str(folder), problem=_nothing_in(folder, walk, OWN_OUTPUT in left_out))
     kept = PurePosixPath(folder.resolve().name) if naming.keep_folder_names else PurePosixPath()
     for path in files:
         target = naming.target(path, kept / path.relative_to(folder).as_posix())
         root = folder if naming.folder is None else _journal_root(naming, target)
         yield Job(0, path, target, str(path), root)
+
+
+def _nothing_in(folder: Path, walk: Walk, own_outputs: bool) -> ImageError:
+    if own_outputs:
+        hint = "name the files themselves to enlarge them once more"
+        return ImageError(f"{folder}: no pictures in this folder but hasn's own outputs", hint)
+    hint = "-r looks into the folders below, too"
+    return ImageError(f"{folder}: no pictures in this folder", None if walk.recursive else hint)
 
 
 def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:

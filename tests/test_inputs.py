@@ -269,6 +269,16 @@ def test_what_cannot_be_tried_is_a_job_with_its_problem(tree):
     assert [job.index for job in jobs] == [0, 1, 2, 3]
 
 
+def test_a_folder_of_own_outputs_alone_says_so(tree):
+    tree("out/a.png", "out/b.png")
+    journal = Journal(Path("out"))
+    journal.start(Path("out/a.png")), journal.start(Path("out/b.png"))
+    journal.close()
+    (job,) = find_jobs(["out"])
+    assert "but hasn's own outputs" in str(job.problem) and "name the files" in job.problem.hint
+    assert len(find_jobs(["out/a.png", "out/b.png"])) == 2
+
+
 def test_nothing_named_is_wrong_usage(tree):
     with pytest.raises(UsageError, match="no input"):
         find_jobs([])
