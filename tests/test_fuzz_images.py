@@ -14,6 +14,7 @@ import pytest
 from format_table import foreign_file
 from pictures import SKIMAGE, animation, full_metadata, photo, picture
 from PIL import Image
+from test_images import interlaced
 
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import FORMATS, EncodeOptions, Frame, open_picture, write_picture
@@ -77,6 +78,8 @@ def others(format: str) -> list[bytes]:
         buffer = io.BytesIO()
         shown.save(buffer, format.upper(), **options)
         files.append(buffer.getvalue())
+    if format == "png":
+        files += [interlaced(photo(), 8), interlaced(photo(9, 7, dtype=np.uint16), 16)]
     if format == "avif":
         files.append(bytes(imagecodecs.avif_encode(photo(dtype=np.uint16) >> 6, level=90, bitspersample=10)))
     if format == "ppm":

@@ -101,6 +101,34 @@ def test_png_of_every_mode_is_what_pillow_shows(mode):
     np.testing.assert_array_equal(found, expected.reshape(*expected.shape[:2], -1)[..., : found.shape[2]])
 
 
+def interlaced(pixels: np.ndarray, bits: int) -> bytes:
+    """A PNG in seven passes (Adam7), rows unfiltered; H×W×C, values as they are stored."""
+    height, width, channels = pixels.shape
+    raw = b""
+    for first_row, first_column, row_step, column_step in (
+        (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
+    ):  # fmt: skip
+        part = pixels[first_row::row_step, first_column::column_step]
+        for row in part if part.size else ():
+            digits = (row.reshape(-1)[:, None] >> np.arange(bits - 1, -1, -1)) & 1
+            raw += b"\0" + np.packbits(digits.astype(np.uint8)).tobytes()
+    head = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 1)
+    data = b"\x89PNG\r\n\x1a\n"
+    for body in (b"IHDR" + head, b"IDAT" + zlib.compress(raw), b"IEND"):
+        data += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data
+
+
+@pytest.mark.parametrize("size", [(48, 64), (1, 1), (3, 5), (9, 2)])
+@pytest.mark.parametrize(("channels", "bits"), [(1, 1), (1, 4), (1, 16), (2, 8), (3, 8), (3, 16), (4, 16)])
+def test_interlaced_pngs_are_read_without_a_word(channels, bits, size, capfd):
+    pixels = photo(*size, channels=channels, dtype=np.uint16) >> (16 - bits)
+    found = pixels_of(interlaced(pixels, bits))
+    full = np.iinfo(found.dtype).max
+    np.testing.assert_array_equal(found, np.rint(pixels * (full / (2**bits - 1))))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_palettes_and_few_bits_become_what_they_show(bits):
     image = Image.fromarray(photo()).quantize(2**bits)
@@ -108,9 +136,10 @@ def test_palettes_and_few_bits_become_what_they_show(bits):
     np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
 
 
-def test_a_palette_of_grays_stays_gray():
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "TGA"])
+def test_a_palette_of_grays_stays_gray(format):
     image = Image.fromarray(photo(channels=1)[..., 0]).quantize(16)
-    found = open_picture(saved(image, "PNG"))
+    found = open_picture(saved(image, format))
     assert found.channels == 1
     np.testing.assert_array_equal(next(iter(found.frames)).pixels[..., 0], np.asarray(image.convert("L")))
 
@@ -250,6 +279,13 @@ def test_adobes_inverted_jpegs_are_not_negatives(space):
     inks = np.concatenate([255 - pixels, np.zeros_like(pixels[..., :1])], axis=2)
     data = bytes(imagecodecs.jpeg8_encode(255 - inks, 98, colorspace="CMYK", outcolorspace=space, subsampling="444"))
     assert np.abs(pixels_of(data).astype(int) - pixels).mean() < 5  # colour is subsampled
+
+
+def test_ycbcr_tiffs_become_the_colours_they_mean():
+    stored = np.asarray(Image.fromarray(photo()).convert("YCbCr"))
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, stored, photometric="ycbcr", subsampling=(1, 1))
+    assert np.abs(pixels_of(buffer.getvalue()).astype(int) - photo()).max() <= 3
 
 
 @pytest.mark.parametrize("space", ["LAB", "ICCLAB"])

@@ -12,6 +12,7 @@ from PIL import GifImagePlugin, Image
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.animation import changed_area, to_image
+from hasn_cli.images.codecs.pillow import shown_mode
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Limit, Source
 
@@ -60,7 +61,7 @@ def read(source: Source, limit: Limit) -> Picture:
     count = count_frames(source.read())
     with GifImagePlugin.GifImageFile(source.open()) as image:
         info = dict(image.info)
-        mode = "RGBA" if count > 1 or "transparency" in info else image.mode if image.mode == "L" else "RGB"
+        mode = "RGBA" if count > 1 else shown_mode(image)
 
     def frames() -> Iterator[Frame]:
         with GifImagePlugin.GifImageFile(source.open()) as opened:

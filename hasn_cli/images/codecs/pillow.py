@@ -88,7 +88,7 @@ def _read(
     with plugin(source.open()) as image:
         limit.check(source.name, image.height, image.width)
         count = getattr(image, "n_frames", 1)
-        mode = _shown_mode(image)
+        mode = shown_mode(image)
         size = (image.height, image.width)
         info = dict(image.info)
         deep = depth > 8 and count == 1
@@ -118,9 +118,13 @@ def _read(
     )
 
 
-def _shown_mode(image: Image.Image) -> str:
+def shown_mode(image: Image.Image) -> str:
+    """L, LA, RGB or RGBA: what an image that has just been opened loses nothing in."""
     if image.has_transparency_data:
         return "LA" if image.mode in ("L", "LA") else "RGBA"
+    if image.mode == "P":
+        palette = image.getpalette("RGB") or []
+        return "L" if palette[0::3] == palette[1::3] == palette[2::3] else "RGB"
     return "L" if image.mode in ("1", "L") else "RGB"
 
 

@@ -27,6 +27,15 @@ _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _DISPOSE_NONE, _DISPOSE_BACKGROUND, _DISPOSE_PREVIOUS = range(3)
 _BLEND_SOURCE = 0
+_ADAM7 = (
+    np.s_[::8, ::8],
+    np.s_[::8, 4::8],
+    np.s_[4::8, ::4],
+    np.s_[::4, 2::4],
+    np.s_[2::4, ::2],
+    np.s_[::2, 1::2],
+    np.s_[1::2, :],
+)
 _COMPRESSION = 4  # a third of the time of 6, and files 6% larger
 
 
@@ -59,6 +68,11 @@ class _File:
     @property
     def depth(self) -> int:
         return self.ihdr[8]
+
+    @property
+    def bits(self) -> int:
+        """Of a pixel as stored."""
+        return self.depth * (1 if self.ihdr[9] == 3 else _CHANNELS[self.ihdr[9]])
 
     @property
     def has_alpha(self) -> bool:
@@ -123,8 +137,8 @@ def _take_apart(data: bytes) -> _File:
         raise ValueError("it does not begin with IHDR")
     ihdr = bytes(first)
     width, height, depth, color = struct.unpack_from(">IIBB", ihdr)
-    if depth not in _DEPTHS.get(color, ()):
-        raise ValueError(f"colour type {color} with {depth} bits does not exist")
+    if depth not in _DEPTHS.get(color, ()) or ihdr[12] > 1:
+        raise ValueError(f"colour type {color} with {depth} bits, interlaced by method {ihdr[12]}, does not exist")
     still, frames, others, plays = _FrameData(height=height, width=width), [], [], None
     sequence = 0
     for kind, body in parts:
@@ -179,16 +193,46 @@ def _compose(file: _File) -> Iterator[Frame]:
 
 
 def _decode(file: _File, frame: _FrameData) -> Pixels:
-    """A frame's own pixels, palette and colour keys resolved. libpng gets a file of the critical chunks alone."""
+    """A frame's own pixels, palette and colour keys resolved."""
+    if not file.ihdr[12]:
+        return _decode_plain(file, frame.height, frame.width, frame.data)
+    # imagecodecs lets libpng complain of interlacing on stderr, so its seven passes are decoded as seven pictures
+    passes = [(area, _extent(frame, area)) for area in _ADAM7]
+    rows = [height * (1 + (width * file.bits + 7) // 8) if width else 0 for _, (height, width) in passes]
+    unpacker = zlib.decompressobj()
+    raw = unpacker.decompress(b"".join(frame.data), sum(rows))
+    if len(raw) < sum(rows):
+        raise ValueError("its image data are truncated")
+    pixels: Pixels | None = None
+    at = 0
+    for (area, (height, width)), length in zip(passes, rows, strict=True):
+        if length:
+            part = _decode_plain(file, height, width, [zlib.compress(raw[at : at + length], 0)])
+            if pixels is None:
+                pixels = np.empty((frame.height, frame.width, part.shape[2]), part.dtype)
+            pixels[area] = part
+        at += length
+    assert pixels is not None
+    return pixels
+
+
+def _extent(frame: _FrameData, area: tuple[slice, slice]) -> tuple[int, int]:
+    """Rows and columns of a frame that one pass of interlacing covers."""
+    rows, columns = (len(range(side)[part]) for part, side in zip(area, (frame.height, frame.width), strict=True))
+    return rows, columns
+
+
+def _decode_plain(file: _File, height: int, width: int, data: list[memoryview] | list[bytes]) -> Pixels:
+    """Pixels of image data that is not interlaced. libpng gets a file of the critical chunks alone."""
     small = bytearray(SIGNATURE)
-    small += _chunk(b"IHDR", struct.pack(">II", frame.width, frame.height) + file.ihdr[8:])
+    small += _chunk(b"IHDR", struct.pack(">II", width, height) + file.ihdr[8:12] + b"\0")
     for kind, body in file.others:
         if kind in (b"PLTE", b"tRNS"):
             small += _chunk(kind, body)
-    for data in frame.data:
-        small += _chunk(b"IDAT", data)
+    for piece in data:
+        small += _chunk(b"IDAT", piece)
     pixels: Pixels = imagecodecs.png_decode(bytes(small + _chunk(b"IEND", b"")))
-    return pixels.reshape(frame.height, frame.width, -1)
+    return pixels.reshape(height, width, -1)
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
-from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, unpremultiply, widen
+from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
@@ -103,8 +103,8 @@ def _check(source: Source, limit: Limit, page: Any) -> None:
     limit.check(source.name, page.imagelength, page.imagewidth)
     if page.imagedepth != 1 or page.samplesperpixel > 8:
         raise ValueError(f"{page.samplesperpixel} samples a pixel, {page.imagedepth} deep, are not supported")
-    jpeg = page.compression == tifffile.COMPRESSION.JPEG
-    if page.photometric not in _SHOWN and not (jpeg and page.photometric == _PHOTOMETRIC.YCBCR):
+    plain = page.compression == tifffile.COMPRESSION.JPEG or (page.bitspersample == 8 and page.subsampling == (1, 1))
+    if page.photometric not in _SHOWN and not (plain and page.photometric == _PHOTOMETRIC.YCBCR):
         raise ValueError(f"its kind of colour, {getattr(page.photometric, 'name', page.photometric)}, is not supported")
     length = page.parent.filehandle.size
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -168,6 +168,8 @@ def _color(page: Any, data: Pixels, icc: bytes | None) -> Pixels:
         if _is_8_bit(colormap):
             colormap = (colormap if colormap.max() < 256 else colormap >> 8).astype(np.uint8)
         return np.ascontiguousarray(colormap.T[data[..., 0]])
+    if kind == _PHOTOMETRIC.YCBCR and page.compression != tifffile.COMPRESSION.JPEG:
+        return _from_ycbcr(page, data)
     if kind in (_PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB):
         return lab_to_srgb(data, signed=kind == _PHOTOMETRIC.CIELAB)
     samples = _stretch(page, data)
@@ -176,6 +178,15 @@ def _color(page: Any, data: Pixels, icc: bytes | None) -> Pixels:
     if kind == _PHOTOMETRIC.MINISWHITE:
         return (1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max) - samples
     return samples
+
+
+def _from_ycbcr(page: Any, data: Pixels) -> Pixels:
+    """8-bit Y, Cb and Cr in full range to RGB, by the luma coefficients that the file states (TIFF 6.0, section 21)."""
+    stated = page.tags.valueof(529) or (299, 1000, 587, 1000, 114, 1000)
+    red, green, blue = (stated[at] / stated[at + 1] for at in (0, 2, 4))
+    y, cb, cr = (data[..., channel].astype(np.float32) - offset for channel, offset in enumerate((0, 128, 128)))
+    r, b = y + (2 - 2 * red) * cr, y + (2 - 2 * blue) * cb
+    return rounded(np.stack([r, (y - red * r - blue * b) / green, b], axis=2), np.dtype(np.uint8))
 
 
 def _stretch(page: Any, data: Pixels) -> Pixels:
