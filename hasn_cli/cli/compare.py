@@ -129,8 +129,8 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
     """A method for each of the weights, loaded: what is missing is told before anything is computed."""
     import numpy as np
 
-    from hasn_cli.console import fetching
     from hasn_cli.compare import network
+    from hasn_cli.console import fetching
     from hasn_cli.pool import UpscalerPool
     from hasn_cli.settings import Settings
     from hasn_cli.weights import resolve

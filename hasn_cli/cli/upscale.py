@@ -193,9 +193,9 @@ def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]
 def fetch_weights(settings: Settings) -> None:
     """Fetch what has to be fetched, under a bar of its own, before the batch begins."""
     from hasn_cli.console import fetching
-    from hasn_cli.weights import DEFAULT, resolve
+    from hasn_cli.weights import resolve
 
-    if settings.weights != DEFAULT and settings.network_scale is not None:
+    if settings.network_scale is not None:
         with fetching() as progress:
             resolve(settings.weights, settings.network_scale, progress=progress)
 

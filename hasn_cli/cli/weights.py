@@ -15,8 +15,6 @@ from hasn_cli.console import fetching
 from hasn_cli.errors import WeightsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hasn_cli.catalogue import Entry
 
 SHORT_DIGEST = 7
@@ -150,9 +148,9 @@ def push(repository: str, folder: Path | None, private: bool | None, message: st
     The model card (README.md) goes along; `-w OWNER/REPO` and `HASN.from_pretrained("OWNER/REPO")` then work. Needs a
     token that may write: `hf auth login`, or HF_TOKEN.
     """
-    from hasn_cli.weights import bundled_path, publish
-
     from rich.console import Console
+
+    from hasn_cli.weights import bundled_path, publish
 
     with Console(stderr=True).status(f"publishing {repository}"):
         address = publish(repository, folder or bundled_path(4).parent, private=private, message=message)
