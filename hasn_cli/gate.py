@@ -64,7 +64,9 @@ class Gate:
         if self.on_exists == "skip":
             return f"{job.target} exists"
         if self.on_exists == "error":
-            raise OutputError(f"{job.target} exists already", "--overwrite replaces it, --skip-existing leaves it")
+            hint = "--overwrite replaces it, --skip-existing leaves it"
+            known = not self.resume and self._record(job) is not None
+            raise OutputError(f"{job.target} exists already", f"--resume goes on from there, {hint}" if known else hint)
         return None
 
     def begin(self, job: Job) -> None:

@@ -117,6 +117,12 @@ def test_changed_weights_do_all_again_and_renamed_ones_do_not(folder):
     assert resume(jobs, renamed) == (ALL, [])
 
 
+def test_an_unfinished_batch_that_is_started_anew_is_told_of_resume(finished):
+    events = list(run_batch(finished, TWICE))
+    assert [type(event) for event in events] == [Failed] * 3
+    assert all("--resume" in event.error.hint for event in events)
+
+
 def test_an_output_that_someone_else_changed_is_not_replaced(finished):
     finished[1].target.write_bytes(b"retouched by hand")
     with pytest.raises(OutputError, match="exists already"):
