@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, Pointwise
+from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, NarrowConvolution, Pointwise
 from hasn_cli.network import HASB, HASN, ChannelAttention
 
 
@@ -37,7 +37,7 @@ class FusedBlock:
     f3: Pointwise  # n → 156
     g: Pointwise  # 156 → 52
     depthwise_out: Convolution  # 52, 7×7
-    squeeze: Convolution  # 52 → 17, 3×3, GELU
+    squeeze: NarrowConvolution  # 52 → 17, 3×3, GELU
     expand: Convolution  # 17 → 52, 3×3
     attention: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # matrix and bias of the two layers
     eps: float
@@ -146,7 +146,7 @@ class FusedNetwork:
             f3=pointwise(*f3),
             g=pointwise(*_matrix(block.g.conv)),
             depthwise_out=plain(block.dwconv2.conv, padding=(0, 3), groups=self.features),
-            squeeze=plain(cab[0], padding=(0, 1), activation=GELU),
+            squeeze=NarrowConvolution(*_weights(cab[0]), self.device, self.dtype, GELU),
             expand=plain(cab[2], padding=(0, 1)),
             attention=(attention_layer(1), attention_layer(3)),
             eps=block.ln.eps,

@@ -36,6 +36,7 @@ class Plan:
 
     Attributes:
         strip: rows in a strip.
+        keep: whether normalised features are held too, which saves time.
         tile: LR pixels a side of the largest tile, or None: the whole picture, exactly.
         overlap: LR pixels that two tiles share.
         tiles: how many.
@@ -45,6 +46,7 @@ class Plan:
     """
 
     strip: int
+    keep: bool
     tile: int | None
     overlap: int
     tiles: int
@@ -58,12 +60,12 @@ class Plan:
         return f"{self.text}, {cut}, strips of {self.strip} rows, {self.bytes / 2**20:.0f}{budget} MiB"
 
 
-def map_bytes(task: Task, height: int, width: int, strip: int) -> int:
+def map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> int:
     """Memory for the feature maps and strips of height×width LR pixels."""
     low = height * width // 4 * ESA_CHANNELS * task.computing * 5 // 4  # the strided map, and the small ones behind it
     held = (height + 2 * streaming.GUARD) * width * NUM_FEATURES * task.held
     rows = 5 * (strip + 10) + 3 * streaming.REACH  # windows, what is on its way between them, and a seam
-    return held + low + task.threads * (rows * width * NUM_FEATURES * task.computing + PER_THREAD)
+    return held * (1 + keep) + low + task.threads * (rows * width * NUM_FEATURES * task.computing + PER_THREAD)
 
 
 def fixed_bytes(task: Task) -> int:
@@ -79,7 +81,7 @@ def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
     """Memory for one tile at a time, and for what is blended."""
     height, width = min(tile, task.height), min(tile, task.width)
     blended = (2 * task.width * overlap + height * overlap) * task.scale**2 * task.channels * 4 if task.on_host else 0
-    return map_bytes(task, height, width, strip) + 2 * blended
+    return map_bytes(task, height, width, strip, False) + 2 * blended
 
 
 def strip_rows(width: int) -> int:
@@ -101,15 +103,18 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
     fixed = fixed_bytes(task)
 
     def whole() -> Plan:
-        strip = strip_rows(task.width)
-        need = fixed + map_bytes(task, task.height, task.width, strip)
-        return Plan(strip, None, 0, 1, need, budget, text)
+        best = strip_rows(task.width)
+        for strip, keep in ((best, True), (best, False), (max(1, best // 4), False)):
+            need = fixed + map_bytes(task, task.height, task.width, strip, keep)
+            if budget is None or need <= budget:
+                break
+        return Plan(strip, keep, None, 0, 1, need, budget, text)
 
     def tiled(side: int) -> Plan:
         shared = min(AUTO_OVERLAP, side // 4) if overlap is None else overlap
         strip = strip_rows(min(side, task.width))
         count = len(cut(task.height, side, shared)) * len(cut(task.width, side, shared))
-        return Plan(strip, side, shared, count, fixed + tile_bytes(task, side, shared, strip), budget, text)
+        return Plan(strip, False, side, shared, count, fixed + tile_bytes(task, side, shared, strip), budget, text)
 
     if tile:
         chosen = tiled(tile) if max(task.height, task.width) > tile else whole()

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hasn_cli.inference.fusion import FusedBlock, FusedNetwork
-from hasn_cli.inference.kernels import Convolution, Pointwise, normalise
+from hasn_cli.inference.kernels import Convolution, Pointwise, large_buffer, normalise
 from hasn_cli.inference.workers import Job, Workers
 from hasn_cli.network import ESA_CHANNELS
 
@@ -39,7 +39,7 @@ REACH = 8  # rows that the second sweep reads beyond those it writes: 3 + 3 for 
 GUARD = 3  # rows of zeros above and below a map: the first depthwise convolution's padding
 POOL, POOL_STEP = 7, 3
 CHUNK = 2048  # pixels whose 156-channel values are in the cache at once
-STRIP = 4096  # pixels, about, in a strip
+STRIP = 16384  # pixels, about, in a strip
 COST_FIRST, COST_LOW, COST_BLOCK, COST_LAST = 0.02, 0.15, 0.85, 0.5  # of a row in each sweep; a block is 1
 MIN_BAND = 24  # rows; a band's first strip computes ten rows of the gated product that its neighbour computes too
 
@@ -116,7 +116,7 @@ class FeatureMap:
 
     def __init__(self, height: int, width: int, channels: int, compute: Tensor, dtype: torch.dtype) -> None:
         self.compute_dtype, self.height = compute.dtype, height
-        self.data = torch.empty(height + 2 * GUARD, width, channels, dtype=dtype, device=compute.device)
+        self.data = large_buffer((height + 2 * GUARD, width, channels), dtype, compute.device)
         self.data[:GUARD] = 0
         self.data[GUARD + height :] = 0
         self.seams: dict[int, Tensor] = {}
@@ -185,10 +185,17 @@ class Evaluation:
         held: precision of the feature map.
         workers: threads that share the picture's height.
         strip: rows in a strip; None: as many as the cache likes.
+        keep: hold the normalised features too, rather than work them out twice.
     """
 
     def __init__(
-        self, network: FusedNetwork, source: Source, held: torch.dtype, workers: Workers, strip: int | None = None
+        self,
+        network: FusedNetwork,
+        source: Source,
+        held: torch.dtype,
+        workers: Workers,
+        strip: int | None = None,
+        keep: bool = False,
     ) -> None:
         self.network, self.source, self.workers = network, source, workers
         self.height, self.width = source.size
@@ -196,6 +203,7 @@ class Evaluation:
         self.bands = split(self.height, workers.count, MIN_BAND)
         self.like = torch.empty(0, dtype=network.dtype, device=network.device)
         self.features = FeatureMap(self.height, self.width, network.features, self.like, held)
+        self.normalised = FeatureMap(self.height, self.width, network.features, self.like, held) if keep else None
         self.down = self.like.new_empty((self.height - 3) // 2 + 1, (self.width - 3) // 2 + 1, ESA_CHANNELS)
 
     def run(self, sink: Sink, progress: Callable[[float], None]) -> None:
@@ -219,7 +227,7 @@ class Evaluation:
         factors = torch.ones(network.features, dtype=network.mean_dtype, device=network.device)
         for block in network.blocks:
             depthwise = network.scaled_depthwise(block, factors)
-            sweep(self._low_sweep(band, block, depthwise) for band in split(len(self.down), len(bands), 1))
+            sweep(self._low_sweep(band, block, depthwise) for band in split(down_height, len(bands), 1))
             sweep(self._pool_sweep(band, pooled) for band in split(len(pooled), len(bands), 1))
             low = LowMap(block.low_out(as_nchw(pooled)), self.height, self.width)
             self.features.keep_seams(bands)
@@ -249,21 +257,18 @@ class Evaluation:
         patches = rows.as_strided((hi - lo, self.width, 3, 3 * c), (line, c, line, 1))  # 3×3 pixels' c values
         return first(patches.reshape(-1, 9 * c)).view(hi - lo, self.width, -1)
 
-    def _normalised(self, x: Tensor, depthwise: Convolution, eps: float) -> Tensor:
-        """Rows of x with three more above and below → depthwise 7×7, centred and scaled: h×W×52."""
-        return normalise(as_rows(depthwise(x)), eps)
-
     def _low_sweep(self, band: Band, block: FusedBlock, depthwise: Convolution) -> Job[None]:
         """ESA's strided convolution, for rows `band` of its result; row i reads rows 2i to 2i + 2."""
         step = max(1, self.strip // 2)
-        reads = self._window(2 * band[0], 1, 2 * step + 1, ESA_CHANNELS)
+        reads = self._window(2 * band[0], 1, 2 * step + 2, ESA_CHANNELS)
 
         def fill(lo: int, hi: int, out: Tensor) -> None:
-            n = self._normalised(self.features.rows(lo - 3, hi + 3), depthwise, block.eps)
-            out.copy_(block.low_in(n.flatten(0, 1)).view_as(out))
+            kept = None if self.normalised is None else self.normalised.raw(lo, hi)
+            n = normalise(as_rows(depthwise(self.features.rows(lo - 3, hi + 3))), block.eps, kept)
+            out.copy_(block.low_in(n.to(out.dtype).flatten(0, 1)).view_as(out))
 
         for lo, hi in self._strips(*band, step):
-            reads.extend(2 * hi + 1, fill)
+            reads.extend(self.height if hi == len(self.down) else 2 * hi + 1, fill)
             self.down[lo:hi].copy_(as_rows(block.low_down(reads.rows(2 * lo, 2 * hi + 1))))
             yield COST_LOW * 2 * (hi - lo)
 
@@ -285,7 +290,10 @@ class Evaluation:
         total = torch.zeros_like(factors)
 
         def fill_gated(lo: int, hi: int, out: Tensor) -> None:
-            n = self._normalised(x.rows(lo - 3, hi + 3, band), depthwise, block.eps)
+            if self.normalised is None:
+                n = normalise(as_rows(depthwise(x.rows(lo - 3, hi + 3, band))), block.eps)
+            else:
+                n = as_rows(self.normalised.rows(lo, hi))
             self._gated_product(block, n.flatten(0, 1), low.rows(lo, hi).flatten(0, 1), out.flatten(0, 1))
 
         def fill_mixed(lo: int, hi: int, out: Tensor) -> None:
@@ -293,7 +301,7 @@ class Evaluation:
             torch.addcmul(rows, as_rows(x.rows(lo, hi, band)), scale, out=out)
 
         def fill_squeezed(lo: int, hi: int, out: Tensor) -> None:
-            out.copy_(as_rows(block.squeeze(mixed.rows(lo - 1, hi + 1))))
+            block.squeeze.write(mixed.rows(lo - 1, hi + 1), out)
 
         for lo, hi in self._strips(*band, step):
             gated.extend(hi + 5, fill_gated)

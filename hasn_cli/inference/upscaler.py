@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from hasn_cli.inference.kernels import keep_freed_memory
 from hasn_cli.inference.planning import Plan, Task
 from hasn_cli.inference.streaming import Evaluation, NonFinite
 from hasn_cli.inference.tiling import LARGE_TILE, Canvas, Output, check_tile, cut, quantised
-from hasn_cli.inference.workers import Workers
+from hasn_cli.inference.workers import Workers, alone
 from hasn_cli.network import HASN, MIN_SIDE, pad_to_min_side
 
 __all__ = ["Plan", "Progress", "Upscaler", "resolve_device"]
@@ -116,11 +117,13 @@ class Upscaler:
             BudgetError: it does not fit the memory budget in any allowed way, or memory ran out after all.
         """
         _check_image(image)
+        height, width, _ = image.shape
+        padded = image if min(height, width) >= MIN_SIDE else _padded(image)
         report = Report(progress)
-        if min(image.shape[:2]) < MIN_SIDE:
-            height, width = image.shape[:2]
-            return self._within_memory(_padded(image), report)[: height * self.scale, : width * self.scale]
-        return self._within_memory(image, report)
+        with alone() if self.device.type == "cpu" else nullcontext():
+            result = self._within_memory(padded, report)
+        report.tell(1.0)
+        return result[: height * self.scale, : width * self.scale]
 
     def _within_memory(self, image: Image, report: Report | Part) -> Image:
         """Follow the plan; where memory runs out all the same, with shorter strips, then with tiles."""
@@ -180,7 +183,9 @@ class Upscaler:
         for done, (i, j) in enumerate(canvas.tiles()):
             part = report.part(done / plan.tiles, 1 / plan.tiles)
             piece = image[rows[i].start : rows[i].stop, columns[j].start : columns[j].stop]
-            evaluation = Evaluation(network, ArraySource(piece, network), held, workers, self._strip or plan.strip)
+            evaluation = Evaluation(
+                network, ArraySource(piece, network), held, workers, self._strip or plan.strip, plan.keep
+            )
 
             def sink(top: int, strip: Tensor, tile: tuple[int, int] = (i, j)) -> None:
                 canvas.put(tile, top * self.scale, self._values(strip))

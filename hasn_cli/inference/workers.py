@@ -7,8 +7,9 @@ something else wants a core). Bands need one meeting a sweep.
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier, Event
 from typing import TypeVar
 
@@ -75,6 +76,17 @@ class Workers:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let the calling thread's operators use no other thread: a helper that idles spins, and the bands need its core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Stopped(Exception):
