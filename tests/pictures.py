@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,24 @@ def full_metadata(icc: bytes | None = WIDE_GAMUT) -> Metadata:
     """One of everything."""
     texts = (Text("Comment", "a comment"), Text("Title", "Grüße"), Text("Author", "日本", "ja", "作者"))
     return Metadata(icc=icc, exif=exif(), xmp=XMP, iptc=IPTC, dpi=(300.0, 300.0), text=texts)
+
+
+def interlaced(pixels: np.ndarray, bits: int) -> bytes:
+    """A PNG in seven passes (Adam7), rows unfiltered; H×W×C, values as they are stored."""
+    height, width, channels = pixels.shape
+    raw = b""
+    for first_row, first_column, row_step, column_step in (
+        (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
+    ):  # fmt: skip
+        part = pixels[first_row::row_step, first_column::column_step]
+        for row in part if part.size else ():
+            digits = (row.reshape(-1)[:, None] >> np.arange(bits - 1, -1, -1)) & 1
+            raw += b"\0" + np.packbits(digits.astype(np.uint8)).tobytes()
+    head = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 1)
+    data = b"\x89PNG\r\n\x1a\n"
+    for body in (b"IHDR" + head, b"IDAT" + zlib.compress(raw), b"IEND"):
+        data += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data
 
 
 class Nearest:

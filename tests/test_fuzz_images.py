@@ -5,23 +5,24 @@ from __future__ import annotations
 import io
 import random
 import resource
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 from format_table import foreign_file
-from pictures import SKIMAGE, animation, full_metadata, photo, picture
+from pictures import SKIMAGE, animation, full_metadata, interlaced, photo, picture
 from PIL import Image
-from test_images import interlaced
 
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import FORMATS, EncodeOptions, Frame, open_picture, write_picture
 
 MAX_PIXELS = 4_000_000
 MAX_SECONDS = 10.0
-ROUNDS = {"quick": 40, "long": 1000}
+ROUNDS = {"quick": 60, "long": 1000}
 
 
 def written(shown, format: str) -> bytes:
@@ -118,6 +119,20 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
     return bytes(broken)
 
 
+def with_true_checksums(data: bytes) -> bytes:
+    """A PNG whose chunks' checksums agree with whatever they hold now, so that it gets past the first gate."""
+    mended = bytearray(data)
+    at = 8
+    while at + 12 <= len(mended):
+        (length,) = struct.unpack_from(">I", mended, at)
+        end = at + 12 + length
+        if end > len(mended):
+            break
+        struct.pack_into(">I", mended, end - 4, zlib.crc32(mended[at + 4 : end - 4]))
+        at = end
+    return bytes(mended)
+
+
 def attempt(data: bytes, format: str, folder: Path) -> bool:
     """Read, and write what was read. Whether it was a picture.
 
@@ -152,6 +167,8 @@ def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
     pictures = 0
     for _ in range(rounds):
         data = mutated(dice.choice(files), dice)
+        if format == "png" and dice.random() < 0.7:
+            data = with_true_checksums(data)
         # for the one who has to mend it; written beforehand, since a codec that crashes leaves no time afterwards
         (folder.parent / f"fuzz-{format}.bin").write_bytes(data)
         pictures += attempt(data, format, folder)
@@ -159,9 +176,10 @@ def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_broken_files_give_an_error_or_a_picture(format, tmp_path):
+def test_broken_files_give_an_error_or_a_picture_and_no_other_word(format, tmp_path, capfd):
     refused, _ = fuzz(format, ROUNDS["quick"], 0, tmp_path)
     assert refused > 0
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from pictures import (
     animation,
     exif,
     full_metadata,
+    interlaced,
     photo,
     picture,
 )
@@ -99,24 +100,6 @@ def test_png_of_every_mode_is_what_pillow_shows(mode):
         mode = {"1": "L", "P": "RGBA"}.get(mode, mode)
         expected = np.asarray(again if mode == "I;16" else again.convert(mode))
     np.testing.assert_array_equal(found, expected.reshape(*expected.shape[:2], -1)[..., : found.shape[2]])
-
-
-def interlaced(pixels: np.ndarray, bits: int) -> bytes:
-    """A PNG in seven passes (Adam7), rows unfiltered; H×W×C, values as they are stored."""
-    height, width, channels = pixels.shape
-    raw = b""
-    for first_row, first_column, row_step, column_step in (
-        (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
-    ):  # fmt: skip
-        part = pixels[first_row::row_step, first_column::column_step]
-        for row in part if part.size else ():
-            digits = (row.reshape(-1)[:, None] >> np.arange(bits - 1, -1, -1)) & 1
-            raw += b"\0" + np.packbits(digits.astype(np.uint8)).tobytes()
-    head = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 1)
-    data = b"\x89PNG\r\n\x1a\n"
-    for body in (b"IHDR" + head, b"IDAT" + zlib.compress(raw), b"IEND"):
-        data += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return data
 
 
 @pytest.mark.parametrize("size", [(48, 64), (1, 1), (3, 5), (9, 2)])

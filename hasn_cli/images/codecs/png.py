@@ -137,8 +137,8 @@ def _take_apart(data: bytes) -> _File:
         raise ValueError("it does not begin with IHDR")
     ihdr = bytes(first)
     width, height, depth, color = struct.unpack_from(">IIBB", ihdr)
-    if depth not in _DEPTHS.get(color, ()) or ihdr[12] > 1:
-        raise ValueError(f"colour type {color} with {depth} bits, interlaced by method {ihdr[12]}, does not exist")
+    if depth not in _DEPTHS.get(color, ()) or ihdr[10:12] != b"\0\0" or ihdr[12] > 1:
+        raise ValueError(f"there is no PNG of colour type {color}, {depth} bits, methods {tuple(ihdr[10:])}")
     still, frames, others, plays = _FrameData(height=height, width=width), [], [], None
     sequence = 0
     for kind, body in parts:
@@ -193,21 +193,19 @@ def _compose(file: _File) -> Iterator[Frame]:
 
 
 def _decode(file: _File, frame: _FrameData) -> Pixels:
-    """A frame's own pixels, palette and colour keys resolved."""
-    if not file.ihdr[12]:
-        return _decode_plain(file, frame.height, frame.width, frame.data)
-    # imagecodecs lets libpng complain of interlacing on stderr, so its seven passes are decoded as seven pictures
-    passes = [(area, _extent(frame, area)) for area in _ADAM7]
-    rows = [height * (1 + (width * file.bits + 7) // 8) if width else 0 for _, (height, width) in passes]
-    unpacker = zlib.decompressobj()
-    raw = unpacker.decompress(b"".join(frame.data), sum(rows))
-    if len(raw) < sum(rows):
-        raise ValueError("its image data are truncated")
+    """A frame's own pixels, palette and colour keys resolved.
+
+    The data is unpacked here: libpng complains of broken data, and imagecodecs lets it of interlacing, on stderr. Seven
+    interlaced passes are decoded as seven pictures.
+    """
+    areas = [(area, *_extent(frame, area)) for area in (_ADAM7 if file.ihdr[12] else (np.s_[:, :],))]
+    lengths = [height * (1 + (width * file.bits + 7) // 8) if width else 0 for _, height, width in areas]
+    raw = _unpack(frame.data, sum(lengths))
     pixels: Pixels | None = None
     at = 0
-    for (area, (height, width)), length in zip(passes, rows, strict=True):
+    for (area, height, width), length in zip(areas, lengths, strict=True):
         if length:
-            part = _decode_plain(file, height, width, [zlib.compress(raw[at : at + length], 0)])
+            part = _decode_rows(file, height, width, raw[at : at + length])
             if pixels is None:
                 pixels = np.empty((frame.height, frame.width, part.shape[2]), part.dtype)
             pixels[area] = part
@@ -217,20 +215,33 @@ def _decode(file: _File, frame: _FrameData) -> Pixels:
 
 
 def _extent(frame: _FrameData, area: tuple[slice, slice]) -> tuple[int, int]:
-    """Rows and columns of a frame that one pass of interlacing covers."""
+    """Rows and columns of a frame that one pass covers."""
     rows, columns = (len(range(side)[part]) for part, side in zip(area, (frame.height, frame.width), strict=True))
     return rows, columns
 
 
-def _decode_plain(file: _File, height: int, width: int, data: list[memoryview] | list[bytes]) -> Pixels:
-    """Pixels of image data that is not interlaced. libpng gets a file of the critical chunks alone."""
+def _unpack(data: list[memoryview], length: int) -> memoryview:
+    """So many bytes of compressed data.
+
+    Raises:
+        ValueError, zlib.error: there are fewer, or they are corrupt.
+    """
+    worker = zlib.decompressobj()
+    raw = worker.decompress(b"".join(data), length)
+    worker.decompress(worker.unconsumed_tail, 1)  # on to the checksum
+    if len(raw) < length or not worker.eof:
+        raise ValueError("its image data are truncated, or more than its pixels need")
+    return memoryview(raw)
+
+
+def _decode_rows(file: _File, height: int, width: int, raw: memoryview) -> Pixels:
+    """Pixels of unpacked rows, still filtered. libpng gets a file of the critical chunks alone."""
     small = bytearray(SIGNATURE)
     small += _chunk(b"IHDR", struct.pack(">II", width, height) + file.ihdr[8:12] + b"\0")
     for kind, body in file.others:
         if kind in (b"PLTE", b"tRNS"):
             small += _chunk(kind, body)
-    for piece in data:
-        small += _chunk(b"IDAT", piece)
+    small += _chunk(b"IDAT", zlib.compress(raw, 0))
     pixels: Pixels = imagecodecs.png_decode(bytes(small + _chunk(b"IEND", b"")))
     return pixels.reshape(height, width, -1)
 
