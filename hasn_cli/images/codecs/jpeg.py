@@ -30,7 +30,7 @@ _APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _MAX_BODY = 0xFFFF - 2
-_MAX_SCANS = 500  # as libjpeg-turbo's tools have it: more is made to keep a decoder busy
+_MAX_SCANS = 100  # encoders make some ten; hundreds are there to keep a decoder busy
 _HARMLESS = re.compile(r"Invalid SOS parameters|Corrupt JPEG data: \d\d? extraneous bytes before marker 0xd9")
 _CMYK = ("CMYK", "YCCK")
 

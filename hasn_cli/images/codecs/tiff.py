@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
-from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, unpremultiply, widen
+from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
@@ -154,7 +154,7 @@ def _pixels(page: Any, icc: bytes | None) -> Pixels:
     if alpha is None:
         return color
     opacity = _stretch(page, data[..., alpha : alpha + 1])
-    pixels = np.concatenate([color, opacity.astype(color.dtype)], axis=2)
+    pixels = np.concatenate([color, to_dtype(opacity, color.dtype)], axis=2)
     return unpremultiply(pixels) if page.extrasamples[alpha - colors] == 1 else pixels
 
 
