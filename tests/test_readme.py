@@ -113,5 +113,17 @@ def test_every_link_within_the_project_leads_somewhere(page):
         assert not anchor or anchor in anchors(found), target
 
 
+def test_the_map_names_every_module_and_nothing_that_is_gone():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line for line in text.split("## The map")[1].split("\n## ")[0].splitlines() if line.startswith("| `")]
+    named = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+(?:\.py|/))`", row.split(" | ")[0])}
+    package = ROOT / "hasn_cli"
+    there = {path.name for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    also = set(re.findall(r"`(\w+\.py)`", "\n".join(rows))) & there  # told of in another's row
+    assert (named | also) - {"hasn_cli"} == there - {"__init__.py", "__main__.py"}
+    for name in re.findall(r"`((?:tests|benchmarks|docs|examples|images|weights)/[\w./-]+)`", text):
+        assert (ROOT / name).exists() or (package / name).exists(), name
+
+
 def test_the_readme_can_be_read_in_one_sitting():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 300
