@@ -350,3 +350,14 @@ def test_the_command_begins_from_given_weights(tmp_path, capsys):
     began, now = (load_state_dict_file(path) for path in (bundled_path(3), folder / "hasn_x3.safetensors"))
     assert all(torch.allclose(began[name], now[name], atol=1e-6) for name in began)
     assert "100%" in capsys.readouterr().err
+
+
+def test_each_scale_begins_from_its_own_weights(tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.fromarray(drawing(128)).save(tmp_path / "data" / "a.png")
+    recipe = Recipe(scales=(4, 2), iterations=1, patches=PLAN)
+    trainer = prepare(tmp_path / "data", tmp_path / "run", recipe, initial="hasn", on_skip=lambda name, why: None)
+    for scale, network in trainer.networks.items():
+        own, four = (load_state_dict_file(bundled_path(s)) for s in (scale, 4))
+        torch.testing.assert_close(network.upsampler[0].weight, own["upsampler.0.weight"])
+        torch.testing.assert_close(network.block_2.g.conv.weight, four["block_2.g.conv.weight"])

@@ -26,7 +26,9 @@ POSITIVE = click.IntRange(1)
 @option("-s", "--scale", "scales", group=DATA, type=click.Choice([2, 3, 4]), multiple=True, default=[2],
         help="Times larger; given several times, one body is trained for all.  [default: 2]")  # fmt: skip
 @option("-o", "--output", group=DATA, type=PATH, required=True, metavar="RUN", help="Folder of the run.")
-@option("--from", "initial", group=DATA, metavar="WEIGHTS", help="Begin from these, of any scale: a file, hasn, …")
+@option(
+    "--from", "initial", group=DATA, metavar="WEIGHTS", help="Begin from these: hasn, a folder, or a file of any scale."
+)
 @option("--valid", group=DATA, type=PATH, metavar="DIR", help="Pictures kept apart, to choose the best weights by.")
 @option("--valid-side", group=DATA, type=POSITIVE, default=384, show_default=True, help="Of their middle, HR pixels.")
 @option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Steps.")

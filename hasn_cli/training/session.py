@@ -32,7 +32,8 @@ def prepare(
         data_dir: HR pictures, folders below included.
         output: the run's folder.
         recipe: how to train.
-        initial: weights to begin from, as `hasn_cli.weights.resolve` takes them; a file may be of any scale.
+        initial: weights to begin from, as `hasn_cli.weights.resolve` takes them: each scale's own from a name or a
+            folder; a single file may be of any scale.
         valid: HR pictures to choose by.
         valid_side: how many HR pixels of their middle are used.
         on_skip: told of each picture that is corrupt or too small, and why.
@@ -46,8 +47,10 @@ def prepare(
     if not pictures:
         raise UsageError(f"{data_dir} holds no picture of at least {min_side}×{min_side} pixels")
     chosen_by = [] if valid is None else [middle(p, valid_side) for p in _valid_pictures(valid, on_skip)]
-    state = None if initial is None else load_state_dict_file(resolve(initial, recipe.scales[0]).path)
-    return Trainer(pictures, chosen_by, output, recipe, state)
+    states = None
+    if initial is not None:
+        states = {scale: load_state_dict_file(resolve(initial, scale).path) for scale in recipe.scales}
+    return Trainer(pictures, chosen_by, output, recipe, states)
 
 
 def middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -83,7 +83,7 @@ class Trainer:
         valid: the same, to choose by; may be empty.
         folder: gets `checkpoint.pt` and `hasn_xS.safetensors` (the averaged weights, best by validation).
         recipe: how.
-        initial: a state dict of any scale to begin from; None begins from nothing.
+        initial: for each scale a state dict to begin from, of any scale; the first one's body is taken. None: from nothing.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Trainer:
         valid: Sequence[Image],
         folder: Path,
         recipe: Recipe,
-        initial: Mapping[str, Tensor] | None = None,
+        initial: Mapping[int, Mapping[str, Tensor]] | None = None,
     ) -> None:
         if (recipe.iterations is None) == (recipe.minutes is None):
             raise ValueError("give either iterations or minutes")
@@ -214,10 +214,10 @@ class Trainer:
         live, averaged = (_parameters_once(networks) for networks in (self.networks, self.averaged))
         torch._foreach_lerp_(averaged, live, 1 - decay)
 
-    def _initialise(self, initial: Mapping[str, Tensor] | None) -> None:
-        for network in self.networks.values():
+    def _initialise(self, initial: Mapping[int, Mapping[str, Tensor]] | None) -> None:
+        for scale, network in reversed(self.networks.items()):  # they share a body: the first scale's is to stay
             if initial is not None:
-                adopt(network, initial)
+                adopt(network, initial[scale])
             else:
                 start(network, self.data[0].lr.float() / 255, self.recipe.patches.seed)
 
