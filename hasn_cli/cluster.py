@@ -10,9 +10,11 @@ them: so each task is told what the output looked like before, and one that find
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import tempfile
+import threading
 import time
 import traceback
 import uuid
@@ -23,26 +25,27 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distributed import CancelledError, Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, Worker, get_worker
+from distributed import CancelledError, Client, Future, KilledWorker, SpecCluster, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.utils import silence_logging_cmgr
 
-from hasn_cli import errors
+from hasn_cli import errors, local_cluster
 from hasn_cli.errors import DeviceError, HasnError, UsageError, WeightsError
 from hasn_cli.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.gate import Gate, clear_leftovers, target_state
 from hasn_cli.inputs import Job
 from hasn_cli.journal import Mark
+from hasn_cli.local_cluster import PICTURES_PER_WORKER
 from hasn_cli.pool import Cancelled, UpscalerPool
 from hasn_cli.room import Room
 from hasn_cli.settings import Settings
 from hasn_cli.work import Receipt, disk_is_full, do_job, open_source
 
-PICTURES_PER_WORKER = 4  # at most, so that decoding and encoding go on beside the network
 GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
 CONNECT_TIMEOUT = 10.0  # seconds
+CLEANUP_TIMEOUT = 0.5  # seconds, for each of four steps at most
 WORKERS_TIMEOUT = 300.0  # seconds until a cluster without workers is given up; one that grows on demand takes a while
 AGAIN = "start it again, and add --resume"
-SHARE_OF_FREE = 0.5  # of the memory, for all workers on this machine together, where no budget is given
 
 
 def run_on_cluster(jobs: Sequence[Job], settings: Settings, gate: Gate, address: str) -> Iterator[Event]:
@@ -55,16 +58,18 @@ def run_on_cluster(jobs: Sequence[Job], settings: Settings, gate: Gate, address:
     for job in jobs:
         if "-" in (job.source, job.target):
             raise UsageError("a cluster cannot use the standard streams", "give files, folders or URLs")
-    threads = None
+    threads, local = None, None
     with ExitStack() as stack:
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what matters of it becomes an error here
         if address.startswith("local:"):
-            local = _local_cluster(address, settings)
-            stack.callback(_quietly, local.close, 1)
-            settings = _share_memory(settings, len(local.worker_spec))
-            threads = _cores(len(local.worker_spec))
+            count = local_cluster.count_of(address)
+            local = local_cluster.start(count, use_gpus=settings.device != "cpu")
+            stack.callback(_quietly, local_cluster.end, local)
+            settings = replace(settings, memory=local_cluster.memory_share(count, settings.memory))
+            threads = local_cluster.cores_share(count)
             address = local.scheduler_address
         run = _Run(_connect(address), settings, gate, threads)
-        stack.callback(run.close)
+        stack.callback(run.close, local)
         yield from run.events(jobs)
 
 
@@ -74,55 +79,6 @@ def _connect(address: str) -> Client:
     except (OSError, ValueError) as error:
         hint = "give tcp://HOST:PORT of a running Dask scheduler, or local:N"
         raise HasnError(f"--cluster {address}: no scheduler answers there", hint) from error
-
-
-def _local_cluster(address: str, settings: Settings) -> SpecCluster:
-    """A scheduler and N worker processes on this machine."""
-    count = address.removeprefix("local:")
-    if not count.isdecimal() or int(count) < 1:
-        raise UsageError(f"--cluster {address}: N must be a number from 1", "for instance local:4")
-    scheduler = {
-        "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
-    }
-    specs = worker_specs(int(count), 0 if settings.device == "cpu" else _count_gpus())
-    return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50, asynchronous=False)
-
-
-def worker_specs(count: int, gpus: int) -> dict[int, dict[str, Any]]:
-    """How `count` workers on this machine are started; where there are GPUs, each has one."""
-    specs = {}
-    for index in range(count):
-        env = {"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {}
-        options: dict[str, Any] = {
-            "nthreads": max(2, min(PICTURES_PER_WORKER, _cores(count))),
-            "host": "127.0.0.1",
-            "dashboard": False,
-            "dashboard_address": "127.0.0.1:0",
-            "memory_limit": 0,  # the upscaler keeps to its budget; a worker killed at a threshold would help nobody
-            "silence_logs": 50,
-            "resources": {"GPU": 1} if gpus else {},
-            "env": env,
-        }
-        specs[index] = {"cls": Nanny, "options": options}
-    return specs
-
-
-def _cores(workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // workers)
-
-
-def _count_gpus() -> int:
-    import torch
-
-    return int(torch.cuda.device_count())
-
-
-def _share_memory(settings: Settings, workers: int) -> Settings:
-    import psutil
-
-    free = int(psutil.virtual_memory().available * SHARE_OF_FREE)
-    return replace(settings, memory=(settings.memory or free) // workers)
 
 
 class _Run:
@@ -168,15 +124,20 @@ class _Run:
         if full is not None and waiting:
             yield Stopped(full, len(waiting))
 
-    def close(self) -> None:
-        """Leave the cluster as it was: nothing of this run goes on there."""
+    def close(self, local: SpecCluster | None) -> None:
+        """Leave the cluster as it was: nothing of this run goes on there. One that was ours is ended."""
         if self._flight:
             _quietly(self._client.cancel, list(self._flight))
         _quietly(self._client.unregister_worker_plugin, self.id)
-        gone = self._processes - self._workers_processes()
-        _quietly(self._client.close, 1)
-        for process in gone:
-            clear_leftovers(self._folders, owner=process)
+        alive: set[int] = set()
+        if local is None:
+            _quietly(lambda: alive.update(self._client.run(os.getpid).values()))
+        _quietly(self._client.close, CLEANUP_TIMEOUT)
+        if local is not None:
+            _quietly(local_cluster.end, local)
+        if alive or local:
+            for process in self._processes - alive:
+                clear_leftovers(self._folders, owner=process)
 
     def _workers(self) -> list[dict[str, Any]]:
         """What the scheduler knows of its workers, at most a second old."""
@@ -191,11 +152,6 @@ class _Run:
     def _capacity(self) -> int:
         """How many pictures may be with the cluster: what its workers carry at once, and one more each."""
         return max(1, sum(min(int(worker["nthreads"]), PICTURES_PER_WORKER) + 1 for worker in self._workers()))
-
-    def _workers_processes(self) -> set[int]:
-        with suppress(Exception):
-            return set(self._client.run(os.getpid).values())
-        return set()
 
     def _see_that_workers_see(self, jobs: Sequence[Job]) -> None:
         """Local paths are of use only where all machines share the disk."""
@@ -392,6 +348,15 @@ def _error_from(values: dict[str, Any]) -> HasnError:
 
 
 def _quietly(call: Any, *args: Any) -> None:
-    """Clean up as far as the cluster lets us; what it makes of it changes nothing for the pictures."""
-    with suppress(Exception):
-        call(*args)
+    """Clean up as far as the cluster lets us, in the time that is left when Ctrl-C has been pressed.
+
+    What becomes of it changes nothing for the pictures.
+    """
+
+    def run() -> None:
+        with suppress(Exception):
+            call(*args)
+
+    thread = threading.Thread(target=run, name="clean-up", daemon=True)
+    thread.start()
+    thread.join(CLEANUP_TIMEOUT)

@@ -19,7 +19,7 @@ from test_batch import TWICE, no_halves, of_type, save, save_many
 
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
-from hasn_cli import cluster  # noqa: E402
+from hasn_cli import cluster, local_cluster  # noqa: E402
 from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, run_batch  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
@@ -222,6 +222,22 @@ def test_processes_on_this_machine(folder):
     assert len(list(Path("out").glob("*.png"))) == 6
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_a_cluster_on_this_machine_quietly_within_two_seconds(folder):
+    save_many(8, (400, 300))
+    command = [sys.executable, "-m", "hasn_cli", "upscale", "in", "-o", "out", "--json", "--cluster", "local:2"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        assert any('"progress"' in line for line in process.stdout)
+        began = time.perf_counter()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+        _, said = process.communicate(timeout=20)
+        assert time.perf_counter() - began < 2
+    assert process.returncode == 130
+    assert said.startswith("interrupted: ") and len(said.splitlines()) == 1
+    assert no_halves(folder) and not list(folder.glob("out/*.png"))
+
+
 def test_urls_need_no_shared_disk(folder, inside):
     memory = pytest.importorskip("fsspec").filesystem("memory")
     for number in range(5):
@@ -274,10 +290,10 @@ def test_workers_with_a_gpu_get_the_work_and_are_not_overbooked(folder, inside):
 
 
 def test_workers_on_this_machine_share_its_gpus_and_cores():
-    specs = cluster.worker_specs(3, gpus=2)
+    specs = local_cluster.worker_specs(3, gpus=2)
     assert [spec["options"]["env"]["CUDA_VISIBLE_DEVICES"] for spec in specs.values()] == ["0", "1", "0"]
     assert all(spec["options"]["resources"] == {"GPU": 1} for spec in specs.values())
-    plain = cluster.worker_specs(2, gpus=0)
+    plain = local_cluster.worker_specs(2, gpus=0)
     assert all(not spec["options"]["resources"] and not spec["options"]["env"] for spec in plain.values())
 
 
