@@ -83,7 +83,7 @@ class Trainer:
         valid: the same, to choose by; may be empty.
         folder: gets `checkpoint.pt` and `hasn_xS.safetensors` (the averaged weights, best by validation).
         recipe: how.
-        initial: for each scale a state dict to begin from, of any scale; the first one's body is taken. None: from nothing.
+        initial: a state dict, of any scale, for each scale; the first one's body is taken. None: from nothing.
     """
 
     def __init__(
