@@ -119,8 +119,8 @@ class NarrowConvolution:
     ) -> None:
         self.channels_out = len(weight)
         packed = device.type == "cpu" and has_onednn(dtype)
-        self.whole = self.channels_out // LANES * LANES if packed else self.channels_out
-        rest = self.channels_out - self.whole
+        rest = self.channels_out % LANES if packed and self.channels_out > LANES else 0
+        self.whole = self.channels_out - rest
         self.main = Convolution(weight[: self.whole], bias[: self.whole], device, dtype, padding=(0, 1),
                                 activation=activation)  # fmt: skip
         self.taps = self.gather = None
@@ -229,7 +229,10 @@ def large_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or size < 1 << 22:
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, size)
+    try:
+        memory = mmap.mmap(-1, size)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes") from error
     memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 

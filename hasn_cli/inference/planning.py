@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from hasn_cli.errors import BudgetError
 from hasn_cli.inference import streaming
 from hasn_cli.inference.tiling import LARGE_TILE, cut
-from hasn_cli.network import ESA_CHANNELS, NUM_FEATURES
+from hasn_cli.network import ESA_CHANNELS, EXPANSION, NUM_FEATURES
 
 AUTO_OVERLAP = 32  # LR pixels shared by two large tiles
-PER_THREAD = 24 << 20  # bytes for what does not grow with the picture: one cacheful of 156 channels, oneDNN's scratch
+PER_THREAD = 24 << 20  # bytes for what does not grow with the picture: values of 156 channels, oneDNN's scratch
+WIDE = 5 * EXPANSION * NUM_FEATURES  # values a pixel that the gated product has on its way at once
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ def map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> in
     """Memory for the feature maps and strips of height×width LR pixels."""
     low = height * width // 4 * ESA_CHANNELS * task.computing * 5 // 4  # the strided map, and the small ones behind it
     held = (height + 2 * streaming.GUARD) * width * NUM_FEATURES * task.held
+    wide = 0 if task.on_host else (strip + 10) * width * WIDE * task.computing  # on a CPU, in PER_THREAD
     rows = 5 * (strip + 10) + 3 * streaming.REACH  # windows, what is on its way between them, and a seam
-    return held * (1 + keep) + low + task.threads * (rows * width * NUM_FEATURES * task.computing + PER_THREAD)
+    return held * (1 + keep) + low + wide + task.threads * (rows * width * NUM_FEATURES * task.computing + PER_THREAD)
 
 
 def fixed_bytes(task: Task) -> int:
@@ -84,9 +86,9 @@ def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
     return map_bytes(task, height, width, strip, False) + 2 * blended
 
 
-def strip_rows(width: int) -> int:
-    """Rows that make a strip the cache likes."""
-    return max(1, round(streaming.STRIP / width))
+def strip_rows(task: Task, width: int) -> int:
+    """Rows that make a strip the device likes."""
+    return max(1, round((streaming.STRIP if task.on_host else streaming.STRIP_ELSEWHERE) / width))
 
 
 def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, text: str) -> Plan:
@@ -103,7 +105,7 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
     fixed = fixed_bytes(task)
 
     def whole() -> Plan:
-        best = strip_rows(task.width)
+        best = strip_rows(task, task.width)
         for strip, keep in ((best, True), (best, False), (max(1, best // 4), False)):
             need = fixed + map_bytes(task, task.height, task.width, strip, keep)
             if budget is None or need <= budget:
@@ -112,7 +114,7 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
 
     def tiled(side: int) -> Plan:
         shared = min(AUTO_OVERLAP, side // 4) if overlap is None else overlap
-        strip = strip_rows(min(side, task.width))
+        strip = max(1, strip_rows(task, min(side, task.width)) // 4)
         count = len(cut(task.height, side, shared)) * len(cut(task.width, side, shared))
         return Plan(strip, False, side, shared, count, fixed + tile_bytes(task, side, shared, strip), budget, text)
 

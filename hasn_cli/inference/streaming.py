@@ -38,8 +38,9 @@ Band = tuple[int, int]
 REACH = 8  # rows that the second sweep reads beyond those it writes: 3 + 3 for the depthwise, 1 + 1 for CAB
 GUARD = 3  # rows of zeros above and below a map: the first depthwise convolution's padding
 POOL, POOL_STEP = 7, 3
+STRIP = 16384  # pixels, about, in a strip: short enough for the cache, long enough that starting operators costs little
 CHUNK = 2048  # pixels whose 156-channel values are in the cache at once
-STRIP = 16384  # pixels, about, in a strip
+STRIP_ELSEWHERE = 1 << 18  # pixels in a strip on an accelerator, which wants them by the hundred thousand
 COST_FIRST, COST_LOW, COST_BLOCK, COST_LAST = 0.02, 0.15, 0.85, 0.5  # of a row in each sweep; a block is 1
 MIN_BAND = 24  # rows; a band's first strip computes ten rows of the gated product that its neighbour computes too
 
@@ -184,7 +185,7 @@ class Evaluation:
         source: the picture; its sides are at least MIN_SIDE.
         held: precision of the feature map.
         workers: threads that share the picture's height.
-        strip: rows in a strip; None: as many as the cache likes.
+        strip: rows in a strip.
         keep: hold the normalised features too, rather than work them out twice.
     """
 
@@ -194,12 +195,12 @@ class Evaluation:
         source: Source,
         held: torch.dtype,
         workers: Workers,
-        strip: int | None = None,
+        strip: int,
         keep: bool = False,
     ) -> None:
         self.network, self.source, self.workers = network, source, workers
         self.height, self.width = source.size
-        self.strip = strip or max(1, round(STRIP / self.width))
+        self.strip = strip
         self.bands = split(self.height, workers.count, MIN_BAND)
         self.like = torch.empty(0, dtype=network.dtype, device=network.device)
         self.features = FeatureMap(self.height, self.width, network.features, self.like, held)
@@ -315,9 +316,9 @@ class Evaluation:
 
     def _gated_product(self, block: FusedBlock, n: Tensor, low: Tensor, out: Tensor) -> None:
         """The gated product of rows of n, and g, to out; all are P×C. Pixel by pixel, so a cacheful at a time."""
-        for lo in range(0, len(n), CHUNK):
-            part = n[lo : lo + CHUNK]
-            out[lo : lo + CHUNK].copy_(self.network.gated(block, part, low[lo : lo + CHUNK]))
+        step = CHUNK if n.device.type == "cpu" else len(n)
+        for lo in range(0, len(n), step):
+            out[lo : lo + step].copy_(self.network.gated(block, n[lo : lo + step], low[lo : lo + step]))
 
     def _last_sweep(
         self, band: Band, convolutions: tuple[Pointwise, Convolution, Convolution], sink: Sink

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,10 @@ def cut(length: int, tile: int, overlap: int) -> list[Span]:
     if length <= tile:
         return [Span(0, length)]
     count = -(-(length - overlap) // (tile - overlap))
-    before, after = overlap // 2, overlap - overlap // 2
-    borders = [(length * i) // count for i in range(1, count)]
-    starts = [0, *(border - before for border in borders)]
-    stops = [*(border + after for border in borders), length]
+    steps = [(length - overlap) * i // count for i in range(count + 1)]
     return [
         Span(start, stop, overlap if i else 0, overlap if i < count - 1 else 0)
-        for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
+        for i, (start, stop) in enumerate((low, high + overlap) for low, high in pairwise(steps))
     ]
 
 
@@ -136,7 +134,7 @@ class Canvas:
                 self._open(self._shared_columns, j + 1, (row.stop - row.start, column.fade_out))
                 yield i, j
                 self._close_column(i, j)
-            if i:
+            if row.fade_in:
                 self.output.put(row.start * self.scale, 0, self._shared_rows.pop(i))
 
     def put(self, tile: tuple[int, int], top: int, values: Floats) -> None:
@@ -181,7 +179,7 @@ class Canvas:
 
     def _close_column(self, i: int, j: int) -> None:
         """Write what tile column j shared with the one before, where no other row of tiles shares it too."""
-        if j:
+        if self.columns[j].fade_in:
             row, s = self.rows[i], self.scale
             shared = self._shared_columns.pop(j)[row.fade_in * s : (row.stop - row.start - row.fade_out) * s]
             self.output.put((row.start + row.fade_in) * s, self.columns[j].start * s, shared)

@@ -88,12 +88,10 @@ class Upscaler:
         return 1
 
     def upscale_batch(self, images: Sequence[Image], progress: Progress | None = None) -> list[Image]:
-        """`upscale` for several pictures of one size and dtype."""
-        count = len(images)
-        results = []
-        for done, image in enumerate(images):
-            results.append(self.upscale(image, lambda part, done=done: progress and progress((done + part) / count)))  # type: ignore[misc]
-        return results
+        """`upscale` for several pictures of one size and dtype; `progress` is that of all of them."""
+        report = Report(progress)
+        parts = [report.part(i / len(images), 1 / len(images)) for i in range(len(images))]
+        return [self.upscale(image, part.tell) for image, part in zip(images, parts, strict=True)]
 
     def close(self) -> None:
         """End the threads. The next picture would start new ones."""

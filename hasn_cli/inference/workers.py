@@ -80,7 +80,7 @@ class Workers:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let the calling thread's operators use no other thread: a helper that idles spins, and the bands need its core."""
+    """Let the calling thread's operators use no other: a helper that idles spins, and the bands need its core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,0 +1,265 @@
+"""The network on a CPU: this program beside the plain module, ONNX Runtime and OpenVINO, and how far it goes.
+
+    python benchmarks/inference.py speed              ratios of wall time, then seconds and peak memory
+    python benchmarks/inference.py flat               cost of a megapixel from 0.1 to 25 megapixels
+    python benchmarks/inference.py memory             24 megapixels at x2 within budgets
+    python benchmarks/inference.py tiles              what tiles change: the largest difference from the exact picture
+
+Each engine runs in a process of its own, so that peak memory is its own, by the operating system's account. They take
+turns, a picture at a time, so that a machine that gets slower or quicker meanwhile does so to all. The first picture is
+not counted. `-o DIR` writes each table as JSON, and `speed` and `flat` as a plot too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+PEERS = ("plain", "onnxruntime", "openvino")
+Engine = Callable[[np.ndarray], object]
+
+
+def picture(width: int, height: int) -> np.ndarray:
+    """A photo of this size, H×W×3 uint8."""
+    photo = Image.open(EXAMPLES / "forest.jpg").convert("RGB")
+    return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def as_input(image: np.ndarray) -> np.ndarray:
+    """H×W×3 uint8 → 1×3×H×W floats."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
+
+
+def make_engine(name: str, weights: str, scale: int, threads: int, options: dict) -> Engine:
+    """What turns H×W×3 uint8 into the larger picture, by `name`."""
+    import torch
+
+    from hasn_cli.weights import load_network
+
+    torch.set_num_threads(threads)
+    network = load_network(weights, scale)
+    if name == "hasn":
+        from hasn_cli.inference import Upscaler
+
+        return Upscaler(network, device="cpu", **options).upscale
+    if name == "plain":
+        inference = torch.inference_mode()
+        return lambda image: inference(network)(torch.from_numpy(as_input(image)))
+    from hasn_cli.export import export_onnx
+
+    model = Path(tempfile.mkdtemp()) / "network.onnx"
+    export_onnx(network.eval(), model)
+    if name == "onnxruntime":
+        import onnxruntime
+
+        wanted = onnxruntime.SessionOptions()
+        wanted.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(model, wanted, providers=["CPUExecutionProvider"])
+        return lambda image: session.run(None, {"lr": as_input(image)})
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(model), "CPU", settings)
+    return lambda image: compiled([as_input(image)])
+
+
+def serve(pipe: Connection, arguments: tuple) -> None:
+    """One engine's process: a picture's size comes in, seconds go out; None ends it, and its memory goes out."""
+    engine = make_engine(*arguments)
+    pipe.send(peak_memory())
+    while (size := pipe.recv()) is not None:
+        image = picture(*size)
+        began = time.perf_counter()
+        engine(image)
+        pipe.send(time.perf_counter() - began)
+    pipe.send(peak_memory())
+
+
+def peak_memory() -> int:
+    """The most bytes that this process had resident so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Remote:
+    """An engine in a process of its own."""
+
+    def __init__(self, name: str, args: argparse.Namespace, **options: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        arguments = (name, args.weights, args.scale, args.threads, options)
+        self._process = context.Process(target=serve, args=(there, arguments), daemon=True)
+        self._process.start()
+        self.at_rest: int = self._pipe.recv()
+
+    def run(self, size: tuple[int, int]) -> float:
+        """Seconds for one picture of (width, height)."""
+        self._pipe.send(size)
+        return self._pipe.recv()
+
+    def end(self) -> int:
+        """Stop, and say what its peak memory was."""
+        self._pipe.send(None)
+        peak: int = self._pipe.recv()
+        self._process.join()
+        return peak
+
+
+def speed(args: argparse.Namespace) -> list[dict]:
+    """All engines on the same pictures, in turn."""
+    rows = []
+    for size in args.sizes:
+        engines = {name: Remote(name, args) for name in ("hasn", *args.peers)}
+        seconds: dict[str, list[float]] = {name: [] for name in engines}
+        for turn in range(args.rounds + 1):
+            for name, engine in engines.items():
+                if name == "plain" and turn > args.plain_rounds:
+                    continue
+                taken = engine.run(size)
+                if turn:
+                    seconds[name].append(taken)
+        ours = statistics.median(seconds["hasn"])
+        for name, engine in engines.items():
+            median = statistics.median(seconds[name])
+            megapixels = size[0] * size[1] / 1e6
+            rows.append({"size": f"{size[0]}×{size[1]}", "engine": name, "hasn ÷ it": round(ours / median, 3),
+                         "seconds": round(median, 3), "lowest": round(min(seconds[name]), 3),
+                         "s/megapixel": round(median / megapixels, 2), "rounds": len(seconds[name]),
+                         "peak MiB": engine.end() >> 20})  # fmt: skip
+    return rows
+
+
+def flat(args: argparse.Namespace) -> list[dict]:
+    """The cost of a megapixel over sizes; all sizes in turn, as often as the small ones need for a median."""
+    sizes = [(365, 274), (768, 512), (1536, 1024), (3072, 2048), (6144, 4096)][: args.largest]
+    engine = Remote("hasn", args)
+    engine.run(sizes[0])
+    seconds: dict[tuple[int, int], list[float]] = {size: [] for size in sizes}
+    for turn in range(args.rounds):
+        for place, size in enumerate(sizes):
+            if turn < args.rounds // 2**place or turn == 0:
+                seconds[size].append(engine.run(size))
+    engine.end()
+    costs = {size: statistics.median(taken) / (size[0] * size[1] / 1e6) for size, taken in seconds.items()}
+    middle = statistics.median(costs.values())
+    return [{"size": f"{w}×{h}", "megapixels": round(w * h / 1e6, 2), "s/megapixel": round(costs[w, h], 2),
+             "÷ median size": round(costs[w, h] / middle, 3), "rounds": len(seconds[w, h])}
+            for w, h in sizes]  # fmt: skip
+
+
+def memory(args: argparse.Namespace) -> list[dict]:
+    """Peak memory for one large picture within budgets."""
+    size, rows = args.sizes[-1] if args.sizes_given else (6000, 4000), []
+    for precision, budget in (("fp32", None), ("fp32", 6 << 30), ("fp16", 4 << 30), ("fp16", 1 << 30)):
+        engine = Remote("hasn", args, precision=precision, memory=budget)
+        seconds = engine.run(size)
+        peak = engine.end()
+        rows.append({"size": f"{size[0]}×{size[1]}", "features": precision,
+                     "budget MiB": "none" if budget is None else budget >> 20, "peak MiB": peak >> 20,
+                     "at rest MiB": engine.at_rest >> 20, "peak − rest MiB": (peak - engine.at_rest) >> 20,
+                     "seconds": round(seconds, 1)})  # fmt: skip
+        show(rows[-1:])
+    return rows
+
+
+def tiles(args: argparse.Namespace) -> list[dict]:
+    """The largest and the mean difference, in grey levels, that tiles make."""
+    rows = []
+    size = args.sizes[-1]
+    image = picture(*size)
+    exact = np.asarray(make_engine("hasn", args.weights, args.scale, args.threads, {})(image), np.int16)
+    for tile, overlap in ((64, 16), (256, 32), (512, 32), (512, 128)):
+        options = {"tile": tile, "overlap": overlap}
+        cut = np.asarray(make_engine("hasn", args.weights, args.scale, args.threads, options)(image), np.int16)
+        difference = np.abs(cut - exact)
+        rows.append({"size": f"{size[0]}×{size[1]}", "tile": tile, "overlap": overlap,
+                     "largest": int(difference.max()), "mean": round(float(difference.mean()), 4)})  # fmt: skip
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    """Print rows as a Markdown table."""
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Seconds a megapixel, as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = [f"{row['size']} {row.get('engine', '')}" for row in rows]
+    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(rows) + 1))
+    axes.barh(labels[::-1], [row["s/megapixel"] for row in rows][::-1], color="#3b6ea5")
+    axes.set_xlabel("seconds an LR megapixel (less is better)")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def machine() -> dict:
+    """What the figures come from."""
+    import platform
+
+    import torch
+
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or [platform.processor()]
+    return {"cpu": names[0], "cores": os.cpu_count(), "GiB": round(psutil.virtual_memory().total / 2**30),
+            "torch": torch.__version__, "load before": os.getloadavg()[0]}  # fmt: skip
+
+
+def a_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT."""
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+def main() -> None:
+    """Run one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("speed", "flat", "memory", "tiles"))
+    parser.add_argument("-w", "--weights", default="hasn")
+    parser.add_argument("-s", "--scale", type=int, default=4)
+    parser.add_argument("--sizes", type=a_size, nargs="+", help="WIDTHxHEIGHT in LR pixels")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plain-rounds", type=int, default=5, help="fewer for the plain module, which takes minutes")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--largest", type=int, default=5, help="how many of the five sizes of `flat`")
+    parser.add_argument("-o", "--output", type=Path, help="a folder for JSON and plots")
+    args = parser.parse_args()
+    args.sizes_given = args.sizes is not None
+    args.sizes = args.sizes or [(512, 384), (1536, 1024)]
+    about = machine()
+    rows = {"speed": speed, "flat": flat, "memory": memory, "tiles": tiles}[args.table](args)
+    show(rows)
+    print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
+    if args.output is not None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        table = {"command": sys.argv, "machine": about, "rows": rows}
+        (args.output / f"inference_{args.table}.json").write_text(json.dumps(table, indent=1, default=str))
+        if args.table in ("speed", "flat"):
+            plot(rows, args.output / f"inference_{args.table}.png")
+
+
+if __name__ == "__main__":
+    main()

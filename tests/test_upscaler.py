@@ -1,0 +1,273 @@
+"""`Upscaler`: arrays in, larger arrays out, within the budget, whatever goes wrong on the device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from hasn_cli.errors import BudgetError, DeviceError, UsageError
+from hasn_cli.inference import Upscaler, devices, streaming
+from hasn_cli.network import HASN
+from hasn_cli.weights import load_network
+
+
+@pytest.fixture(scope="module")
+def network() -> HASN:
+    """The x2 network in the box."""
+    return load_network("hasn", 2)
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+    rng = np.random.default_rng(height * width)
+    return (rng.random((height // 4 + 1, width // 4 + 1, channels)).repeat(4, 0).repeat(4, 1)[:height, :width]).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_integers_are_the_rounded_floats(network, dtype):
+    image = (photo(40, 30) * np.iinfo(dtype).max).astype(dtype)
+    upscaler = Upscaler(network, device="cpu", threads=2)
+    floats = upscaler.upscale((image / np.iinfo(dtype).max).astype(np.float32))
+    result = upscaler.upscale(image)
+    assert result.dtype == dtype and result.shape == (80, 60, 3)
+    difference = np.abs(result - np.clip(floats, 0, 1) * np.iinfo(dtype).max)
+    assert difference.max() < (0.51 if dtype is np.uint8 else 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 9), (14, 14), (15, 3)])
+def test_small_pictures_are_padded_as_the_network_pads_them(network, size):
+    image = photo(*size)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    assert np.abs(Upscaler(network, device="cpu").upscale(image) - expected).max() < 2e-5
+
+
+def test_float16_features_change_less_than_a_grey_level(network):
+    image = photo(60, 50)
+    exact = Upscaler(network, device="cpu").upscale(image)
+    half = Upscaler(network, device="cpu", precision="fp16")
+    assert half.precision == "fp16"
+    assert 0 < np.abs(half.upscale(image) - exact).max() < 1 / 255
+
+
+def test_bfloat16_is_close(network):
+    image = photo(60, 50)
+    exact = Upscaler(network, device="cpu").upscale(image)
+    assert np.abs(Upscaler(network, device="cpu", precision="bf16").upscale(image) - exact).mean() < 2 / 255
+
+
+def test_features_too_large_for_float16_are_done_again_in_float32(network):
+    """Weights whose features pass 65 504: conv_1 made large, the depthwise convolutions behind it normalise again."""
+    large = load_network("hasn", 2)
+    with torch.no_grad():
+        large.conv_1.weight *= 1e6
+        large.conv_1.bias *= 1e6
+    image = photo(30, 30)
+    exact = Upscaler(large, device="cpu").upscale(image)
+    half = Upscaler(large, device="cpu", precision="fp16").upscale(image)
+    assert np.isfinite(exact).all()
+    assert np.array_equal(half, exact)
+
+
+def test_tta_is_the_mean_over_the_eight_turns(network):
+    image = photo(33, 47)
+    upscaler = Upscaler(network, device="cpu", threads=1)
+    turns = []
+    for flip in (False, True):
+        for quarter in range(4):
+            turned = np.ascontiguousarray(np.rot90(image[:, ::-1] if flip else image, quarter))
+            back = np.rot90(upscaler.upscale(turned), -quarter)
+            turns.append(back[:, ::-1] if flip else back)
+    averaged = Upscaler(network, device="cpu", threads=1, tta=True).upscale(image)
+    assert np.abs(averaged - np.mean(turns, axis=0)).max() < 2e-5
+
+
+def test_tiles_by_hand_are_near_the_whole_and_go_by_themselves_where_one_holds_it(network):
+    image = photo(90, 70)
+    whole = Upscaler(network, device="cpu").upscale(image)
+    assert np.array_equal(Upscaler(network, device="cpu", tile=90).upscale(image), whole)
+    tiled = Upscaler(network, device="cpu", tile=64, overlap=20)
+    assert tiled.plan((90, 70)).tiles == 4
+    assert 0 < np.abs(tiled.upscale(image) - whole).mean() < 0.02
+
+
+def test_a_batch_gives_what_single_pictures_give(network):
+    images = [photo(30, 30), photo(30, 30)[::-1].copy()]
+    upscaler, seen = Upscaler(network, device="cpu"), []
+    results = upscaler.upscale_batch(images, seen.append)
+    for image, result in zip(images, results, strict=True):
+        assert np.array_equal(upscaler.upscale(image), result)
+    assert seen == sorted(seen) and seen[-1] == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"tta": True}, {"tile": 32}])
+def test_progress_rises_to_one(network, options):
+    seen: list[float] = []
+    Upscaler(network, device="cpu", threads=2, strip=4, **options).upscale(photo(60, 40), seen.append)
+    assert len(seen) > 20 and seen == sorted(set(seen)) and seen[-1] == 1.0
+    assert max(np.diff([0, *seen])) < 0.2
+
+
+def test_progress_may_cancel_at_once_and_the_next_picture_is_whole(network):
+    upscaler, image = Upscaler(network, device="cpu", threads=2), photo(400, 300)
+    calm = upscaler.upscale(photo(30, 30))
+
+    class GivenUp(BaseException):
+        pass
+
+    def cancel(fraction: float) -> None:
+        raise GivenUp
+
+    began = time.perf_counter()
+    with pytest.raises(GivenUp):
+        upscaler.upscale(image, cancel)
+    assert time.perf_counter() - began < 2
+    assert np.array_equal(upscaler.upscale(photo(30, 30)), calm)
+
+
+def test_the_calling_threads_settings_are_left_alone(network):
+    before = torch.get_num_threads()
+    Upscaler(network, device="cpu", threads=2).upscale(photo(30, 30))
+    assert torch.get_num_threads() == before
+    assert (torch.tensor(1e-39) * 1).item() != 0  # denormals are flushed in the workers alone
+
+
+def test_the_plan_says_what_happens_and_keeps_to_the_budget(network):
+    budget = 1 << 30
+    half = Upscaler(network, device="cpu", precision="fp16", memory=budget, threads=2).plan((4000, 6000))
+    assert half.tiles > 1 and half.bytes <= budget and "tiles" in str(half)
+    roomy = Upscaler(network, device="cpu", memory=16 << 30, threads=2).plan((4000, 6000))
+    assert roomy.tile is None and "whole" in str(roomy)
+    with pytest.raises(BudgetError) as caught:
+        Upscaler(network, device="cpu", tile=0, memory=budget).upscale(np.zeros((4000, 6000, 3), np.uint8))
+    assert caught.value.hint
+
+
+def test_beyond_the_budget_large_tiles_are_close_to_the_whole(network):
+    image = photo(420, 400)
+    whole = Upscaler(network, device="cpu", threads=1)
+    small = Upscaler(network, device="cpu", threads=1, memory=60 << 20)
+    plan = small.plan((420, 400), itemsize=4)
+    assert plan.tiles > 1 and plan.tile >= 192 and plan.bytes <= 60 << 20
+    assert np.abs(small.upscale(image) - whole.upscale(image)).mean() < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_peak_memory_stays_within_the_budget():
+    """Six megapixels in a fresh process: what the budget allows, and 200 MiB for what Python and PyTorch grow by."""
+    script = """
+import resource, sys, numpy as np
+from hasn_cli.inference import Upscaler
+from hasn_cli.weights import load_network
+upscaler = Upscaler(load_network("hasn", 2), device="cpu", memory=int(sys.argv[1]), precision=sys.argv[2], threads=2)
+upscaler.upscale(np.zeros((20, 20, 3), np.uint8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+upscaler.upscale(np.zeros((2000, 3000, 3), np.uint8))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    for budget, precision in ((2 << 30, "fp32"), (400 << 20, "fp16")):
+        command = [sys.executable, "-c", script, str(budget), precision]
+        grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        assert grown < budget + (200 << 20)
+
+
+class FailingEvaluation(streaming.Evaluation):
+    """Runs out of memory like an accelerator, as long as strips or maps are too large."""
+
+    strips: tuple[int, ...] = ()
+    most_rows = 10**9
+    most_pixels = 10**9
+
+    def run(self, sink, progress):
+        type(self).strips += (self.strip,)
+        progress(0.3)
+        if self.strip > self.most_rows or self.height * self.width > self.most_pixels:
+            raise torch.OutOfMemoryError("out of memory")
+        super().run(sink, progress)
+
+
+def failing(monkeypatch, **limits: int) -> type[FailingEvaluation]:
+    kind = type("Failing", (FailingEvaluation,), limits)
+    monkeypatch.setattr("hasn_cli.inference.upscaler.Evaluation", kind)
+    return kind
+
+
+def test_out_of_memory_halves_the_strip_until_it_fits(network, monkeypatch):
+    image, seen = photo(60, 400), []
+    exact = Upscaler(network, device="cpu").upscale(image)
+    kind = failing(monkeypatch, most_rows=5)
+    assert np.abs(Upscaler(network, device="cpu").upscale(image, seen.append) - exact).max() < 2e-5
+    assert list(kind.strips) == [41, 20, 10, 5]
+    assert seen == sorted(seen)
+
+
+def test_out_of_memory_with_the_shortest_strips_takes_to_tiles(network, monkeypatch):
+    image = photo(400, 400)
+    exact = Upscaler(network, device="cpu").upscale(image)
+    failing(monkeypatch, most_pixels=230 * 230)
+    tiled = Upscaler(network, device="cpu").upscale(image)
+    assert 0 < np.abs(tiled - exact).mean() < 0.01
+
+
+def test_out_of_memory_for_good_is_said_in_words(network, monkeypatch):
+    failing(monkeypatch, most_pixels=0)
+    with pytest.raises(BudgetError, match="out of memory on cpu") as caught:
+        Upscaler(network, device="cpu").upscale(photo(40, 40))
+    assert caught.value.hint
+
+
+def test_a_fault_in_one_band_reaches_the_caller_and_stops_the_others(network, monkeypatch):
+    monkeypatch.setattr(streaming, "normalise", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        Upscaler(network, device="cpu", threads=2).upscale(photo(80, 40))
+
+
+@pytest.mark.parametrize(("name", "words"), [("cuda:7", "no cuda:7"), ("tpu", "unknown"), ("cuda:x", "unknown")])
+def test_devices_that_are_not_there_are_named(network, name, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match=words) as caught:
+        Upscaler(network, device=name)
+    assert caught.value.hint
+
+
+def test_auto_takes_the_best_device_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.resolve_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.resolve_device("auto").type == "mps"
+
+
+def test_precision_follows_the_device():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert devices.precisions("auto", cuda) == (torch.float16, torch.float16)
+    assert devices.precisions("auto", cpu) == (torch.float32, torch.float32)
+    assert devices.precisions("fp16", cpu) == (torch.float32, torch.float16)
+    with pytest.raises(DeviceError):
+        devices.precisions("fp8", cpu)
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((5, 5), np.uint8), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 3)),
+])  # fmt: skip
+def test_arrays_that_are_no_images_are_refused(network, image):
+    with pytest.raises(ValueError, match="an image is"):
+        Upscaler(network, device="cpu").upscale(image)
+
+
+def test_tiles_that_cannot_be_are_refused_before_any_picture(network):
+    with pytest.raises(UsageError):
+        Upscaler(network, device="cpu", tile=64, overlap=40)
+
+
+def test_float32_pictures_may_hold_what_is_not_a_number(network):
+    image = photo(20, 20)
+    image[0, 0] = np.nan
+    assert np.isnan(Upscaler(network, device="cpu").upscale(image)).any()
