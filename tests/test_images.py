@@ -75,6 +75,19 @@ def test_every_depth_and_channel_comes_back_bit_by_bit(format, channels, dtype):
     np.testing.assert_array_equal(next(iter(found.frames)).pixels, pixels)
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4)),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    format=st.sampled_from(["png", "tiff", "jpeg2000", "ppm", "jpegxl"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_pixels_come_back_bit_by_bit(seed, shape, dtype, format):
+    dice = np.random.default_rng(seed)
+    pixels = dice.integers(0, dice.integers(1, np.iinfo(dtype).max, endpoint=True), shape, dtype, endpoint=True)
+    np.testing.assert_array_equal(pixels_of(encoded(picture(pixels), format)), pixels)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)])
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_smallest_pictures_come_back(format, size):
@@ -489,7 +502,7 @@ def test_broken_exif_costs_nothing_but_itself(format):
 
 
 @given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=12), st.integers(20, 800))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_exif_is_edited_or_left_out_however_broken(changes, length):
     block = bytearray(exif())
     for at, value in changes:
@@ -520,6 +533,31 @@ def test_animations_keep_frames_durations_and_loops(format):
         opaque = wanted.pixels[..., 3] > 0
         np.testing.assert_array_equal(got.pixels[..., 3] > 128, opaque)
         assert np.abs(got.pixels[opaque].astype(int) - wanted.pixels[opaque]).mean() < 3
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(2, 6),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    format=st.sampled_from(["png", "gif"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_animation_comes_back_pixel_by_pixel(seed, count, shape, format):
+    dice = np.random.default_rng(seed)
+    palette = dice.integers(0, 256, (5, 4), np.uint8)
+    palette[:, 3] = 255
+    palette[0] = 0  # transparent
+    shown = [dice.integers(0, 5, shape)]
+    for _ in range(count - 1):  # each frame differs from the last in a few places, or in none
+        changed = dice.random(shape) < dice.choice([0, 0.1, 0.9])
+        shown.append(np.where(changed, dice.integers(0, 5, shape), shown[-1]))
+    frames = [Frame(palette[indices], 10.0 * dice.integers(1, 9)) for indices in shown]
+    film = picture(frames[0].pixels, format, frames=frames, frame_count=count, loop=0)
+    for got, wanted in zip(open_picture(encoded(film, format)).frames, frames, strict=True):
+        np.testing.assert_array_equal(got.pixels[..., 3], wanted.pixels[..., 3])
+        seen = wanted.pixels[..., 3] > 0
+        np.testing.assert_array_equal(got.pixels[seen], wanted.pixels[seen])
+        assert got.duration == wanted.duration
 
 
 @pytest.mark.parametrize("loop", [0, 1, 2, 7])

@@ -88,7 +88,7 @@ def _read(
     with plugin(source.open()) as image:
         limit.check(source.name, image.height, image.width)
         count = getattr(image, "n_frames", 1)
-        mode = shown_mode(image)
+        mode = _shown_mode(image)
         size = (image.height, image.width)
         info = dict(image.info)
         deep = depth > 8 and count == 1
@@ -118,7 +118,7 @@ def _read(
     )
 
 
-def shown_mode(image: Image.Image) -> str:
+def _shown_mode(image: Image.Image) -> str:
     """L, LA, RGB or RGBA: what an image that has just been opened loses nothing in."""
     if image.has_transparency_data:
         return "LA" if image.mode in ("L", "LA") else "RGBA"
