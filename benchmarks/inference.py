@@ -5,9 +5,9 @@
     python benchmarks/inference.py memory             24 megapixels at x2 within budgets
     python benchmarks/inference.py tiles              what tiles change: the largest difference from the exact picture
 
-Each engine runs in a process of its own, so that peak memory is its own, by the operating system's account. They take
-turns, a picture at a time, so that a machine that gets slower or quicker meanwhile does so to all. The first picture is
-not counted. `-o DIR` writes each table as JSON, and `speed` and `flat` as a plot too.
+Each engine runs in a process of its own, so that peak memory is its own, by the operating system's account. This
+program and a peer take turns, a picture at a time, so that a machine that gets slower or quicker meanwhile does so to
+both. The first picture is not counted. `-o DIR` writes each table as JSON, and `speed` and `flat` as a plot too.
 """
 
 from __future__ import annotations
@@ -121,26 +121,26 @@ class Remote:
 
 
 def speed(args: argparse.Namespace) -> list[dict]:
-    """All engines on the same pictures, in turn."""
+    """This program and each peer in turn on the same picture; two at a time, since some of them want all memory."""
     rows = []
     for size in args.sizes:
-        engines = {name: Remote(name, args) for name in ("hasn", *args.peers)}
-        seconds: dict[str, list[float]] = {name: [] for name in engines}
-        for turn in range(args.rounds + 1):
-            for name, engine in engines.items():
-                if name == "plain" and turn > args.plain_rounds:
-                    continue
-                taken = engine.run(size)
-                if turn:
-                    seconds[name].append(taken)
-        ours = statistics.median(seconds["hasn"])
-        for name, engine in engines.items():
-            median = statistics.median(seconds[name])
+        for name in args.peers:
+            pair = {"hasn": Remote("hasn", args), name: Remote(name, args)}
+            seconds: dict[str, list[float]] = {engine: [] for engine in pair}
+            for turn in range((args.plain_rounds if name == "plain" else args.rounds) + 1):
+                for engine, remote in pair.items():
+                    taken = remote.run(size)
+                    if turn:
+                        seconds[engine].append(taken)
+            ours, theirs = (statistics.median(seconds[engine]) for engine in pair)
             megapixels = size[0] * size[1] / 1e6
-            rows.append({"size": f"{size[0]}×{size[1]}", "engine": name, "hasn ÷ it": round(ours / median, 3),
-                         "seconds": round(median, 3), "lowest": round(min(seconds[name]), 3),
-                         "s/megapixel": round(median / megapixels, 2), "rounds": len(seconds[name]),
-                         "peak MiB": engine.end() >> 20})  # fmt: skip
+            peak, their_peak = (remote.end() >> 20 for remote in pair.values())
+            rows.append({"size": f"{size[0]}×{size[1]}", "peer": name, "hasn ÷ peer": round(ours / theirs, 3),
+                         "hasn s": round(ours, 3), "peer s": round(theirs, 3),
+                         "hasn s/megapixel": round(ours / megapixels, 2),
+                         "peer s/megapixel": round(theirs / megapixels, 2),
+                         "rounds": len(seconds[name]), "hasn peak MiB": peak, "peer peak MiB": their_peak})  # fmt: skip
+            print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
 
@@ -165,7 +165,9 @@ def flat(args: argparse.Namespace) -> list[dict]:
 def memory(args: argparse.Namespace) -> list[dict]:
     """Peak memory for one large picture within budgets."""
     size, rows = args.sizes[-1] if args.sizes_given else (6000, 4000), []
-    for precision, budget in (("fp32", None), ("fp32", 6 << 30), ("fp16", 4 << 30), ("fp16", 1 << 30)):
+    for wanted in args.budgets:
+        precision, _, mebibytes = wanted.partition(":")
+        budget = int(mebibytes) << 20 if mebibytes else None
         engine = Remote("hasn", args, precision=precision, memory=budget)
         seconds = engine.run(size)
         peak = engine.end()
@@ -173,7 +175,7 @@ def memory(args: argparse.Namespace) -> list[dict]:
                      "budget MiB": "none" if budget is None else budget >> 20, "peak MiB": peak >> 20,
                      "at rest MiB": engine.at_rest >> 20, "peak − rest MiB": (peak - engine.at_rest) >> 20,
                      "seconds": round(seconds, 1)})  # fmt: skip
-        show(rows[-1:])
+        print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
 
@@ -206,9 +208,11 @@ def plot(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    labels = [f"{row['size']} {row.get('engine', '')}" for row in rows]
-    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(rows) + 1))
-    axes.barh(labels[::-1], [row["s/megapixel"] for row in rows][::-1], color="#3b6ea5")
+    bars = [(f"{row['size']} hasn", row.get("hasn s/megapixel", row.get("s/megapixel"))) for row in rows]
+    bars += [(f"{row['size']} {row['peer']}", row["peer s/megapixel"]) for row in rows if "peer" in row]
+    bars.sort(reverse=True)
+    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(bars) + 1))
+    axes.barh([label for label, _ in bars], [cost for _, cost in bars], color="#3b6ea5")
     axes.set_xlabel("seconds an LR megapixel (less is better)")
     figure.tight_layout()
     figure.savefig(path)
@@ -245,6 +249,8 @@ def main() -> None:
     parser.add_argument("--plain-rounds", type=int, default=5, help="fewer for the plain module, which takes minutes")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--largest", type=int, default=5, help="how many of the five sizes of `flat`")
+    parser.add_argument("--budgets", nargs="+", default=["fp32", "fp32:7168", "fp16:4096", "fp16:1024"],
+                        help="for `memory`: PRECISION or PRECISION:MEBIBYTES")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, help="a folder for JSON and plots")
     args = parser.parse_args()
     args.sizes_given = args.sizes is not None

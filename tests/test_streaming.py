@@ -99,10 +99,10 @@ def test_operators_of_other_devices_give_the_same(networks, monkeypatch):
 @given(height=st.integers(15, 400), rows=st.integers(1, 66), width=st.integers(15, 40))
 @settings(max_examples=25, deadline=None)
 def test_the_low_resolution_map_is_enlarged_as_interpolate_does(height, rows, width):
-    low = torch.randn(1, 16, rows, 5)
+    low = torch.randn(1, 16, rows, 5, generator=torch.Generator().manual_seed(height))
     expected = torch.nn.functional.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
     enlarged = LowMap(low, height, width).rows(0, height).permute(2, 0, 1)
-    assert torch.allclose(enlarged, expected[0], atol=1e-5)
+    assert torch.allclose(enlarged, expected[0], atol=1e-4)  # a row's place, up to 66, is a float32
 
 
 def test_a_window_slides_and_shows_zeros_outside_the_picture():

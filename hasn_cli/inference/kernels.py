@@ -230,7 +230,7 @@ def large_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or size < 1 << 22:
         return torch.empty(shape, dtype=dtype, device=device)
     try:
-        memory = mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"{size} bytes") from error
     memory.madvise(mmap.MADV_HUGEPAGE)

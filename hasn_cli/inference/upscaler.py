@@ -20,7 +20,7 @@ from hasn_cli.inference.kernels import keep_freed_memory
 from hasn_cli.inference.planning import Plan, Task
 from hasn_cli.inference.streaming import Evaluation, NonFinite
 from hasn_cli.inference.tiling import LARGE_TILE, Canvas, Output, check_tile, cut, quantised
-from hasn_cli.inference.workers import Workers, alone
+from hasn_cli.inference.workers import CPU_THREADS, Workers, alone
 from hasn_cli.network import HASN, MIN_SIDE, pad_to_min_side
 
 __all__ = ["Plan", "Progress", "Upscaler", "resolve_device"]
@@ -43,7 +43,7 @@ class Upscaler:
         memory: bytes for feature maps, strips and, on a CPU, the picture and its result; None: a share of what is free.
         tta: the mean over the eight flips and turns; eight times the work.
         compile: let torch.compile work on the strips' operators (accelerators only).
-        threads: of a CPU; None: as many as PyTorch uses.
+        threads: of a CPU; None: as many as PyTorch used when this was imported.
         strip: rows in a strip; None: as many as the cache likes. For tests and measurements.
 
     Raises:
@@ -71,7 +71,7 @@ class Upscaler:
         self.tile, self.overlap, self.memory, self.tta = tile, overlap, memory, tta
         check_tile(tile, overlap)
         self._strip, self._compile = strip, compile
-        self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else 0
+        self._threads = (threads or CPU_THREADS) if self.device.type == "cpu" else 0
         self._workers: Workers | None = None
         self._fused: dict[torch.dtype, FusedNetwork] = {}
 

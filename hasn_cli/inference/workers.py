@@ -18,6 +18,7 @@ import torch
 from hasn_cli.inference.devices import synchronize
 
 T = TypeVar("T")
+CPU_THREADS = torch.get_num_threads()  # before `alone` or a worker changes what a new thread would be told
 Job = Generator[float, None, T]  # yields after each strip what it cost, returns the band's result
 
 
