@@ -109,6 +109,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the target is what the user knows of
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

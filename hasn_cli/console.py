@@ -33,6 +33,8 @@ def describe(error: BaseException) -> tuple[str, str | None]:
         return error.message, error.hint
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None
+    if isinstance(error, MemoryError):
+        return "not enough memory", "set a budget, such as --memory 2G, and fewer pictures at once, -j 1"
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text}", "run again with -v for the traceback, and please report it"
 
@@ -42,10 +44,16 @@ def error_lines(error: BaseException, *, name: str = "") -> list[str]:
     message, hint = describe(error)
     if name and name not in message:
         message = f"{name}: {message}"
-    lines = [f"{click.style('error:', fg='red', bold=True)} {message}"]
+    lines = [f"{click.style('error:', fg='red', bold=True)} {printable(message)}"]
     if hint:
-        lines.append(f"{click.style('hint:', fg='cyan')} {hint}")
+        lines.append(f"{click.style('hint:', fg='cyan')} {printable(hint)}")
     return lines
+
+
+def printable(text: str, longest: int = 500) -> str:
+    """`text` as one line that no file name can break or colour: control characters escaped, its end cut off."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def show_error(error: BaseException, *, verbose: bool = False, name: str = "") -> int:
@@ -67,11 +75,12 @@ class Report:
         self.skipped = 0
         self.failures: list[Failed] = []
         self.stopped: Stopped | None = None
+        self.error: Exception | None = None  # what ended the batch as a whole
         self.interrupted = False
         self.started_at = time.monotonic()
 
     def count(self, event: Event) -> None:
-        """Take note of one event of a events."""
+        """Take note of one event of a batch."""
         from hasn_cli import events
 
         if isinstance(event, events.Done):
@@ -97,6 +106,7 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """The summary as a JSON-able event."""
+        message, hint = describe(self.error) if self.error else (None, None)
         return {
             "event": "summary",
             "done": self.done,
@@ -105,6 +115,8 @@ class Report:
             "interrupted": self.interrupted,
             "seconds": round(time.monotonic() - self.started_at, 3),
             "failures": [event.to_dict() for event in self.failures],
+            "error": message,
+            "hint": hint,
         }
 
     def __str__(self) -> str:
@@ -140,7 +152,7 @@ class JsonView:
 
     @staticmethod
     def _write(event: dict[str, object]) -> None:
-        sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(event) + "\n")  # all ASCII: a file's name may be no valid Unicode
         sys.stdout.flush()
 
 
@@ -148,7 +160,7 @@ class QuietView:
     """Errors on stderr, and nothing else."""
 
     def __init__(self, *, verbose: bool = False) -> None:
-        self.verbose = verbose
+        self.verbose = verbose  # tracebacks, and the plan for each picture
 
     def show(self, event: Event) -> None:
         from hasn_cli import events
@@ -167,18 +179,40 @@ class LineView(QuietView):
         super().show(event)
         line = outcome_line(event, verbose=self.verbose)
         if line:
-            click.echo(line, err=True)
+            click.echo(printable(line), err=True)
 
     def finish(self, report: Report) -> None:
         for line in summary_lines(report):
             click.echo(line, err=True)
 
 
+class PlanView(LineView):
+    """What a dry run finds: a line for each picture that would be done."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        super().__init__(verbose=verbose)
+        self.planned = 0
+
+    def show(self, event: Event) -> None:
+        from hasn_cli import events
+
+        if isinstance(event, events.Started):
+            self.planned += 1
+            size, target_size = (f"{width}×{height}" for height, width in (event.size, event.target_size))
+            line = f"{event.job.name} → {event.job.target_name}  {size} → {target_size}  {event.plan}"
+            click.echo(printable(line), err=True)
+        else:
+            super().show(event)
+
+    def finish(self, report: Report) -> None:
+        click.echo(f"{self.planned} to do, {report.skipped} skipped, {len(report.failures)} impossible", err=True)
+
+
 class BarView:
     """Progress bars on a terminal: one for each picture under way and, with several pictures, one overall."""
 
     def __init__(self, jobs: int, *, verbose: bool = False) -> None:
-        self.verbose = verbose
+        self.verbose = verbose  # tracebacks, and the plan for each picture
         self.bars = make_bars()
         self.overall: TaskID | None = self.bars.add_task(f"{jobs} pictures", total=jobs, unit="") if jobs > 1 else None
         self.megapixels: dict[int, float] = {}  # job index → LR megapixels, of pictures opened and not finished
@@ -203,7 +237,7 @@ class BarView:
         if job.index in self.under_way:
             task, _ = self.under_way[job.index]
         else:
-            task = self.bars.add_task(shortened(job.name), total=megapixels, unit="MP")
+            task = self.bars.add_task(shortened(printable(job.name)), total=megapixels, unit="MP")
         self.under_way[job.index] = task, fraction
         self.bars.update(task, completed=fraction * megapixels)
         self._move_overall()
@@ -235,7 +269,7 @@ class BarView:
                 self.bars.console.print(Text.from_ansi(line), soft_wrap=True)
         outcome = outcome_line(event, verbose=self.verbose)
         if outcome:
-            self.bars.console.print(Text(outcome), soft_wrap=True)
+            self.bars.console.print(Text(printable(outcome)), soft_wrap=True)
 
     def finish(self, report: Report) -> None:
         self.bars.stop()
@@ -313,7 +347,7 @@ def summary_lines(report: Report) -> Iterator[str]:
     yield str(report)
     for event in report.failures:
         message, _ = describe(event.error)
-        yield f"  failed: {message if event.job.name in message else f'{event.job.name}: {message}'}"
+        yield printable(f"  failed: {message if event.job.name in message else f'{event.job.name}: {message}'}")
 
 
 def duration(seconds: float) -> str:
@@ -353,6 +387,9 @@ def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:
                     view.show(event)
     except KeyboardInterrupt:
         report.interrupted = True
+    except Exception as error:
+        report.error = error
+        raise
     finally:
         for view in views:
             view.finish(report)

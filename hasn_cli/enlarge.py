@@ -168,20 +168,18 @@ def _enlarge_color(
 
 
 def _enlarge_alpha(alpha: Pixels, upscaler: Upscales, target: tuple[int, int], progress: Progress | None) -> Pixels:
-    """H×W×1 transparency, kept within what the 3×3 input pixels around show: no halo, no overshoot."""
+    """H×W×1 transparency, kept between the four input pixels round each output pixel: no halo, no specks."""
     large = reduce_to(upscaler.upscale(alpha, progress), target)
-    rows = (2 * np.arange(target[0]) + 1) * alpha.shape[0] // (2 * target[0])
-    columns = (2 * np.arange(target[1]) + 1) * alpha.shape[1] // (2 * target[1])
-    at = np.ix_(rows, columns)
-    return np.clip(large, _extreme(alpha, np.minimum)[at], _extreme(alpha, np.maximum)[at])
+    return np.clip(large, _around(alpha, target, np.minimum), _around(alpha, target, np.maximum))
 
 
-def _extreme(pixels: Pixels, choose: np.ufunc) -> Pixels:
-    """Each pixel's 3×3 neighbourhood's minimum or maximum, H×W×C to the same."""
-    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = choose(choose(padded[:-2], padded[1:-1]), padded[2:])
-    result: Pixels = choose(choose(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
-    return result
+def _around(pixels: Pixels, size: tuple[int, int], choose: np.ufunc) -> Pixels:
+    """The minimum or maximum of the 2×2 pixels among which bilinear interpolation would mix, H×W×C to size×C."""
+    for axis, (length, new) in enumerate(zip(pixels.shape, size, strict=False)):
+        below = ((2 * np.arange(new) + 1) * length - new) // (2 * new)  # ⌊(i + ½)·length / new − ½⌋
+        first, second = (np.clip(below + step, 0, length - 1) for step in (0, 1))
+        pixels = choose(np.take(pixels, first, axis), np.take(pixels, second, axis))
+    return pixels
 
 
 def reduce_to(pixels: Pixels, size: tuple[int, int]) -> Pixels:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from hasn_cli import journal
+from hasn_cli.errors import ImageError
 
 OnSkip = Callable[[str, str], None]
 """Told of each file or folder that is left out, and why."""
@@ -37,6 +39,7 @@ class Walk:
         suffix: what own outputs end in, besides the default suffixes.
         avoid: resolved folders that are not entered (the outputs').
         on_skip: told of what is left out for a reason that may surprise.
+        on_closed: told of folders that cannot be listed.
     """
 
     readable: frozenset[str]
@@ -47,6 +50,7 @@ class Walk:
     suffix: str | None = None
     avoid: frozenset[Path] = frozenset()
     on_skip: OnSkip = field(default=lambda path, reason: None)
+    on_closed: OnSkip = field(default=lambda path, reason: None)
 
     def files(self, root: Path) -> list[Path]:
         """The pictures in `root`, in natural order (a2 before a10), folder by folder.
@@ -83,7 +87,7 @@ class Walk:
         try:
             yield from self._below(path, root, own | journal.outputs_recorded(path), (*above, real))
         except OSError as error:
-            self.on_skip(str(path), error.strerror or str(error))
+            self.on_closed(str(path), error.strerror or str(error))
 
     def _wanted(self, path: Path, root: Path, own: frozenset[Path], stems: set[str]) -> bool:
         if self.include and not any(glob_matches(glob, path.relative_to(root)) for glob in self.include):
@@ -106,6 +110,19 @@ class Walk:
 
     def _excluded(self, relative: Path) -> bool:
         return any(glob_matches(glob, relative) for glob in self.exclude)
+
+
+def unreachable(path: Path) -> ImageError | None:
+    """Why there is nothing to read at `path`; devices, which never end, are nothing to read."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return ImageError(f"{path}: no such file")
+    except OSError as error:
+        return ImageError(f"{path}: {error.strerror}")
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        return ImageError(f"{path}: a device or socket, and no file", "give - for the standard input")
+    return None
 
 
 def is_picture(name: str, readable: Iterable[str]) -> bool:

@@ -53,6 +53,9 @@ class Gate:
         """
         if job.problem is not None:
             raise job.problem
+        if isinstance(job.target, Path) and job.target.exists() and not job.target.is_file():
+            hint = "to write into a pipe or a device, use -o - and redirect it"
+            raise OutputError(f"{job.target}: is no regular file", hint)
         now = target_state(job.target)
         if now is None:
             return None
@@ -87,7 +90,7 @@ class Gate:
         if journal is None:
             return
         facts: Mark = {
-            "source": str(job.source),
+            "source": str(job.source.resolve() if isinstance(job.source, Path) else job.source),
             "input": receipt.source,
             "output": receipt.target,
             "settings": self._fingerprint,

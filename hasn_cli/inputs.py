@@ -6,6 +6,7 @@ writes onto an input.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from hasn_cli import remote
 from hasn_cli.errors import HasnError, ImageError, UsageError
-from hasn_cli.folders import OWN_OUTPUT, OnSkip, Walk, glob_matches, is_picture
+from hasn_cli.folders import OWN_OUTPUT, OnSkip, Walk, glob_matches, is_picture, unreachable
 
 if TYPE_CHECKING:
     from hasn_cli.enlarge import Size
@@ -90,6 +91,8 @@ def find_jobs(
     Raises:
         UsageError: nothing is named, or two outputs would be one, or one would be an input.
     """
+    if "" in (*map(str, inputs), *listed):
+        raise UsageError("an input's name is empty", "a shell variable may be unset: quote it and check it")
     if not inputs and not listed:
         raise UsageError("no input", "name pictures, folders, or - for the standard input")
     naming = _Naming(output, inputs, listed, suffix, default_suffix, format)
@@ -125,7 +128,9 @@ def read_list(source: str, *, null: bool = False) -> list[str]:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror}", "--files-from takes a file of paths, or -") from error
-    entries = data.split(b"\0") if null else data.splitlines()
+    if not null and b"\0" in data:
+        raise UsageError(f"{source}: the list holds NUL bytes", "-0 reads a list whose entries end in NUL")
+    entries = data.split(b"\0") if null else data.removeprefix(codecs.BOM_UTF8).splitlines()
     return [os.fsdecode(entry) for entry in entries if entry]
 
 
@@ -164,6 +169,8 @@ class _Naming:
         format: str | None,
     ) -> None:
         self.output = None if output is None else str(output)
+        if suffix is not None and (not suffix.isprintable() or "/" in suffix or "\\" in suffix):
+            raise UsageError(f"a suffix is part of a name, and {suffix!r} cannot be")
         self.suffix = suffix
         self.default_suffix = default_suffix
         self.format = format
@@ -243,10 +250,10 @@ def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = Fals
         yield Job(0, "-", naming.target("-", PurePosixPath("stdin")), "standard input")
     elif remote.is_url(text):
         yield from _jobs_of_url(text, walk, naming)
+    elif problem := unreachable(Path(text)):
+        yield Job(0, Path(text), "", text, problem=problem)
     elif Path(text).is_dir():
         yield from _jobs_of_folder(Path(text), walk, naming)
-    elif not Path(text).exists():
-        yield Job(0, Path(text), "", text, problem=ImageError(f"{text}: no such file"))
     else:
         path = Path(text)
         inside = listed and not path.is_absolute() and ".." not in path.parts
@@ -257,17 +264,22 @@ def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = Fals
 
 def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming) -> Iterator[Job]:
     left_out: list[str] = []
+    closed: list[Job] = []
 
     def note(path: str, reason: str) -> None:
         left_out.append(reason)
         walk.on_skip(path, reason)
 
+    def note_closed(path: str, reason: str) -> None:
+        closed.append(Job(0, Path(path), "", path, problem=ImageError(f"{path}: {reason}")))
+
     try:
-        files = replace(walk, on_skip=note).files(folder)
+        files = replace(walk, on_skip=note, on_closed=note_closed).files(folder)
     except OSError as error:
         yield Job(0, folder, "", str(folder), problem=ImageError(f"{folder}: {error.strerror}"))
         return
-    if not files:
+    yield from closed
+    if not files and not closed:
         yield Job(0, folder, "", str(folder), problem=_nothing_in(folder, walk, OWN_OUTPUT in left_out))
     kept = PurePosixPath(folder.resolve().name) if naming.keep_folder_names else PurePosixPath()
     for path in files:
@@ -358,7 +370,12 @@ def _identity(place: Place) -> object:
 def _is_folder(text: str) -> bool:
     if text == "-":
         return False
-    return remote.is_folder(text) if remote.is_url(text) else Path(text).is_dir()
+    if remote.is_url(text):
+        return remote.is_folder(text)
+    try:
+        return Path(text).is_dir()
+    except OSError:  # out of reach; told when its turn comes
+        return False
 
 
 def _join(folder: Place, below: PurePosixPath) -> Place:

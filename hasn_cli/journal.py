@@ -170,5 +170,14 @@ def read(path: Path) -> dict[str, Mark]:
 
 
 def outputs_recorded(folder: Path) -> frozenset[Path]:
-    """The outputs that the journal in `folder` tells of."""
-    return frozenset(folder / key for key in read(folder / NAME))
+    """The outputs that the journal in `folder` tells of and whose inputs lie in it, too: those are no pictures anew.
+
+    Where a folder holds outputs alone, they may well be wanted as inputs of another run.
+    """
+    here = folder.resolve()
+    records = read(folder / NAME)
+    return frozenset(folder / key for key, record in records.items() if _lies_in(record.get("source"), here))
+
+
+def _lies_in(source: str | None, folder: Path) -> bool:
+    return source is None or Path(source).resolve().is_relative_to(folder)

@@ -243,9 +243,11 @@ def test_json_and_pixels_cannot_share_stdout(hasn, tmp_path):
 def test_a_dry_run_tells_and_does_nothing(hasn, tmp_path):
     save(tmp_path / "a.png")
     before = sorted(tmp_path.rglob("*"))
-    result = hasn("upscale", "a.png", "-s", 3, "--dry-run")
-    assert result.code == 0
-    assert "a.png" in result.err
+    result = hasn("upscale", "a.png", "missing.png", "-s", 3, "--dry-run")
+    assert result.code == 1
+    assert "a.png → a_x3.png  20×16 → 60×48" in result.err
+    assert result.err.splitlines()[-1] == "1 to do, 0 skipped, 1 impossible"
+    assert "Traceback" not in result.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -359,3 +361,43 @@ def test_completion_scripts_are_given_for_three_shells(hasn):
         capture_output=True,
     )
     assert b"upscale" in done.stdout
+
+
+def test_neither_a_pipe_nor_a_device_is_replaced_by_a_picture_and_a_link_is_written_through(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    result = hasn("upscale", "a.png", "-s", 2, "-o", "pipe.png", "--overwrite")
+    assert result.code == 1 and "no regular file" in result.err and (tmp_path / "pipe.png").is_fifo()
+    (tmp_path / "real.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to("real.png")
+    assert hasn("upscale", "a.png", "-s", 2, "-o", "link.png", "--overwrite").code == 0
+    assert (tmp_path / "link.png").is_symlink() and size_of(tmp_path / "real.png") == (40, 32)
+
+
+def test_names_that_are_no_unicode_or_hold_control_characters_do_no_harm(hasn, tmp_path):
+    name = os.fsdecode(b"q\xff\x1b[31m\n.png")
+    result = hasn("upscale", name, "--json")
+    assert result.code == 1
+    assert result.events[0]["input"] == name
+    assert (
+        len([line for line in result.err.splitlines() if line.startswith("error:")]) == 1
+        and "\x1b[31m" not in result.err
+    )
+
+
+def test_a_run_that_cannot_begin_says_so_in_json_too(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    summary = hasn("upscale", "a.png", "--json", "-d", "cuda:77").events[-1]
+    assert "cuda" in summary["error"]
+
+
+def test_an_unset_variable_is_not_the_current_folder(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert hasn("upscale", "", "-s", 2).code == 2
+    assert hasn("upscale", "a.png", "-o", "").code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_hasn_alone_shows_the_help_and_no_error(hasn):
+    result = hasn()
+    assert b"Commands:" in result.out and "error" not in result.err

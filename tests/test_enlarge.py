@@ -341,3 +341,21 @@ def test_the_real_network_shifts_nothing(scale, channels):
     back = resize(large, size=(60, 80)).astype(int)
     assert np.abs(back - pixels).mean() <= 2
     assert abs((back - pixels).mean()) < 0.5
+
+
+def test_alpha_stays_between_the_four_pixels_around_so_that_no_specks_appear():
+    rng = np.random.default_rng(0)
+    rgba = np.dstack([np.full((12, 11, 3), 90, np.uint8), rng.choice(np.uint8([0, 255]), (12, 11))])
+
+    class Wild:
+        scale = 4
+
+        def upscale(self, image, progress=None):
+            return rng.integers(0, 256, (4 * image.shape[0], 4 * image.shape[1], image.shape[2]), dtype=np.uint8)
+
+    alpha = enlarge_pixels(rgba, lambda scale: Wild(), Size(4))[..., 3]
+    for row, column in np.ndindex(alpha.shape):
+        top, left = (max(0, (2 * at + 1 - 4) // 8) for at in (row, column))
+        bottom, right = (min(side - 1, (2 * at + 1 - 4) // 8 + 1) for at, side in ((row, 12), (column, 11)))
+        around = rgba[top : bottom + 1, left : right + 1, 3]
+        assert around.min() <= alpha[row, column] <= around.max()

@@ -354,3 +354,43 @@ def test_urls_are_listed_and_named(tree):
         assert pairs(["memory://shop/a9.png"], "out/") == {"memory://shop/a9.png": "out/a9.png"}
     finally:
         memory.rm("/shop", recursive=True)
+
+
+def test_an_empty_name_is_refused_rather_than_taken_for_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UsageError, match="empty"):
+        find_jobs([""])
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".png", os.devnull])
+def test_what_cannot_be_reached_is_one_job_that_fails(tmp_path, path):
+    (tmp_path / "a.png").touch()
+    bad, good = find_jobs([path, str(tmp_path / "a.png")], tmp_path / "out")
+    assert bad.problem is not None and good.problem is None
+
+
+def test_a_list_with_nul_bytes_needs_the_option_for_it_and_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "list").write_bytes(b"a.png\0b.png\0")
+    with pytest.raises(UsageError, match="NUL"):
+        read_list(str(tmp_path / "list"))
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\n")
+    assert read_list(str(tmp_path / "list")) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("suffix", ["/../x", "a\\b", "\n"])
+def test_a_suffix_is_part_of_a_name(tmp_path, suffix):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UsageError, match="suffix"):
+        find_jobs([str(tmp_path / "a.png")], suffix=suffix)
+
+
+def test_a_folder_of_outputs_alone_can_be_the_input_of_another_run(tmp_path):
+    from hasn_cli.journal import Journal
+
+    journal = Journal(tmp_path)
+    for name, source in (("own.png", tmp_path / "in.png"), ("elsewhere.png", tmp_path.parent / "in.png")):
+        (tmp_path / name).touch()
+        journal.done(tmp_path / name, {"source": str(source)})
+    journal.close()
+    assert [Path(job.source).name for job in find_jobs([tmp_path], tmp_path / "out")] == ["elsewhere.png"]

@@ -25,17 +25,28 @@ FOLDER = click.Path(path_type=Path)
 @click.option("-d", "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("-f", "--format", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("-o", "--output", type=FOLDER, metavar="FILE", help="Write there.  [default: stdout]")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 def command(
-    hr_dir: Path, scale: int, lr_dir: Path | None, weights: str, device: str, format: str, output: Path | None
+    hr_dir: Path,
+    scale: int,
+    lr_dir: Path | None,
+    weights: str,
+    device: str,
+    format: str,
+    output: Path | None,
+    overwrite: bool,
 ) -> None:
     """Measure PSNR-Y and SSIM-Y over a folder of HR pictures, beside bicubic.
 
     As the field does it: 8-bit pictures, MATLAB's luma, as many pixels cut off the border as the scale.
     """
+    from hasn_cli.checkpoint import write_atomically
     from hasn_cli.evaluation.benchmark import benchmark, mean_score
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
 
+    if output is not None and output.exists() and not overwrite:
+        raise OutputError(f"{output} exists already", "--overwrite replaces it")
     upscaler = Upscaler(load_network(weights, scale), device=device)
     scores = list(benchmark(hr_dir, upscaler, lr_dir))
     text = FORMATS[format]([*scores, mean_score(scores)])
@@ -43,7 +54,7 @@ def command(
         click.echo(text)
         return
     try:
-        output.write_text(text + "\n", encoding="utf-8")
+        write_atomically(output, f"{text}\n".encode())
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror}") from None
 

@@ -78,6 +78,9 @@ def run(args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return _end_quietly()
+    except click.exceptions.NoArgsIsHelpError as bare:
+        click.echo(bare.format_message())
+        return bare.exit_code
     except click.ClickException as wrong:
         return _show_usage_error(wrong)
     except Exception as error:
@@ -85,7 +88,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _show_usage_error(wrong: click.ClickException) -> int:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {wrong.format_message()}", err=True)
+    message = " ".join(wrong.format_message().split())
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     ctx = wrong.ctx if isinstance(wrong, click.UsageError) else None
     if ctx is not None:
         click.echo(f"{click.style('hint:', fg='cyan')} {ctx.command_path} --help", err=True)

@@ -34,6 +34,7 @@ SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network"
 )
 @option("-f", "--format", group=OUTPUT, metavar="FMT", help="png, jpg, webp, tiff, …  [default: OUT's, else INPUT's]")
 @option("--quality", group=OUTPUT, type=click.IntRange(1, 100), default=95, show_default=True, help="Of lossy formats.")
+@option("--lossless", group=OUTPUT, is_flag=True, help="No loss, where the format can do without: WebP, AVIF, JPEG XL.")
 @option("--background", group=OUTPUT, metavar="COLOUR", help="Lay under transparency that the format cannot hold.")
 @option("--first-frame", group=OUTPUT, is_flag=True, help="Of an animation, the first frame only.")
 @option("--strip", group=OUTPUT, is_flag=True, help="Write no metadata.")
@@ -69,7 +70,12 @@ SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network"
 )
 @option("--overlap", group=NETWORK, type=click.IntRange(0), metavar="N", help="LR pixels that tiles share.")
 @option("-x", "--tta", group=NETWORK, is_flag=True, help="Mean over the eight flips and turns.")
-@option("--consistent", group=NETWORK, is_flag=True, help="Shrunk back, the result is exactly the input.")
+@option(
+    "--consistent",
+    group=NETWORK,
+    is_flag=True,
+    help="Project the result so that, shrunk by bicubic, it gives the input.",
+)
 @option("--compile", group=NETWORK, is_flag=True, help="torch.compile the network.")
 @option("-j", "--jobs", group=BATCH, type=click.IntRange(1), metavar="N", help="Pictures under way at once.")
 @option("--resume", group=BATCH, is_flag=True, help="Go on where a run was cut off.")
@@ -109,6 +115,12 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
 def _refuse_contradictions(inputs: tuple[str, ...], given: dict[str, Any]) -> None:
     if given["overwrite"] and given["skip_existing"]:
         raise UsageError("--overwrite and --skip-existing exclude each other")
+    if "" in (*inputs, given["output"], given["weights"], given["files_from"]):
+        raise UsageError("an empty name was given", "a shell variable may be unset: quote it and check it")
+    if given["overlap"] is not None and not given["tile"]:
+        raise UsageError("--overlap is about tiles by hand, and there are none", "give --tile N as well")
+    if given["overlap"] is not None and 2 * given["overlap"] >= given["tile"]:
+        raise UsageError("--overlap must be less than half of --tile")
     if given["quiet"] and given["verbose"]:
         raise UsageError("--quiet and --verbose exclude each other")
     if given["null"] and given["files_from"] is None:
@@ -155,6 +167,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
         format=format,
         encode=EncodeOptions(
             quality=given["quality"],
+            lossless=given["lossless"] or None,
             strip=given["strip"],
             background=given["background"],
             first_frame=given["first_frame"],
@@ -227,13 +240,15 @@ def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Ge
 
 def make_views(jobs: int, given: dict[str, Any]) -> list[View]:
     """What shows the batch: bars where there is a terminal to draw on, else lines; JSON beside them."""
-    from hasn_cli.console import BarView, JsonView, LineView, QuietView
+    from hasn_cli.console import BarView, JsonView, LineView, PlanView, QuietView
 
-    verbose = given["verbose"] or given["dry_run"]
+    verbose = given["verbose"]
     views: list[View] = [JsonView()] if given["as_json"] else []
     if given["quiet"]:
         views.append(QuietView())
-    elif sys.stderr.isatty() and not given["dry_run"]:
+    elif given["dry_run"]:
+        views.append(PlanView(verbose=verbose))
+    elif sys.stderr.isatty():
         views.append(BarView(jobs, verbose=verbose))
     else:
         views.append(LineView(verbose=verbose))

@@ -80,7 +80,10 @@ def _title(target: Path | BinaryIO) -> str:
 
 
 def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions) -> None:
-    """Encode into a temporary file beside the target and move it into place."""
+    """Encode into a temporary file beside the target and move it into place; a link is written through."""
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target}: is no regular file", "to write into a pipe or a device, use -o - and redirect it")
+    target = target.resolve() if target.is_symlink() else target
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         # not tempfile: its files are private, while this one is to get the permissions of any new file
