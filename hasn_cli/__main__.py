@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
@@ -11,6 +12,7 @@ def main() -> None:
     from hasn_cli.cli.main import run
     from hasn_cli.console import INTERRUPTED
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems send it: end as cleanly as by Ctrl-C
     code = run()
     if code == INTERRUPTED:
         # a worker thread may still be inside a codec or a matrix product; nothing of it is wanted, so nothing waits

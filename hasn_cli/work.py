@@ -17,6 +17,7 @@ from hasn_cli.enlarge import enlarge
 from hasn_cli.errors import OutputError
 from hasn_cli.events import Done, Progress, Started
 from hasn_cli.images import WRITABLE, Picture, check_can_hold, format_for_name, open_picture, write_picture
+from hasn_cli.images.formats import sniff
 from hasn_cli.inputs import FALLBACK_FORMAT, Job, Place
 from hasn_cli.pool import PooledUpscaler, UpscalerPool
 from hasn_cli.room import Room
@@ -101,12 +102,18 @@ def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, 
     data: bytes | Path
     mark: journal.Mark
     if source == "-":
-        data, mark = sys.stdin.buffer.read(), {}
+        data, mark = _read_stream(sys.stdin.buffer), {}
     elif isinstance(source, str):
         data, mark = journal.mark_url(source)
     else:
         data, mark = _read_file(source)
     return open_picture(data, max_pixels=settings.max_pixels, name=name), mark
+
+
+def _read_stream(stream: BinaryIO) -> bytes:
+    """All of a stream that begins as pictures do; of any other, which may never end, the beginning."""
+    head = stream.read(64)
+    return head + stream.read() if sniff(head) else head
 
 
 def _read_file(path: Path) -> tuple[bytes | Path, journal.Mark]:

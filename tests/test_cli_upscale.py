@@ -326,7 +326,19 @@ def test_bars_are_drawn_on_a_terminal_and_cleared(tmp_path):
     assert "a_x2.png" in text and "2 done" in text
 
 
-def test_ctrl_c_ends_within_two_seconds_with_a_summary_and_130(tmp_path):
+def test_an_endless_stream_that_is_no_picture_is_refused_at_once(tmp_path):
+    yes = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
+    try:
+        done = process("upscale", "-", "-o", tmp_path / "a.png", stdin=yes.stdout, timeout=60)
+    finally:
+        yes.kill()
+        yes.stdout.close()
+        yes.wait()
+    assert done.returncode == 1 and b"not a picture" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_termination_end_within_two_seconds_with_a_summary_and_130(tmp_path, number):
     save(tmp_path / "large.png", (1500, 1500))
     child = subprocess.Popen(
         [sys.executable, "-m", "hasn_cli", "upscale", "large.png", "--json"],
@@ -338,7 +350,7 @@ def test_ctrl_c_ends_within_two_seconds_with_a_summary_and_130(tmp_path):
         for line in child.stdout:
             if json.loads(line)["event"] == "progress":
                 break
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         began = time.monotonic()
         out, err = child.communicate(timeout=30)
         took = time.monotonic() - began
