@@ -43,7 +43,7 @@ from hasn_cli.work import Receipt, disk_is_full, do_job, open_source
 
 GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
 CONNECT_TIMEOUT = 10.0  # seconds
-CLEANUP_TIMEOUT = 0.5  # seconds, for each of four steps at most
+CLEANUP_TIMEOUT = 0.5  # seconds for each of four steps at most, after Ctrl-C
 WORKERS_TIMEOUT = 300.0  # seconds until a cluster without workers is given up; one that grows on demand takes a while
 AGAIN = "start it again, and add --resume"
 
@@ -126,15 +126,17 @@ class _Run:
 
     def close(self, local: SpecCluster | None) -> None:
         """Leave the cluster as it was: nothing of this run goes on there. One that was ours is ended."""
-        if self._flight:
+        interrupted = bool(self._flight)
+        within = CLEANUP_TIMEOUT if interrupted else CONNECT_TIMEOUT
+        if interrupted:
             _quietly(self._client.cancel, list(self._flight))
-        _quietly(self._client.unregister_worker_plugin, self.id)
+        _quietly(self._client.unregister_worker_plugin, self.id, within=within)
         alive: set[int] = set()
         if local is None:
-            _quietly(lambda: alive.update(self._client.run(os.getpid).values()))
+            _quietly(lambda: alive.update(self._client.run(os.getpid).values()), within=within)
         _quietly(self._client.close, CLEANUP_TIMEOUT)
         if local is not None:
-            _quietly(local_cluster.end, local)
+            _quietly(local_cluster.end, local, within=within)
         if alive or local:
             for process in self._processes - alive:
                 clear_leftovers(self._folders, owner=process)
@@ -347,11 +349,8 @@ def _error_from(values: dict[str, Any]) -> HasnError:
     return error
 
 
-def _quietly(call: Any, *args: Any) -> None:
-    """Clean up as far as the cluster lets us, in the time that is left when Ctrl-C has been pressed.
-
-    What becomes of it changes nothing for the pictures.
-    """
+def _quietly(call: Any, *args: Any, within: float = CLEANUP_TIMEOUT) -> None:
+    """Clean up as far as the cluster lets us within so many seconds; it changes nothing for the pictures."""
 
     def run() -> None:
         with suppress(Exception):
@@ -359,4 +358,4 @@ def _quietly(call: Any, *args: Any) -> None:
 
     thread = threading.Thread(target=run, name="clean-up", daemon=True)
     thread.start()
-    thread.join(CLEANUP_TIMEOUT)
+    thread.join(within)
