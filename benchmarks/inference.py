@@ -35,9 +35,11 @@ Engine = Callable[[np.ndarray], object]
 
 
 def picture(width: int, height: int) -> np.ndarray:
-    """A photo of this size, H×W×3 uint8."""
-    photo = Image.open(EXAMPLES / "forest.jpg").convert("RGB")
-    return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+    """Photos of this size, H×W×3 uint8: those in `examples/` side by side at their own resolution, mirrored on."""
+    photos = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(EXAMPLES.glob("*.jpg"))]
+    rows = min(len(photo) for photo in photos)
+    image = np.concatenate([photo[:rows] for photo in photos], axis=1)[:height, :width]
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "symmetric")
 
 
 def as_input(image: np.ndarray) -> np.ndarray:
