@@ -24,8 +24,8 @@ import psutil
 from PIL import Image
 
 from hasn_cli.batch import Done, Failed, Settings, UpscalerPool, run_batch
+from hasn_cli.batch.inputs import Job, find_jobs
 from hasn_cli.enlarge import Size
-from hasn_cli.inputs import Job, find_jobs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PHOTO = (365, 274)  # width, height: 0.1 megapixels

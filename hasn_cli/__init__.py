@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from hasn_cli.api import upscale
     from hasn_cli.errors import HasnError
     from hasn_cli.inference import Upscaler
-    from hasn_cli.pretrained import HASN
     from hasn_cli.weights import load_network
+    from hasn_cli.weights.pretrained import HASN
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "HASN": "hasn_cli.pretrained",
+    "HASN": "hasn_cli.weights.pretrained",
     "HasnError": "hasn_cli.errors",
     "Upscaler": "hasn_cli.inference",
     "load_network": "hasn_cli.weights",

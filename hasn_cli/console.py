@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from hasn_cli.events import Event, Failed, Stopped
-    from hasn_cli.inputs import Job
+    from hasn_cli.batch.events import Event, Failed, Stopped
+    from hasn_cli.batch.inputs import Job
     from hasn_cli.weights import Progress as Fetching
 
 INTERRUPTED = 130
@@ -81,7 +81,7 @@ class Report:
 
     def count(self, event: Event) -> None:
         """Take note of one event of a batch."""
-        from hasn_cli import events
+        from hasn_cli.batch import events
 
         if isinstance(event, events.Done):
             self.done += 1
@@ -163,7 +163,7 @@ class QuietView:
         self.verbose = verbose  # tracebacks, and the plan for each picture
 
     def show(self, event: Event) -> None:
-        from hasn_cli import events
+        from hasn_cli.batch import events
 
         if isinstance(event, events.Failed):
             show_error(event.error, verbose=self.verbose, name=event.job.name)
@@ -194,7 +194,7 @@ class PlanView(LineView):
         self.planned = 0
 
     def show(self, event: Event) -> None:
-        from hasn_cli import events
+        from hasn_cli.batch import events
 
         if isinstance(event, events.Started):
             self.planned += 1
@@ -221,7 +221,7 @@ class BarView:
         self.bars.start()
 
     def show(self, event: Event) -> None:
-        from hasn_cli import events
+        from hasn_cli.batch import events
 
         if isinstance(event, events.Started):
             self.megapixels[event.job.index] = event.frames * event.size[0] * event.size[1] / 1e6
@@ -258,7 +258,7 @@ class BarView:
     def _print(self, event: Event) -> None:
         from rich.text import Text
 
-        from hasn_cli import events
+        from hasn_cli.batch import events
 
         if isinstance(event, events.Failed):
             if self.verbose:
@@ -325,7 +325,7 @@ def fetching() -> Iterator[Fetching]:
 
 def outcome_line(event: Event, *, verbose: bool) -> str | None:
     """The line that a finished picture leaves, or None for an event that leaves none."""
-    from hasn_cli import events
+    from hasn_cli.batch import events
 
     if isinstance(event, events.Done):
         height, width = event.sr_size
@@ -374,7 +374,7 @@ def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:
 
     On Ctrl-C the batch is closed, which stops it cleanly, and the report says so; a second one goes through.
     """
-    from hasn_cli import events
+    from hasn_cli.batch import events
 
     report = Report()
     try:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from hasn_cli.checkpoint import write_atomically
 from hasn_cli.errors import HasnError, MissingExtraError
 from hasn_cli.network import HASN, MIN_SIDE
+from hasn_cli.weights.checkpoint import write_atomically
 
 OPSET = 18
 TOLERANCE = 1e-4  # of a sample in [0, 1]; rounding alone stays two orders below

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasn_cli import batch, work
-from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, Stopped, plan_batch, run_batch
+from hasn_cli import batch
+from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, Stopped, plan_batch, run_batch, work
+from hasn_cli.batch.inputs import Job, find_jobs
+from hasn_cli.batch.journal import NAME
+from hasn_cli.batch.pool import Cancelled, UpscalerPool
+from hasn_cli.batch.room import Room
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
 from hasn_cli.images import EncodeOptions
-from hasn_cli.inputs import Job, find_jobs
-from hasn_cli.journal import NAME
-from hasn_cli.pool import Cancelled, UpscalerPool
-from hasn_cli.room import Room
 
 TWICE = Settings(size=Size(factor=2))
 

@@ -19,13 +19,12 @@ from test_batch import TWICE, no_halves, of_type, save, save_many
 
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
-from hasn_cli import cluster, local_cluster  # noqa: E402
-from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, run_batch  # noqa: E402
+from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402  # noqa: E402
+from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
+from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
+from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
-from hasn_cli.gate import Gate, target_state  # noqa: E402
-from hasn_cli.inputs import Job, find_jobs  # noqa: E402
-from hasn_cli.journal import NAME  # noqa: E402
 from hasn_cli.weights import bundled_path  # noqa: E402
 
 
@@ -102,7 +101,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def count_loads():
     """On a worker: from now on, count how often a network is loaded."""
-    from hasn_cli.pool import UpscalerPool
+    from hasn_cli.batch.pool import UpscalerPool
 
     real = UpscalerPool._load
     UpscalerPool.loads = 0
@@ -115,7 +114,7 @@ def count_loads():
 
 
 def loads():
-    from hasn_cli.pool import UpscalerPool
+    from hasn_cli.batch.pool import UpscalerPool
 
     return UpscalerPool.loads
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasn_cli.catalogue import entries
 from hasn_cli.cli.main import run
 from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.weights.catalogue import entries
 
 
 @pytest.fixture

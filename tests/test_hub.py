@@ -14,10 +14,10 @@ import pytest
 import torch
 from hub_server import Hub, serving
 
-from hasn_cli import download as download_module
-from hasn_cli import hub as hub_module
 from hasn_cli import weights
 from hasn_cli.errors import DownloadError, WeightsError
+from hasn_cli.weights import download as download_module
+from hasn_cli.weights import hub as hub_module
 
 REPO = "someone/hasn"
 SMALL = bytes(range(256)) * 1200  # 300 kB: several chunks

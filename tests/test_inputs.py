@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from hasn_cli.batch.folders import glob_matches
+from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
+from hasn_cli.batch.journal import NAME, Journal
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import UsageError
-from hasn_cli.folders import glob_matches
-from hasn_cli.inputs import find_jobs, read_list, size_suffix
-from hasn_cli.journal import NAME, Journal
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_a_suffix_is_part_of_a_name(tmp_path, suffix):
 
 
 def test_a_folder_of_outputs_alone_can_be_the_input_of_another_run(tmp_path):
-    from hasn_cli.journal import Journal
+    from hasn_cli.batch.journal import Journal
 
     journal = Journal(tmp_path)
     for name, source in (("own.png", tmp_path / "in.png"), ("elsewhere.png", tmp_path.parent / "in.png")):

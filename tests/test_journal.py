@@ -14,13 +14,12 @@ import pytest
 from test_batch import TWICE, no_halves, of_type, save, save_many
 from zygote import runs
 
-from hasn_cli import journal
-from hasn_cli.batch import Done, Failed, Settings, Skipped, run_batch
+from hasn_cli.batch import Done, Failed, Settings, Skipped, journal, run_batch
+from hasn_cli.batch.inputs import find_jobs
+from hasn_cli.batch.journal import NAME, Journal
+from hasn_cli.batch.pool import UpscalerPool
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import OutputError
-from hasn_cli.inputs import find_jobs
-from hasn_cli.journal import NAME, Journal
-from hasn_cli.pool import UpscalerPool
 from hasn_cli.weights import bundled_path
 
 RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes, as POSIX has them")

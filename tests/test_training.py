@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
 from hasn_cli.cli.main import run
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.evaluation.bicubic import resize
@@ -28,6 +27,7 @@ from hasn_cli.training.session import prepare
 from hasn_cli.training.start import DEVIATION, adopt, spatial_deviation, start
 from hasn_cli.training.trainer import Recipe, Trainer, forward, mean_psnr, schedule
 from hasn_cli.weights import bundled_path
+from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
 PLAN = PatchPlan(side=16, batch=2, candidates=1)
 

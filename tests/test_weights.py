@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from hasn_cli import weights
-from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict, save_network
 from hasn_cli.errors import WeightsError
 from hasn_cli.network import HASN, SCALES
+from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_garbage_is_refused(tmp_path):
     ],
 )
 def test_a_name_that_means_nothing_is_refused_without_asking_a_hub(monkeypatch, name: str, message: str):
-    monkeypatch.setattr("hasn_cli.hub.fetch", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("hasn_cli.weights.hub.fetch", lambda *_: pytest.fail("asked"))
     with pytest.raises(WeightsError, match=message) as caught:
         weights.resolve(name, 4)
     assert caught.value.hint

@@ -134,10 +134,10 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
     """A method for each of the weights, loaded: what is missing is told before anything is computed."""
     import numpy as np
 
+    from hasn_cli.batch.pool import UpscalerPool
+    from hasn_cli.batch.settings import Settings
     from hasn_cli.compare import network
     from hasn_cli.console import fetching
-    from hasn_cli.pool import UpscalerPool
-    from hasn_cli.settings import Settings
     from hasn_cli.weights import resolve
 
     scale = size.network_scale(picture.size)
@@ -204,8 +204,8 @@ def _preview() -> Callable[[Comparison], None] | None:
 
 def _write(comparison: Comparison, target: Path, about: str) -> None:
     if target.suffix.lower() in PAGE_SUFFIXES:
-        from hasn_cli.checkpoint import write_atomically
         from hasn_cli.compare.page import page
+        from hasn_cli.weights.checkpoint import write_atomically
 
         write_atomically(target, page(comparison, about=about).encode())
         return

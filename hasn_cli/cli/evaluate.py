@@ -40,10 +40,10 @@ def command(
 
     As the field does it: 8-bit pictures, MATLAB's luma, as many pixels cut off the border as the scale.
     """
-    from hasn_cli.checkpoint import write_atomically
     from hasn_cli.evaluation.benchmark import benchmark, mean_score
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
+    from hasn_cli.weights.checkpoint import write_atomically
 
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists already", "--overwrite replaces it")

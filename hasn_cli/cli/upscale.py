@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from hasn_cli.batch import OnExists, Settings
+    from hasn_cli.batch.events import Event
+    from hasn_cli.batch.inputs import Job
     from hasn_cli.console import View
-    from hasn_cli.events import Event
-    from hasn_cli.inputs import Job
 
 SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network", "Batch", "Messages"
 
@@ -179,7 +179,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
 
 def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]) -> list[Job]:
     """Every picture that is meant, with its output's name."""
-    from hasn_cli.inputs import find_jobs, read_list, size_suffix
+    from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
 
     def tell_skipped(path: str, reason: str) -> None:
         if given["verbose"]:

@@ -15,7 +15,7 @@ from hasn_cli.console import fetching
 from hasn_cli.errors import WeightsError
 
 if TYPE_CHECKING:
-    from hasn_cli.catalogue import Entry
+    from hasn_cli.weights.catalogue import Entry
 
 SHORT_DIGEST = 7
 COLUMNS = ("name", "scale", "parameters", "multiply-adds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here")
@@ -44,8 +44,8 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
     Multiply-adds are for an output of 1280×720; PSNR-Y in dB as the model card gives it. Tab-separated where stdout is
     no terminal.
     """
-    from hasn_cli.catalogue import entries
     from hasn_cli.weights import NAMES
+    from hasn_cli.weights.catalogue import entries
 
     found = list(entries(names or NAMES))
     if as_json:
@@ -62,7 +62,7 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
 @json_option
 def info(weights: str, as_json: bool) -> None:
     """All there is to say about WEIGHTS on this machine, and about what is published."""
-    from hasn_cli.catalogue import entries
+    from hasn_cli.weights.catalogue import entries
 
     found = list(entries([weights]))
     if as_json:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hasn_cli.batch.folders import OnSkip, Walk
 from hasn_cli.errors import HasnError, ImageError, UsageError
-from hasn_cli.folders import OnSkip, Walk
 from hasn_cli.images import SUFFIXES, open_picture
 
 

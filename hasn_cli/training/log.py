@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hasn_cli.checkpoint import write_atomically
 from hasn_cli.errors import MissingExtraError
+from hasn_cli.weights.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from hasn_cli.training.trainer import Report

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hasn_cli.checkpoint import load_state_dict_file
+from hasn_cli.batch.folders import OnSkip
 from hasn_cli.errors import UsageError
 from hasn_cli.evaluation.pictures import list_pictures, read_all
-from hasn_cli.folders import OnSkip
 from hasn_cli.training.patches import MARGIN
 from hasn_cli.training.trainer import Recipe, Trainer
 from hasn_cli.weights import resolve
+from hasn_cli.weights.checkpoint import load_state_dict_file
 
 
 def prepare(

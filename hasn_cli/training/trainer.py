@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hasn_cli.checkpoint import save_network, write_atomically
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize
@@ -28,6 +27,7 @@ from hasn_cli.network import HASN, pad_to_min_side
 from hasn_cli.training.optimizer import build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Patches, PatchPlan
 from hasn_cli.training.start import adopt, spatial_deviation, start
+from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 Image = NDArray[np.uint8]
 DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothing, and never will again

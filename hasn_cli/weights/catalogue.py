@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hasn_cli import weights as w
-from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
 from hasn_cli.errors import DownloadError
 from hasn_cli.network import HASN, complexity
+from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
 SR_720P = (720, 1280)
 UNSTATED = "not stated"

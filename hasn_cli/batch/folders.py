@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from hasn_cli import journal
+from hasn_cli.batch import journal
 from hasn_cli.errors import ImageError
 
 OnSkip = Callable[[str, str], None]

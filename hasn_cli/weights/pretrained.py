@@ -11,9 +11,9 @@ from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 
-from hasn_cli import hub, network
-from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
-from hasn_cli.weights import find_in_folder
+from hasn_cli import network
+from hasn_cli.weights import find_in_folder, hub
+from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
 
 class HASN(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
-from hasn_cli.pool import Cancelled
+from hasn_cli.batch.pool import Cancelled
 
 SHARE_OF_FREE = 0.25
 

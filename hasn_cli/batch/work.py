@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hasn_cli import journal, remote
+from hasn_cli.batch import journal, remote
+from hasn_cli.batch.events import Done, Progress, Started
+from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
+from hasn_cli.batch.pool import PooledUpscaler, UpscalerPool
+from hasn_cli.batch.room import Room
+from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import enlarge
 from hasn_cli.errors import OutputError
-from hasn_cli.events import Done, Progress, Started
 from hasn_cli.images import WRITABLE, Picture, check_can_hold, format_for_name, open_picture, write_picture
 from hasn_cli.images.formats import sniff
-from hasn_cli.inputs import FALLBACK_FORMAT, Job, Place
-from hasn_cli.pool import PooledUpscaler, UpscalerPool
-from hasn_cli.room import Room
-from hasn_cli.settings import Settings
 
 READ_WHOLE = 64 << 20  # files up to so many bytes are read once, for the decoder and for the fingerprint alike
 FEATURE_BYTES = 700  # of the network's feature maps, an LR pixel

@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hasn_cli import hub
 from hasn_cli.errors import DownloadError, WeightsError
+from hasn_cli.weights import hub
 
 if TYPE_CHECKING:
     from hasn_cli.network import HASN
@@ -129,7 +129,7 @@ def files_of(
         raise refusal
     if files[0].source in ("file", "hub") and len({found.path for found in files}) == 1:
         # whatever the scale, it is the same file: ask the file
-        from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
+        from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
         true = network_from_state_dict(load_state_dict_file(files[0].path), origin=weights, scale=scale).scale
         files = [replace(files[0], scale=true)]
@@ -149,7 +149,7 @@ def load_network(weights: str, scale: int, *, progress: Progress | None = None) 
     Raises:
         WeightsError: as `resolve`, or the file is damaged, unsafe, not HASN's, or for another scale.
     """
-    from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
+    from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
     found = resolve(weights, scale, progress=progress)
     return network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=scale)
@@ -161,7 +161,7 @@ def bundled_path(scale: int) -> Path:
     Raises:
         WeightsError: there is none for this scale.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     name = f"hasn_x{scale}.safetensors"
     for folder in (package / "bundled", package.parent / "weights"):
         if (folder / name).is_file():
@@ -193,7 +193,7 @@ def verify(found: WeightsFile) -> HASN:
     Raises:
         WeightsError: it fails either.
     """
-    from hasn_cli.checkpoint import load_state_dict_file, network_from_state_dict
+    from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
     expected = expected_sha256(found)
     if expected is not None and found.sha256 != expected:
@@ -246,7 +246,7 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
         raise DownloadError(
             f"the released checkpoint is not on this machine{forbidden}", "fetch it with: hasn weights pull released"
         )
-    from hasn_cli.download import download as fetch
+    from hasn_cli.weights.download import download as fetch
 
     url = os.environ.get(RELEASED_URL_VARIABLE) or RELEASED_URL
     report = progress or (lambda label, done, total: None)
@@ -262,7 +262,7 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
 
 
 def find_in_folder(folder: Path, scale: int) -> Path:
-    """The file for `scale` in a folder laid out like a hub repository (see `hasn_cli.hub`).
+    """The file for `scale` in a folder laid out like a hub repository (see `hasn_cli.weights.hub`).
 
     Raises:
         WeightsError: there is none.

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from hasn_cli import remote
+from hasn_cli.batch import remote
+from hasn_cli.batch.inputs import Job, Place
+from hasn_cli.batch.journal import Journal, Mark, input_unchanged, state
+from hasn_cli.batch.settings import Settings
+from hasn_cli.batch.work import Receipt
 from hasn_cli.errors import OutputError
 from hasn_cli.images import TEMPORARY_PREFIX
-from hasn_cli.inputs import Job, Place
-from hasn_cli.journal import Journal, Mark, input_unchanged, state
-from hasn_cli.settings import Settings
-from hasn_cli.work import Receipt
 
 OnExists = Literal["error", "overwrite", "skip"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from hasn_cli.batch.settings import Settings
 from hasn_cli.errors import HasnError
-from hasn_cli.settings import Settings
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler

@@ -29,17 +29,18 @@ from distributed import CancelledError, Client, Future, KilledWorker, SpecCluste
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import silence_logging_cmgr
 
-from hasn_cli import errors, local_cluster
+from hasn_cli import errors
+from hasn_cli.batch import local_cluster
+from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
+from hasn_cli.batch.gate import Gate, clear_leftovers, target_state
+from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.journal import Mark
+from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER
+from hasn_cli.batch.pool import Cancelled, UpscalerPool
+from hasn_cli.batch.room import Room
+from hasn_cli.batch.settings import Settings
+from hasn_cli.batch.work import Receipt, disk_is_full, do_job, open_source
 from hasn_cli.errors import DeviceError, HasnError, UsageError, WeightsError
-from hasn_cli.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.gate import Gate, clear_leftovers, target_state
-from hasn_cli.inputs import Job
-from hasn_cli.journal import Mark
-from hasn_cli.local_cluster import PICTURES_PER_WORKER
-from hasn_cli.pool import Cancelled, UpscalerPool
-from hasn_cli.room import Room
-from hasn_cli.settings import Settings
-from hasn_cli.work import Receipt, disk_is_full, do_job, open_source
 
 GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
 CONNECT_TIMEOUT = 10.0  # seconds

@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from hasn_cli import remote
+from hasn_cli.batch import remote
+from hasn_cli.batch.folders import OWN_OUTPUT, OnSkip, Walk, glob_matches, is_picture, unreachable
 from hasn_cli.errors import HasnError, ImageError, UsageError
-from hasn_cli.folders import OWN_OUTPUT, OnSkip, Walk, glob_matches, is_picture, unreachable
 
 if TYPE_CHECKING:
     from hasn_cli.enlarge import Size
@@ -72,7 +72,7 @@ def find_jobs(
 ) -> list[Job]:
     """Every picture that is meant, each with its output's name.
 
-    A file named as an input is always taken; inside folders, `hasn_cli.folders` says what is. Without `output`, or
+    A file named as an input is always taken; inside folders, `folders.py` says what is. Without `output`, or
     where the output would lie beside its input, the name gets the suffix.
 
     Args:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasn_cli.batch.inputs import Job
 from hasn_cli.errors import HasnError
-from hasn_cli.inputs import Job
 
 
 @dataclass(frozen=True)

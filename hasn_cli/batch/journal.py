@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from hasn_cli import remote
+from hasn_cli.batch import remote
 
 NAME = ".hasn-journal.jsonl"
 

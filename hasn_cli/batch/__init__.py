@@ -1,8 +1,8 @@
 """A batch of pictures, one failure stopping no other: decoded ahead of the network, encoded behind it.
 
-A few threads take one picture each from its file to its file; the network has a thread of its own (`hasn_cli.pool`), on
+A few threads take one picture each from its file to its file; the network has a thread of its own (`pool.py`), on
 which they wait in turn. So while it computes one picture, the next are being decoded and the last ones encoded, and
-there are never more in memory than there are threads, nor more than fit (`hasn_cli.room`).
+there are never more in memory than there are threads, nor more than fit (`room.py`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
+from hasn_cli.batch.gate import Gate, OnExists, clear_leftovers
+from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.pool import Cancelled, UpscalerPool
+from hasn_cli.batch.room import Room
+from hasn_cli.batch.settings import Settings
+from hasn_cli.batch.work import disk_is_full, do_job, look, open_source
 from hasn_cli.errors import DeviceError, MissingExtraError, WeightsError
-from hasn_cli.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.gate import Gate, OnExists, clear_leftovers
-from hasn_cli.inputs import Job
-from hasn_cli.pool import Cancelled, UpscalerPool
-from hasn_cli.room import Room
-from hasn_cli.settings import Settings
-from hasn_cli.work import disk_is_full, do_job, look, open_source
 
 __all__ = [
     "Done",
@@ -104,7 +104,7 @@ def plan_batch(
 
 def _run_there(jobs: Sequence[Job], settings: Settings, gate: Gate, address: str) -> Iterator[Event]:
     try:
-        from hasn_cli.cluster import run_on_cluster
+        from hasn_cli.batch.cluster import run_on_cluster
     except ImportError as error:
         raise MissingExtraError("--cluster", "cluster") from error
     yield from run_on_cluster(jobs, settings, gate, address)
