@@ -19,7 +19,7 @@ from test_batch import TWICE, no_halves, of_type, save, save_many
 
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
-from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402  # noqa: E402
+from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402
 from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
@@ -344,3 +344,10 @@ def test_a_picture_that_kills_every_worker_fails_alone():
 
     event = run._finished(SimpleNamespace(result=result, release=lambda: None), job)
     assert isinstance(event, Failed) and "every worker that tried it died" in str(event.error)
+
+
+def test_what_is_no_address_is_wrong_usage_at_once(tmp_path):
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="foo"):
+        list(cluster.run_on_cluster([], Settings(), Gate(Settings(), keep=False), "foo"))
+    assert time.monotonic() - began < 5

@@ -75,6 +75,8 @@ def run_on_cluster(jobs: Sequence[Job], settings: Settings, gate: Gate, address:
 
 
 def _connect(address: str) -> Client:
+    if "://" not in address:
+        raise UsageError(f"--cluster {address}: no address", "give tcp://HOST:PORT of a running scheduler, or local:N")
     try:
         return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:

@@ -244,7 +244,10 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
     if not download or constants.HF_HUB_OFFLINE:
         forbidden = ", and HF_HUB_OFFLINE forbids to fetch it" if constants.HF_HUB_OFFLINE else ""
         raise DownloadError(
-            f"the released checkpoint is not on this machine{forbidden}", "fetch it with: hasn weights pull released"
+            f"the released checkpoint is not on this machine{forbidden}",
+            "without HF_HUB_OFFLINE: hasn weights pull released"
+            if forbidden
+            else "hasn weights pull released fetches it",
         )
     from hasn_cli.weights.download import download as fetch
 

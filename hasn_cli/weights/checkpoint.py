@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import secrets
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
-        with path.open("rb") as file:  # given a path, torch would go by its ending
+        # given a path, torch would go by its ending; what it warns of is refused below
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
