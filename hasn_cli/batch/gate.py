@@ -13,7 +13,7 @@ from hasn_cli.batch.journal import Journal, Mark, input_unchanged, state
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt
 from hasn_cli.errors import OutputError
-from hasn_cli.images import TEMPORARY_PREFIX
+from hasn_cli.images import TEMPORARY_PREFIX, check_target
 
 OnExists = Literal["error", "overwrite", "skip"]
 
@@ -53,9 +53,8 @@ class Gate:
         """
         if job.problem is not None:
             raise job.problem
-        if isinstance(job.target, Path) and job.target.exists() and not job.target.is_file():
-            hint = "to write into a pipe or a device, use -o - and redirect it"
-            raise OutputError(f"{job.target}: is no regular file", hint)
+        if isinstance(job.target, Path):
+            check_target(job.target)
         now = target_state(job.target)
         if now is None:
             return None

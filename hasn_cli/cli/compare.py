@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS, Bytes, Factor, GroupedCommand, option
+from hasn_cli.cli.options import HELP_SETTINGS, Factor, GroupedCommand, memory_option, option, precision_option
 from hasn_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -54,16 +54,8 @@ PAGE_SUFFIXES = (".html", ".htm")
 @option("--open", "open_it", group=OUTPUT, is_flag=True, help="Open the page or sheet when it is made.")
 @option("--overwrite", group=OUTPUT, is_flag=True, help="Replace OUT if it exists.")
 @option("-d", "--device", group=NETWORK, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@option(
-    "-p",
-    "--precision",
-    group=NETWORK,
-    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Of the feature maps.",
-)
-@option("--memory", group=NETWORK, type=Bytes(), metavar="2G", help="Budget.  [default: a share of what is free]")
+@precision_option
+@memory_option
 @option("-q", "--quiet", group=TELL, is_flag=True, help="Errors only.")
 @option("-v", "--verbose", group=TELL, is_flag=True, help="Tracebacks.")
 @click.pass_context

@@ -112,3 +112,17 @@ class TileSide(click.ParamType[int | None]):
         if side < 0 or 0 < side < 32:
             self.fail(f"a tile side is 0 (never), or at least 32, not {side}", param, ctx)
         return side
+
+
+precision_option = option(
+    "-p",
+    "--precision",
+    group="Network",
+    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of the feature maps.",
+)
+memory_option = option(
+    "--memory", group="Network", type=Bytes(), metavar="2G", help="Budget.  [default: a share of what is free]"
+)

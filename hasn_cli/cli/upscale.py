@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS, Box, Bytes, Factor, GroupedCommand, TileSide, option
+from hasn_cli.cli.options import (
+    HELP_SETTINGS,
+    Box,
+    Factor,
+    GroupedCommand,
+    TileSide,
+    memory_option,
+    option,
+    precision_option,
+)
 from hasn_cli.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -55,16 +64,8 @@ SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network"
     "-w", "--weights", group=NETWORK, default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO."
 )
 @option("-d", "--device", group=NETWORK, default="auto", show_default=True, help="cpu, cuda, cuda:0,cuda:1, mps.")
-@option(
-    "-p",
-    "--precision",
-    group=NETWORK,
-    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Of the feature maps.",
-)
-@option("--memory", group=NETWORK, type=Bytes(), metavar="2G", help="Budget.  [default: a share of what is free]")
+@precision_option
+@memory_option
 @option(
     "-t", "--tile", group=NETWORK, type=TileSide(), default="auto", help="Side in LR pixels; 0: never.  [default: auto]"
 )

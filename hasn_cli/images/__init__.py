@@ -1,7 +1,7 @@
 """Pictures in and out: whatever a file holds besides 8-bit RGB comes back whole."""
 
 from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture
-from hasn_cli.images.encode import TEMPORARY_PREFIX, write_picture
+from hasn_cli.images.encode import TEMPORARY_PREFIX, check_target, write_picture
 from hasn_cli.images.formats import (
     FORMATS,
     READABLE,
@@ -26,6 +26,7 @@ __all__ = [
     "Picture",
     "Text",
     "check_can_hold",
+    "check_target",
     "format_for_name",
     "open_picture",
     "suffix_for_format",

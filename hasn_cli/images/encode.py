@@ -79,10 +79,19 @@ def _title(target: Path | BinaryIO) -> str:
     return str(target) if isinstance(target, Path) else "output"
 
 
-def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions) -> None:
-    """Encode into a temporary file beside the target and move it into place; a link is written through."""
+def check_target(target: Path) -> None:
+    """See that no pipe, device or folder would be replaced by a picture.
+
+    Raises:
+        OutputError: `target` is there, and is no regular file nor a link to one.
+    """
     if target.exists() and not target.is_file():
         raise OutputError(f"{target}: is no regular file", "to write into a pipe or a device, use -o - and redirect it")
+
+
+def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions) -> None:
+    """Encode into a temporary file beside the target and move it into place; a link is written through."""
+    check_target(target)
     target = target.resolve() if target.is_symlink() else target
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
