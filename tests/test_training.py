@@ -177,9 +177,17 @@ def test_matrices_move_alike_in_every_direction():
 
 
 def test_the_rate_warms_up_and_comes_down_to_nothing():
-    assert schedule(0.0, 0, 99) == pytest.approx(0.01)
-    assert schedule(0.5, 1000, 99) == pytest.approx(0.5)
-    assert schedule(1.0, 1000, 99) == pytest.approx(0, abs=1e-9)
+    recipe = Recipe(iterations=1, rate=2.0, warm_up=99)
+    assert schedule(recipe, 0.0, 0) == pytest.approx(0.02)
+    assert schedule(recipe, 0.5, 1000) == pytest.approx(1.0)
+    assert schedule(recipe, 1.0, 1000) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_rate_comes_down_to_the_end_that_is_given():
+    recipe = Recipe(iterations=1, rate=2.0, end_rate=0.5, warm_up=99)
+    assert schedule(recipe, 0.0, 1000) == pytest.approx(2.0)
+    assert schedule(recipe, 0.5, 1000) == pytest.approx(1.25)
+    assert schedule(recipe, 1.0, 1000) == pytest.approx(0.5)
 
 
 # runs

@@ -35,7 +35,10 @@ POSITIVE = click.IntRange(1)
 @option("--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Or time.")
 @option("--validate-every", group=LENGTH, type=POSITIVE, default=500, show_default=True, help="Steps; saves as often.")
 @option("--report-every", group=LENGTH, type=POSITIVE, default=50, show_default=True, help="Steps.")
-@option("--rate", group=RECIPE, type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
+@option("--rate", group=RECIPE, type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True,
+        help="Of learning, at its highest.")  # fmt: skip
+@option("--end-rate", group=RECIPE, type=click.FloatRange(0), default=0.0, show_default=True,
+        help="At the end; above 0 for a run that another goes on from.")  # fmt: skip
 @option("--warm-up", group=RECIPE, type=click.IntRange(0), default=100, show_default=True, help="Steps.")
 @option("--batch", group=RECIPE, type=POSITIVE, default=8, show_default=True, help="Patches a step.")
 @option("--patch", group=RECIPE, type=click.IntRange(16), default=48, show_default=True, help="Side in LR pixels.")

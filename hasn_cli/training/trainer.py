@@ -35,12 +35,13 @@ DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothi
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. One of `iterations` and `minutes` says when the rate has come down to nothing and the run ends."""
+    """How to train. One of `iterations` and `minutes` says when the rate has come down and the run ends."""
 
     scales: tuple[int, ...] = (2,)
     iterations: int | None = None
     minutes: float | None = None
     rate: float = 1e-3
+    end_rate: float = 0.0  # what the rate comes down to
     warm_up: int = 100  # iterations
     clip: float = 1.0  # norm of the whole gradient
     ema: float = 0.999
@@ -134,7 +135,7 @@ class Trainer:
             fraction = self._fraction()
             if fraction >= 1:
                 break
-            rate = self.recipe.rate * schedule(fraction, self.step, self.recipe.warm_up)
+            rate = schedule(self.recipe, fraction, self.step)
             loss, features = self._train_on(batch, rate)
             losses.append(loss)
             self.step += 1
@@ -273,9 +274,10 @@ def forward(network: HASN, lr: Tensor, *, half: bool = False) -> tuple[Tensor, l
     return sr[..., : lr.shape[-2] * network.scale, : lr.shape[-1] * network.scale], features
 
 
-def schedule(fraction: float, step: int, warm_up: int) -> float:
-    """Share of the full rate: a straight warm-up, then a cosine down to nothing (Loshchilov and Hutter, 2017)."""
-    return min(1.0, (step + 1) / (warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * fraction))
+def schedule(recipe: Recipe, fraction: float, step: int) -> float:
+    """Base rate: a straight warm-up, then a cosine down to the end's (Loshchilov and Hutter, 2017)."""
+    warm = min(1.0, (step + 1) / (recipe.warm_up + 1))
+    return warm * (recipe.end_rate + (recipe.rate - recipe.end_rate) * 0.5 * (1 + math.cos(math.pi * fraction)))
 
 
 def mean_psnr(network: HASN, pictures: Sequence[Image], device: str) -> float:
