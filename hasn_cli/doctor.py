@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.errors import BudgetError, HasnError
+from hasn_cli.machine import count_cores, free_memory, total_memory
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler
@@ -138,7 +139,6 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
         seconds: how long to measure the speed; 0: not at all.
         progress: told what is being looked at.
     """
-    import psutil
     import torch
 
     from hasn_cli import __version__
@@ -156,7 +156,7 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
     if seconds > 0 and upscalers:
         tell("speed")
         speed = measure_speed(upscalers[max(upscalers)], seconds)
-    memory = psutil.virtual_memory()
+    free = free_memory()
     needed, extras = requirements()
     cache = cache_folder()
     return Report(
@@ -173,11 +173,11 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
         weights=weights,
         cache=str(cache),
         formats=formats,
-        memory=memory.total,
-        free=memory.available,
+        memory=total_memory(),
+        free=free,
         reach=reach,
         speed=speed,
-        concerns=tuple(find_concerns(weights, formats, cache, memory.available)),
+        concerns=tuple(find_concerns(weights, formats, cache, free)),
     )
 
 
@@ -200,10 +200,9 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
 
 def find_devices() -> tuple[Device, ...]:
     """The CPU, each CUDA device and Apple's GPU, as far as PyTorch can use them."""
-    import psutil
     import torch
 
-    devices = [_device("cpu", _processor(), psutil.virtual_memory().total)]
+    devices = [_device("cpu", _processor(), total_memory())]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         total = torch.cuda.mem_get_info(index)[1]
         devices.append(_device(f"cuda:{index}", torch.cuda.get_device_name(index), total))
@@ -371,7 +370,7 @@ def _cores() -> int:
     """Physical cores that this process may use, as far as the system tells."""
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = count_cores()
     return min(usable, psutil.cpu_count(logical=False) or usable)
 
 

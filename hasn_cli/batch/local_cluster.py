@@ -13,6 +13,7 @@ from typing import Any
 from distributed import Nanny, Scheduler, SpecCluster
 
 from hasn_cli.errors import UsageError
+from hasn_cli.machine import count_cores, free_memory
 
 PICTURES_PER_WORKER = 4  # at most, so that decoding and encoding go on beside the network
 SHARE_OF_FREE = 0.5  # of the memory, for all workers together, where no budget is given
@@ -81,14 +82,12 @@ def worker_specs(count: int, gpus: int) -> dict[int, dict[str, Any]]:
 
 def cores_share(workers: int) -> int:
     """The cores for each worker."""
-    return max(1, (os.cpu_count() or 1) // workers)
+    return max(1, count_cores() // workers)
 
 
 def memory_share(workers: int, budget: int | None) -> int:
     """The bytes for each worker."""
-    import psutil
-
-    return (budget or int(psutil.virtual_memory().available * SHARE_OF_FREE)) // workers
+    return (budget or int(free_memory() * SHARE_OF_FREE)) // workers
 
 
 def _count_gpus() -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 from hasn_cli.batch.pool import Cancelled
+from hasn_cli.machine import free_memory
 
 SHARE_OF_FREE = 0.25
 
@@ -33,9 +34,7 @@ class Room:
         """In bytes."""
         if self._given is not None:
             return self._given
-        import psutil
-
-        return int(psutil.virtual_memory().available * SHARE_OF_FREE)
+        return int(free_memory() * SHARE_OF_FREE)
 
     @contextmanager
     def take(self, amount: int) -> Iterator[None]:

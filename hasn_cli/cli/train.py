@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,10 +89,11 @@ def _recipe(
 ) -> Recipe:
     """Options → recipe; what is not given is chosen for the device."""
     from hasn_cli.inference.upscaler import resolve_device
+    from hasn_cli.machine import count_cores
     from hasn_cli.training.patches import PatchPlan
     from hasn_cli.training.trainer import Recipe
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     on_cpu = (found := resolve_device(device)).type == "cpu"
     return Recipe(
         scales=tuple(dict.fromkeys(scales)),

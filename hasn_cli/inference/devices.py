@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
+from hasn_cli import machine
 from hasn_cli.errors import DeviceError
 
 SHARE_OF_FREE = 0.6  # of the memory that is free: the budget where none is given
@@ -55,7 +55,7 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    return int(psutil.virtual_memory().available)
+    return machine.free_memory()
 
 
 def budget(device: torch.device) -> int:

@@ -16,9 +16,11 @@ from typing import TypeVar
 import torch
 
 from hasn_cli.inference.devices import synchronize
+from hasn_cli.machine import count_cores
 
 T = TypeVar("T")
-CPU_THREADS = torch.get_num_threads()  # before `alone` or a worker changes what a new thread would be told
+# before `alone` or a worker changes what a new thread would be told
+CPU_THREADS = min(torch.get_num_threads(), count_cores())
 Job = Generator[float, None, T]  # yields after each strip what it cost, returns the band's result
 
 
