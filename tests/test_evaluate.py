@@ -88,7 +88,7 @@ def test_what_cannot_be_measured_is_said(folders, capsys, tmp_path):
         ([tmp_path / "empty"], 2, "holds no pictures"),
         ([tiny, "-s", 2], 1, "t.png: SSIM needs"),
         ([hr, "-s", 2, "--lr", hr.parent / "tiny"], 2, "no LR picture for a.png"),
-        ([hr, "-s", 3, "--lr", lr], 1, "a.png is no x3 reduction of a.png"),
+        ([hr, "-s", 3, "--lr", lr], 1, "a.png is no x3 reduction of "),
         ([hr, "-s", 2, "-o", tmp_path / "no" / "file"], 1, "cannot write"),
     ]:
         found, out, error = evaluate(capsys, *arguments)

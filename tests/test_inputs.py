@@ -290,6 +290,9 @@ def test_several_inputs_need_a_folder(tree):
         find_jobs(["a.png", "b.png"], "file.png")
     with pytest.raises(UsageError, match="standard output"):
         find_jobs(["a.png", "b.png"], "-")
+    with pytest.raises(UsageError, match="names one picture"):
+        find_jobs(["a.png", "b.png"], "new.png")
+    assert find_jobs(["a.png", "b.png"], "new.png/")[0].target == Path("new.png/a.png")
 
 
 def test_an_output_name_that_tells_no_format_needs_one(tree):

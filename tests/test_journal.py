@@ -223,6 +223,15 @@ def test_a_journal_that_cannot_be_written_is_said(folder):
     assert all(NAME in str(event.error) and "no-journal" in event.error.hint for event in events)
 
 
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder where nobody may write")
+def test_a_folder_that_cannot_be_made_is_named_and_not_its_journal(folder):
+    save("in/a.png"), save("in/b.png")
+    events = list(run_batch(find_jobs(["in"], "/sys/kernel/out"), TWICE))
+    assert [type(event) for event in events] == [Failed, Failed]
+    for event in events:
+        assert str(event.error).startswith("cannot write into /sys/kernel/out: ") and NAME not in str(event.error)
+
+
 # killed at any moment
 
 PICTURES = 8

@@ -75,12 +75,15 @@ class Gate:
         """The job's output is going to be written.
 
         Raises:
-            OutputError: the journal cannot be.
+            OutputError: the folder or the journal in it cannot be.
         """
         if journal := self._journal(job):
             try:
                 journal.start(job.target)
             except OSError as error:
+                if not journal.path.exists():
+                    message = f"cannot write into {journal.path.parent}: {error.strerror}"
+                    raise OutputError(message, "give another folder: -o OUT/") from error
                 raise OutputError(f"{journal.path}: {error.strerror}", "--no-journal keeps none") from error
 
     def finish(self, job: Job, receipt: Receipt) -> None:

@@ -195,6 +195,8 @@ class _Naming:
             return path
         if self._many and path.exists():
             raise UsageError(f"{output} is a file, and there are several inputs", "give a folder: -o OUT/")
+        if self._many and _names_a_picture(output):
+            raise UsageError(f"{output} names one picture, and there are several inputs", "give a folder: -o OUT/")
         return path if self._many else None
 
     def _check_file_name(self) -> None:
@@ -229,6 +231,12 @@ class _Naming:
         if format not in WRITABLE:
             format = FALLBACK_FORMAT
         return PurePosixPath(f"{stem}{suffix}{ending if own == format else suffix_for_format(format)}")
+
+
+def _names_a_picture(name: str) -> bool:
+    from hasn_cli.images.formats import SUFFIXES
+
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def sniffed(source: Place) -> str | None:

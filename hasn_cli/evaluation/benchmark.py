@@ -85,5 +85,5 @@ def _matching_lr(path: Path, hr: NDArray[np.uint8], scale: int, lr_paths: dict[s
     lr = read_rgb(lr_path)
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
         sizes = f"{lr.shape[1]}×{lr.shape[0]} and {hr.shape[1]}×{hr.shape[0]}"
-        raise ImageError(f"{lr_path.name} is no x{scale} reduction of {path.name}: {sizes}")
+        raise ImageError(f"{lr_path} is no x{scale} reduction of {path}: {sizes}")
     return lr

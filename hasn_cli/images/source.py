@@ -79,6 +79,6 @@ class Limit:
         if height < 1 or width < 1:
             raise ImageError(f"{name}: declares {width}×{height} pixels")
         if self.max_pixels is not None and height * width > self.max_pixels:
-            counts = f"{height * width / 1e6:.0f} megapixels, over the limit of {self.max_pixels / 1e6:.0f}"
+            counts = f"{height * width / 1e6:.4g} megapixels, over the limit of {self.max_pixels / 1e6:.4g}"
             hint = "if you trust the file, raise the limit with --max-megapixels N (0 lifts it)"
             raise ImageError(f"{name}: declares {width}×{height} pixels, {counts}", hint)

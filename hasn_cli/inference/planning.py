@@ -125,7 +125,7 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
         if tile is None and budget is not None and chosen.bytes > budget:
             chosen = _largest(tiled, max(task.height, task.width), budget)
     if budget is not None and chosen.bytes > budget:
-        needed = f"needs {chosen.bytes / 2**20:.0f} MiB and may use {budget / 2**20:.0f}"
+        needed = f"needs {chosen.bytes / 2**20:.0f} MiB and may use {budget / 2**20:.0f} MiB"
         hint = "raise --memory" if tile is None else "raise --memory, or leave --tile to the program"
         raise BudgetError(f"a picture of {task.width}×{task.height} px {needed}", hint)
     return chosen
