@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import signal
@@ -20,12 +21,13 @@ from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.network import HASN
+from hasn_cli.training.forward import forward
 from hasn_cli.training.log import plot, write_csv
 from hasn_cli.training.optimizer import build_optimizers, orthogonalise, set_rate
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.session import prepare
 from hasn_cli.training.start import DEVIATION, adopt, spatial_deviation, start
-from hasn_cli.training.trainer import Recipe, Trainer, forward, mean_psnr, schedule
+from hasn_cli.training.trainer import Recipe, Trainer, mean_psnr, schedule
 from hasn_cli.weights import bundled_path
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
@@ -85,11 +87,21 @@ def test_another_scales_weights_still_interpolate(started, scale):
     assert mean_psnr(network, [smooth], "cpu") > 28
 
 
-def test_the_trainers_forward_is_the_networks(started):
+@pytest.mark.parametrize("height", [13, 24])  # below the network's smallest side, too
+def test_the_trainers_forward_and_its_gradients_are_the_networks(started, height):
     network, lr = started
-    sr, features = forward(network, lr[..., :13, :])  # below the network's smallest side, too
-    torch.testing.assert_close(sr, network(lr[..., :13, :]), rtol=0, atol=0)
+    network, lr = copy.deepcopy(network).double(), lr[..., :height, :].double()
+    with torch.no_grad():
+        for parameter in network.parameters():  # nothing may hide behind the start's zeros and ones
+            parameter += 0.05 * torch.randn(parameter.shape, dtype=torch.float64)
+    expected = network(lr)
+    sr, features = forward(network, lr)
     assert len(features) == 7
+    torch.testing.assert_close(sr, expected, rtol=0, atol=1e-6)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    wanted, found = (torch.autograd.grad(out.square().mean(), parameters) for out in (expected, sr))
+    for name, one, other in zip(names, wanted, found, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm() + 1e-9, name
 
 
 # patches

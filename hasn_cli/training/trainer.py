@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.inference import Upscaler
-from hasn_cli.network import HASN, pad_to_min_side
+from hasn_cli.network import HASN
+from hasn_cli.training.forward import forward
 from hasn_cli.training.optimizer import build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Patches, PatchPlan
 from hasn_cli.training.start import adopt, spatial_deviation, start
@@ -258,20 +258,6 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.history = [Report(**row) for row in state["history"]]
-
-
-def forward(network: HASN, lr: Tensor, *, half: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """`network(lr)`, and the features before the blocks and after each.
-
-    With `half` the blocks run in bfloat16; what adds up to the pixels stays in float32.
-    """
-    shallow = network.conv_1(pad_to_min_side(lr))
-    features = [shallow]
-    with torch.autocast(lr.device.type, torch.bfloat16) if half else nullcontext():
-        for block in network.blocks:
-            features.append(block(features[-1]))
-    sr = network.upsampler(network.conv_2(features[-1].float()) + shallow)
-    return sr[..., : lr.shape[-2] * network.scale, : lr.shape[-1] * network.scale], features
 
 
 def schedule(recipe: Recipe, fraction: float, step: int) -> float:
