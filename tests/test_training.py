@@ -372,6 +372,18 @@ def test_the_command_begins_from_given_weights(tmp_path, capsys):
     assert "100%" in capsys.readouterr().err
 
 
+def test_a_report_is_one_line_of_a_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    (tmp_path / "data").mkdir()
+    Image.fromarray(drawing(128)).save(tmp_path / "data" / "a.png")
+    arguments = ["train", tmp_path / "data", "--valid", tmp_path / "data", "-o", tmp_path / "run", "-d", "cpu"]
+    arguments += ["-s", 2, "-s", 3, "-s", 4, "--patch", 16, "--batch", 2, "--iterations", 2, "--report-every", 1]
+    assert run([str(argument) for argument in arguments]) == 0
+    first, last, end = capsys.readouterr().err.splitlines()
+    assert "50%" in first and "100%" in last and last.endswith("dB") and "x2 " in last
+    assert end.startswith("weights and log are in")
+
+
 def test_each_scale_begins_from_its_own_weights(tmp_path):
     (tmp_path / "data").mkdir()
     Image.fromarray(drawing(128)).save(tmp_path / "data" / "a.png")

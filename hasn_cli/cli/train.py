@@ -129,7 +129,7 @@ def _view() -> Iterator[Callable[[Report], None]]:
 
         def show(report: Report) -> None:
             bar.update(task, completed=report.fraction, description=str(report.step), status=f"{report.speed:.2f} it/s")
-            console.print(_line(report))
+            console.print(_line(report), soft_wrap=True)
 
         yield show
 
