@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import mmap
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from hasn_cli.errors import BudgetError, DeviceError, UsageError
-from hasn_cli.inference import Upscaler, devices, streaming
+from hasn_cli.inference import Upscaler, devices, kernels, streaming
 from hasn_cli.network import HASN
 from hasn_cli.weights import load_network
 
@@ -182,29 +185,42 @@ class FailingEvaluation(streaming.Evaluation):
     """Runs out of memory like an accelerator, as long as strips or maps are too large."""
 
     strips: tuple[int, ...] = ()
+    kept: tuple[bool, ...] = ()
+    error: Exception = torch.OutOfMemoryError("out of memory")
     most_rows = 10**9
     most_pixels = 10**9
 
     def run(self, sink, progress):
         type(self).strips += (self.strip,)
+        type(self).kept += (self.normalised is not None,)
         progress(0.3)
         if self.strip > self.most_rows or self.height * self.width > self.most_pixels:
-            raise torch.OutOfMemoryError("out of memory")
+            raise self.error
         super().run(sink, progress)
 
 
-def failing(monkeypatch, **limits: int) -> type[FailingEvaluation]:
+def failing(monkeypatch, **limits: object) -> type[FailingEvaluation]:
     kind = type("Failing", (FailingEvaluation,), limits)
     monkeypatch.setattr("hasn_cli.inference.upscaler.Evaluation", kind)
     return kind
 
 
-def test_out_of_memory_halves_the_strip_until_it_fits(network, monkeypatch):
+OUTS_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: …"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GiB)"),
+]
+
+
+@pytest.mark.parametrize("error", OUTS_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_gives_up_what_is_kept_then_halves_the_strip_until_it_fits(network, monkeypatch, error):
     image, seen = photo(60, 400), []
     exact = Upscaler(network, device="cpu").upscale(image)
-    kind = failing(monkeypatch, most_rows=5)
+    kind = failing(monkeypatch, most_rows=5, error=error)
     assert np.abs(Upscaler(network, device="cpu").upscale(image, seen.append) - exact).max() < 2e-5
-    assert list(kind.strips) == [41, 20, 10, 5]
+    assert list(kind.strips) == [41, 41, 20, 10, 5]
+    assert list(kind.kept) == [True, False, False, False, False]
     assert seen == sorted(seen)
 
 
@@ -221,6 +237,63 @@ def test_out_of_memory_for_good_is_said_in_words(network, monkeypatch):
     with pytest.raises(BudgetError, match="out of memory on cpu") as caught:
         Upscaler(network, device="cpu").upscale(photo(40, 40))
     assert caught.value.hint
+
+
+def test_features_beyond_float16_behind_the_last_block_are_computed_in_float32(network):
+    loud = copy.deepcopy(network)
+    with torch.no_grad():
+        for tensor in loud.block_6.cab.cab[2].parameters():
+            tensor *= 1e7
+        loud.conv_2.weight *= 1e-7
+    image = photo(40, 40)
+    exact = Upscaler(loud, device="cpu").upscale(image)
+    assert np.isfinite(exact).all()
+    np.testing.assert_allclose(Upscaler(loud, device="cpu", precision="fp16").upscale(image), exact, atol=1e-5)
+
+
+def test_pytorch_itself_says_that_the_processors_memory_ran_out():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert devices.is_out_of_memory(caught.value)
+    assert not devices.is_out_of_memory(RuntimeError("broken"))
+
+
+def test_memory_that_runs_out_after_a_return_to_float32_ends_in_words(network, monkeypatch):
+    tried = []
+
+    class Failing(streaming.Evaluation):
+        def run(self, sink, progress):
+            tried.append((self.features.data.dtype, self.strip))
+            if self.features.data.dtype is not torch.float32:
+                raise streaming.NonFinite
+            raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("hasn_cli.inference.upscaler.Evaluation", Failing)
+    with pytest.raises(BudgetError, match="out of memory on cpu"):
+        Upscaler(network, device="cpu", precision="bf16").upscale(photo(60, 400))
+    assert [dtype for dtype, _ in tried[1:]] == [torch.float32] * (len(tried) - 1)
+    assert [strip for _, strip in tried[1:8]] == [41, 41, 20, 10, 5, 2, 1]
+
+
+def test_one_tiles_maps_are_gone_before_the_next_ones_are_made(network, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(streaming.FeatureMap):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(streaming, "FeatureMap", Counted)
+    Upscaler(network, device="cpu", tile=24, threads=1).upscale(photo(40, 40))
+    assert len(most) == 4 and max(most) == 1
+
+
+def test_a_kernel_without_large_pages_does_for_large_maps_too(monkeypatch):
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999, raising=False)
+    buffer = kernels.large_buffer((1 << 22,), torch.uint8, torch.device("cpu"))
+    buffer[-1] = 7
+    assert buffer[-1] == 7
 
 
 def test_a_fault_in_one_band_reaches_the_caller_and_stops_the_others(network, monkeypatch):

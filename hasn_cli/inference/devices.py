@@ -8,7 +8,7 @@ from hasn_cli import machine
 from hasn_cli.errors import DeviceError
 
 SHARE_OF_FREE = 0.6  # of the memory that is free: the budget where none is given
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in plain errors of PyTorch's
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -69,6 +69,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out: CUDA has a type for that, PyTorch's other allocators a text only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def release(device: torch.device) -> None:

@@ -18,7 +18,7 @@ from hasn_cli.inference.devices import resolve_device
 from hasn_cli.inference.fusion import FusedNetwork
 from hasn_cli.inference.kernels import keep_freed_memory
 from hasn_cli.inference.planning import Plan, Task
-from hasn_cli.inference.streaming import Evaluation, NonFinite
+from hasn_cli.inference.streaming import Evaluation, NonFinite, Sink
 from hasn_cli.inference.tiling import LARGE_TILE, Canvas, Output, check_tile, cut, quantised
 from hasn_cli.inference.workers import CPU_THREADS, Workers, alone
 from hasn_cli.network import HASN, MIN_SIDE, pad_to_min_side
@@ -81,7 +81,7 @@ class Upscaler:
         Raises:
             BudgetError: it does not fit the memory budget in any allowed way.
         """
-        return self._plan(size, channels, itemsize, self._held)
+        return self._plan(size, channels, itemsize, self._computing, self._held)
 
     def batch_size(self, size: tuple[int, int]) -> int:
         """How many pictures of `size` are best evaluated together."""
@@ -124,16 +124,26 @@ class Upscaler:
         return result[: height * self.scale, : width * self.scale]
 
     def _within_memory(self, image: Image, report: Report | Part) -> Image:
-        """Follow the plan; where memory runs out all the same, with shorter strips, then with tiles."""
-        plan = self._plan(image.shape[:2], image.shape[2], image.dtype.itemsize, self._held)
+        """Follow the plan; where memory runs out all the same, with less of it; where the precision does not hold this
+        picture's features, in float32."""
+        computing, held = self._computing, self._held
+        plan = self._plan_for(image, computing, held)
         while True:
             try:
-                return self._in_precision(image, plan, report)
-            except devices.OUT_OF_MEMORY as error:
-                plan = self._smaller(plan, image, error)
+                return self._turned(image, plan, computing, held, report)
+            except NonFinite:
+                computing = held = torch.float32
+                plan = self._plan_for(image, computing, held)
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+                plan = self._smaller(plan, image, (computing, held), error)
             devices.release(self.device)
 
-    def _smaller(self, plan: Plan, image: Image, error: BaseException) -> Plan:
+    def _smaller(self, plan: Plan, image: Image, precision: tuple[torch.dtype, torch.dtype], error: Exception) -> Plan:
+        """The next best plan after one that ran out of memory: fewer maps, then shorter strips, then tiles."""
+        if plan.keep:
+            return replace(plan, keep=False)
         if plan.strip > 1:
             return replace(plan, strip=plan.strip // 2)
         side = max(image.shape[:2]) if plan.tile is None else plan.tile
@@ -142,15 +152,7 @@ class Upscaler:
             raise BudgetError(
                 f"out of memory on {self.device} for {image.shape[1]}×{image.shape[0]} px", hint
             ) from error
-        return self._plan(image.shape[:2], image.shape[2], image.dtype.itemsize, self._held, tile=side // 2)
-
-    def _in_precision(self, image: Image, plan: Plan, report: Report | Part) -> Image:
-        """Follow the plan in the precision asked for, or in float32 where that does not hold this picture."""
-        try:
-            return self._turned(image, plan, self._computing, self._held, report)
-        except NonFinite:
-            plan = self._plan(image.shape[:2], image.shape[2], image.dtype.itemsize, torch.float32)
-            return self._turned(image, plan, torch.float32, torch.float32, report)
+        return self._plan_for(image, *precision, tile=side // 2)
 
     def _turned(
         self, image: Image, plan: Plan, computing: torch.dtype, held: torch.dtype, report: Report | Part
@@ -177,20 +179,23 @@ class Upscaler:
         side = plan.tile or max(height, width)
         rows, columns = cut(height, side, plan.overlap), cut(width, side, plan.overlap)
         canvas = Canvas(output, rows, columns, self.scale, channels)
-        network, workers = self._network(computing), self._ready_workers()
+        network = self._network(computing)
         for done, (i, j) in enumerate(canvas.tiles()):
-            part = report.part(done / plan.tiles, 1 / plan.tiles)
             piece = image[rows[i].start : rows[i].stop, columns[j].start : columns[j].stop]
-            evaluation = Evaluation(
-                network, ArraySource(piece, network), held, workers, self._strip or plan.strip, plan.keep
-            )
 
             def sink(top: int, strip: Tensor, tile: tuple[int, int] = (i, j)) -> None:
-                canvas.put(tile, top * self.scale, self._values(strip))
+                canvas.put(tile, top * self.scale, self._values(strip, held))
 
-            evaluation.run(sink, part.add)
+            self._evaluate(piece, network, held, plan, sink, report.part(done / plan.tiles, 1 / plan.tiles))
 
-    def _values(self, strip: Tensor) -> NDArray[np.float32]:
+    def _evaluate(
+        self, piece: Image, network: FusedNetwork, held: torch.dtype, plan: Plan, sink: Sink, part: Part
+    ) -> None:
+        """One tile, or the whole; its feature maps are gone when this returns."""
+        source, strip = ArraySource(piece, network), self._strip or plan.strip
+        Evaluation(network, source, held, self._ready_workers(), strip, plan.keep).run(sink, part.add)
+
+    def _values(self, strip: Tensor, held: torch.dtype) -> NDArray[np.float32]:
         """h×W×(s·s·C) → sh×sW×C floats on the host.
 
         Raises:
@@ -199,18 +204,27 @@ class Upscaler:
         height, width, cells = strip.shape
         s, channels = self.scale, cells // self.scale**2
         values = strip.view(height, width, s, s * channels).permute(0, 2, 1, 3).reshape(height * s, width * s, channels)
-        if strip.dtype is not torch.float32 and not torch.isfinite(values).all():
+        if held is not torch.float32 and not torch.isfinite(values).all():
             raise NonFinite
         result: NDArray[np.float32] = values.float().cpu().numpy()
         return result
 
+    def _plan_for(self, image: Image, computing: torch.dtype, held: torch.dtype, tile: int | None = None) -> Plan:
+        return self._plan(image.shape[:2], image.shape[2], image.dtype.itemsize, computing, held, tile)
+
     def _plan(
-        self, size: tuple[int, int], channels: int, itemsize: int, held: torch.dtype, tile: int | None = None
+        self,
+        size: tuple[int, int],
+        channels: int,
+        itemsize: int,
+        computing: torch.dtype,
+        held: torch.dtype,
+        tile: int | None = None,
     ) -> Plan:
         (height, width), cpu = (max(side, MIN_SIDE) for side in size), self.device.type == "cpu"
         task = Task(
             height, width, channels, itemsize, self.scale,
-            computing=self._computing.itemsize,
+            computing=computing.itemsize,
             held=held.itemsize,
             threads=max(1, self._threads),
             on_host=cpu,
