@@ -77,16 +77,32 @@ def test_table_and_csv_hold_each_picture_and_the_mean(folders, capsys, tmp_path)
     assert f"{float(rows[-1]['psnr_y']):.2f}" in table.splitlines()[-1]
 
 
+def test_a_perfect_score_is_null_in_json(capsys, tmp_path):
+    Image.new("RGB", (40, 40), (90, 90, 90)).save(tmp_path / "flat.png")
+    code, out, _ = evaluate(capsys, tmp_path, "-s", 2, "-f", "json")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    scores = json.loads(out, parse_constant=refuse)
+    assert code == 0
+    assert scores["pictures"][0]["bicubic_psnr_y"] is None
+
+
 def test_what_cannot_be_measured_is_said(folders, capsys, tmp_path):
     hr, lr = folders
     (tmp_path / "empty").mkdir()
     tiny = tmp_path / "tiny"
     tiny.mkdir()
     Image.new("RGB", (12, 12)).save(tiny / "t.png")
+    speck = tmp_path / "speck"
+    speck.mkdir()
+    Image.new("RGB", (3, 3)).save(speck / "s.png")
     for arguments, code, message in [
         ([tmp_path / "none"], 2, "is not a folder"),
         ([tmp_path / "empty"], 2, "holds no pictures"),
         ([tiny, "-s", 2], 1, "t.png: SSIM needs"),
+        ([speck, "-s", 4], 1, "s.png is too small to be reduced 4 times"),
         ([hr, "-s", 2, "--lr", hr.parent / "tiny"], 2, "no LR picture for a.png"),
         ([hr, "-s", 3, "--lr", lr], 1, "a.png is no x3 reduction of "),
         ([hr, "-s", 2, "-o", tmp_path / "no" / "file"], 1, "cannot write"),

@@ -85,9 +85,13 @@ def _csv(scores: Sequence[Score]) -> str:
 
 def _json(scores: Sequence[Score]) -> str:
     import json
+    import math
 
-    *pictures, mean = (vars(score) for score in scores)
-    return json.dumps({"pictures": pictures, "mean": mean}, indent=2)
+    def number(value: float | str) -> float | str | None:
+        return value if isinstance(value, str) or math.isfinite(value) else None  # a perfect result scores infinity
+
+    *pictures, mean = ({name: number(value) for name, value in vars(score).items()} for score in scores)
+    return json.dumps({"pictures": pictures, "mean": mean}, indent=2, allow_nan=False)
 
 
 FORMATS = {"table": _table, "csv": _csv, "json": _json}

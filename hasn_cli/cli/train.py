@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,14 @@ POSITIVE = click.IntRange(1)
     "--from", "initial", group=DATA, metavar="WEIGHTS", help="Begin from these: hasn, a folder, or a file of any scale."
 )
 @option("--valid", group=DATA, type=PATH, metavar="DIR", help="Pictures kept apart, to choose the best weights by.")
-@option("--valid-side", group=DATA, type=POSITIVE, default=384, show_default=True, help="Of their middle, HR pixels.")
+@option(
+    "--valid-side",
+    group=DATA,
+    type=click.IntRange(64),
+    default=384,
+    show_default=True,
+    help="Of their middle, HR pixels.",
+)
 @option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Steps.")
 @option("--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Or time.")
 @option("--validate-every", group=LENGTH, type=POSITIVE, default=500, show_default=True, help="Steps; saves as often.")
@@ -66,11 +74,17 @@ def command(data_dir: Path, output: Path, initial: str | None, valid: Path | Non
     trainer = prepare(
         data_dir, output, recipe, initial=initial, valid=valid, valid_side=valid_side, on_skip=_say_skipped
     )
+    if trainer.finished:
+        click.echo(f"the run in {output} is finished; more --iterations or --minutes would go on", err=True)
+        return
     if trainer.step:
-        click.echo(f"going on from step {trainer.step}", err=True)
+        click.echo(f"going on from step {trainer.step} in {output}", err=True)
+    plots = find_spec("matplotlib") is not None
+    if not plots:
+        click.echo("no curve.png without matplotlib: pip install 'hasn-cli[train]'", err=True)
     with _view() as show:
         for report in trainer.run():
-            _write_log(trainer)
+            _write_log(trainer, plots)
             show(report)
     click.echo(f"weights and log are in {output}", err=True)
 
@@ -108,12 +122,12 @@ def _recipe(
     )
 
 
-def _write_log(trainer: Trainer) -> None:
+def _write_log(trainer: Trainer, plots: bool) -> None:
     from hasn_cli.training.log import plot, write_csv
 
-    if trainer.history[-1].psnr or trainer.finished:
-        plot(trainer.history, trainer.folder / "curve.png")
     write_csv(trainer.history, trainer.folder / "log.csv")
+    if plots and (trainer.history[-1].psnr or trainer.finished):
+        plot(trainer.history, trainer.folder / "curve.png")
 
 
 @contextmanager
@@ -124,7 +138,9 @@ def _view() -> Iterator[Callable[[Report], None]]:
 
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("step {task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, redirect_stdout=False
+    ) as bar:
         task = bar.add_task("0", total=1.0, status="")
 
         def show(report: Report) -> None:

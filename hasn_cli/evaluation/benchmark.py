@@ -48,8 +48,11 @@ def benchmark(hr_folder: Path, upscaler: Upscaler, lr_folder: Path | None = None
     lr_paths = {} if lr_folder is None else {path.stem: path for path in list_pictures(lr_folder, recursive=False)}
     for path in list_pictures(hr_folder, recursive=False):
         hr = whole_multiple(read_rgb(path), upscaler.scale)
-        lr = resize(hr, scale=1 / upscaler.scale)
-        if lr_folder is not None:
+        if not hr.size:
+            raise ImageError(f"{path} is too small to be reduced {upscaler.scale} times")
+        if lr_folder is None:
+            lr = resize(hr, scale=1 / upscaler.scale)
+        else:
             lr = _matching_lr(path, hr, upscaler.scale, lr_paths)
         yield _score(path.name, hr, lr, upscaler)
 

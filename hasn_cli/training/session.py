@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.batch.folders import OnSkip
-from hasn_cli.errors import UsageError
+from hasn_cli.errors import UsageError, WeightsError
 from hasn_cli.evaluation.pictures import list_pictures, read_all
+from hasn_cli.network import NUM_FEATURES
 from hasn_cli.training.patches import MARGIN
 from hasn_cli.training.trainer import Recipe, Trainer
 from hasn_cli.weights import resolve
-from hasn_cli.weights.checkpoint import load_state_dict_file
+from hasn_cli.weights.checkpoint import StateDict, load_state_dict_file, network_from_state_dict
+
+SMALLEST_VALID = 64  # pixels a side of a picture that is chosen by
 
 
 def prepare(
@@ -40,7 +43,7 @@ def prepare(
 
     Raises:
         UsageError: a folder is missing or holds nothing usable.
-        WeightsError: `initial` cannot be had.
+        WeightsError: `initial` cannot be had, or is no HASN of the published width.
     """
     min_side = max(recipe.scales) * (recipe.patches.side + 2 * MARGIN)
     pictures = list(read_all(list_pictures(data_dir, on_skip=on_skip), min_side, on_skip))
@@ -49,8 +52,16 @@ def prepare(
     chosen_by = [] if valid is None else [middle(p, valid_side) for p in _valid_pictures(valid, on_skip)]
     states = None
     if initial is not None:
-        states = {scale: load_state_dict_file(resolve(initial, scale).path) for scale in recipe.scales}
+        states = {scale: _initial_state(resolve(initial, scale).path) for scale in recipe.scales}
     return Trainer(pictures, chosen_by, output, recipe, states)
+
+
+def _initial_state(path: Path) -> StateDict:
+    """A file's tensors, if they are a whole HASN's of the size that is trained here."""
+    network = network_from_state_dict(load_state_dict_file(path), origin=str(path))
+    if network.num_features != NUM_FEATURES:
+        raise WeightsError(f"{path} is {network.num_features} channels wide; {NUM_FEATURES} are trained")
+    return network.state_dict()
 
 
 def middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -60,7 +71,7 @@ def middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _valid_pictures(folder: Path, on_skip: OnSkip) -> list[NDArray[np.uint8]]:
-    pictures = list(read_all(list_pictures(folder, on_skip=on_skip), 64, on_skip))
+    pictures = list(read_all(list_pictures(folder, on_skip=on_skip), SMALLEST_VALID, on_skip))
     if not pictures:
         raise UsageError(f"{folder} holds no usable picture")
     return pictures

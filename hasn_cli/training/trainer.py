@@ -136,27 +136,27 @@ class Trainer:
             if fraction >= 1:
                 break
             rate = schedule(self.recipe, fraction, self.step)
-            loss, features = self._train_on(batch, rate)
+            loss, pieces = self._train_on(batch, rate)
             losses.append(loss)
             self.step += 1
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
-            if self.step % self.recipe.report_every == 0 or self._fraction() >= 1:
+            every = (self.recipe.report_every, self.recipe.validate_every)
+            if self._fraction() >= 1 or any(self.step % steps == 0 for steps in every):
                 speed = len(losses) / (now - reported_at)
-                yield self._report(rate, losses, features, speed)
+                yield self._report(rate, losses, mean_deviations(pieces), speed)
                 losses = []
                 reported_at = clock = time.monotonic()
         if not self.history or self.history[-1].step != self.step:
             self._save(self._validate())
 
-    def _report(self, rate: float, losses: list[Tensor], features: list[Tensor], speed: float) -> Report:
+    def _report(self, rate: float, losses: list[Tensor], deviations: tuple[float, ...], speed: float) -> Report:
         last = self._fraction() >= 1
         loss = float(torch.stack(losses).mean()) * 255
-        deviations = tuple(spatial_deviation(feature) for feature in features)
         if not math.isfinite(loss):
             raise HasnError(f"training diverged at step {self.step}: the loss is {loss}", "try a lower --rate")
-        if min(deviations) < DEAD:
-            block = deviations.index(min(deviations))
+        if deviations[0] >= DEAD > min(deviations[1:]):  # of flat patches nothing can be told
+            block = deviations.index(min(deviations[1:]))
             raise HasnError(f"training collapsed at step {self.step}: block {block} is dead", "try a lower --rate")
         psnr: dict[int, float] = {}
         validating = last or self.step % self.recipe.validate_every == 0
@@ -187,7 +187,8 @@ class Trainer:
         )
         return iter(loader)
 
-    def _train_on(self, batch: Batch, rate: float) -> tuple[Tensor, list[Tensor]]:
+    def _train_on(self, batch: Batch, rate: float) -> tuple[Tensor, list[list[Tensor]]]:
+        """One step; returns the loss and, for each piece, the features before the blocks and after each."""
         network = self.networks[batch.scale]
         parameters = list(network.parameters())
         pieces = list(zip(*(torch.split(side, self.recipe.piece) for side in (batch.lr, batch.hr)), strict=True))
@@ -207,7 +208,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self._average()
-        return sum((loss for loss, _, _ in results), torch.zeros(())), results[0][2]
+        return sum((loss for loss, _, _ in results), torch.zeros(())), [features for _, _, features in results]
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -234,6 +235,7 @@ class Trainer:
                 self.best[scale] = psnr.get(scale, -math.inf)
                 save_network(network, self.folder / f"hasn_x{scale}.safetensors")
         state = {
+            "plan": self._plan,
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
@@ -246,11 +248,29 @@ class Trainer:
         torch.save(state, data)
         write_atomically(self.checkpoint, data.getvalue())
 
+    @property
+    def _plan(self) -> dict[str, object]:
+        """What a run may not change on its way, by the names of the options."""
+        recipe, patches = self.recipe, self.recipe.patches
+        return {
+            "-s": " and ".join(f"x{scale}" for scale in recipe.scales),
+            "--batch": patches.batch,
+            "--patch": patches.side,
+            "--seed": patches.seed,
+            "--adam": not recipe.matrices,
+        }
+
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.recipe.device, weights_only=True)
-        if tuple(state["networks"]) != tuple(self.networks):
-            scales = " and ".join(f"x{scale}" for scale in state["networks"])
-            raise UsageError(f"{self.folder} holds a run for {scales}", "give another folder, or those scales")
+        try:  # on the CPU first: Adam's counters stay where they are loaded, and belong there
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            plan = state["plan"]
+        except Exception as error:
+            hint = "give another folder, or delete the file to begin anew"
+            raise HasnError(f"{self.checkpoint} is damaged, or no checkpoint of a run", hint) from error
+        for option, value in self._plan.items():
+            if plan.get(option) != value:
+                message = f"{self.folder} holds a run with {option} {plan.get(option)}, not {value}"
+                raise UsageError(message, "give another folder, or the options that the run began with")
         for networks, name in ((self.networks, "networks"), (self.averaged, "averaged")):
             for scale, network in networks.items():
                 network.load_state_dict(state[name][scale])
@@ -258,6 +278,11 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.history = [Report(**row) for row in state["history"]]
+
+
+def mean_deviations(pieces: Sequence[Sequence[Tensor]]) -> tuple[float, ...]:
+    """The spatial deviation before the blocks and after each, over a batch's pieces."""
+    return tuple(sum(map(spatial_deviation, stage)) / len(stage) for stage in zip(*pieces, strict=True))
 
 
 def schedule(recipe: Recipe, fraction: float, step: int) -> float:
