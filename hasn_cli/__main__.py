@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    _open_closed_streams()
     from hasn_cli.cli.main import run
     from hasn_cli.console import INTERRUPTED
 
@@ -20,6 +22,16 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """A standard stream that the caller closed is None to Python; in its place comes one that leads nowhere.
+
+    In their order they get their own numbers back, so that no picture is ever opened as number 1 or 2.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (open to the end)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def describe(error: BaseException) -> tuple[str, str | None]:
     if isinstance(error, MemoryError):
         return "not enough memory", "set a budget, such as --memory 2G, and fewer pictures at once, -j 1"
     text = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {text}", "run again with -v for the traceback, and please report it"
+    return f"unexpected {type(error).__name__}: {text}", "hasn -v COMMAND … shows the traceback; please report it"
 
 
 def error_lines(error: BaseException, *, name: str = "") -> list[str]:
@@ -303,6 +303,7 @@ def make_bars() -> Bars:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=False,  # what a command writes there is not for eyes
     )
 
 
@@ -314,7 +315,8 @@ def fetching() -> Iterator[Fetching]:
 
     stderr = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    hidden = not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=hidden, redirect_stdout=False) as bars:
         task = bars.add_task("", total=None, visible=False)
 
         def progress(label: str, done: int, total: int | None) -> None:
@@ -391,6 +393,7 @@ def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:
         report.error = error
         raise
     finally:
-        for view in views:
-            view.finish(report)
+        with contextlib.ExitStack() as ends:  # one that fails keeps no other from giving the cursor back
+            for view in reversed(views):
+                ends.callback(view.finish, report)
     return report

@@ -9,7 +9,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from io import BytesIO
@@ -150,7 +150,7 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
     tell("formats")
     formats = probe_formats()
     tell("memory")
-    upscalers = {scale: _upscaler(scale) for scale in SCALES if weights[scale]}
+    upscalers, damaged = _load([scale for scale in SCALES if weights[scale]])
     reach = tuple(largest_exact(upscaler) for upscaler in upscalers.values())
     speed = None
     if seconds > 0 and upscalers:
@@ -177,7 +177,7 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
         free=free,
         reach=reach,
         speed=speed,
-        concerns=tuple(find_concerns(weights, formats, cache, free)),
+        concerns=(*damaged, *find_concerns(weights, formats, cache, free)),
     )
 
 
@@ -352,11 +352,18 @@ def _existing(path: Path) -> Path:
     return path if path.exists() or path.parent == path else _existing(path.parent)
 
 
-def _upscaler(scale: int) -> Upscaler:
+def _load(scales: Sequence[int]) -> tuple[dict[int, Upscaler], list[Concern]]:
+    """An upscaler for each scale, and what is the matter with those that cannot be had."""
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
 
-    return Upscaler(load_network("hasn", scale))
+    upscalers, concerns = {}, []
+    for scale in scales:
+        try:
+            upscalers[scale] = Upscaler(load_network("hasn", scale))
+        except HasnError as error:
+            concerns.append(Concern(error.message, "install hasn-cli again", fatal=True))
+    return upscalers, concerns
 
 
 def _version(package: str) -> str | None:

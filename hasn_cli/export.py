@@ -24,8 +24,8 @@ CHECK_SIZES = ((MIN_SIDE, MIN_SIDE), (37, 64), (50, 23))
 INPUT, OUTPUT = "lr", "sr"
 
 
-def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping[str, str] | None = None) -> None:
-    """Write `network` as ONNX, weights inside, whole or not at all.
+def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping[str, str] | None = None) -> float:
+    """Write `network` as ONNX, weights inside, once `check_onnx` has passed it; whole or not at all.
 
     The file's input `lr` is N×3×H×W, float32, RGB in [0, 1], any N, any H and W from 15; its output `sr` is N×3×sH×sW,
     unclamped.
@@ -36,10 +36,31 @@ def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping
         opset: version of the ONNX operators, 18 or later.
         about: entries for the file's metadata, beside scale and what the input must be.
 
+    Returns:
+        What `check_onnx` measured.
+
     Raises:
-        MissingExtraError: onnx or onnxscript is not installed.
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        HasnError: the check has failed; what was at `path` stays.
         OSError: the target cannot be written.
     """
+    _runtime()  # if it is missing, that is told before the work
+    model = _converted(network, opset)
+    entries = {
+        "architecture": "HASN",
+        "scale": str(network.scale),
+        "input": f"N×3×H×W, float32, RGB in [0, 1], H and W at least {MIN_SIDE}",
+        **(about or {}),
+    }
+    for key, value in entries.items():
+        model.metadata_props.add(key=key, value=value)
+    content = model.SerializeToString()
+    worst = check_onnx(content, network)
+    write_atomically(path, content)
+    return worst
+
+
+def _converted(network: HASN, opset: int) -> Any:
     example = torch.zeros(1, 3, MIN_SIDE + 9, MIN_SIDE + 20)  # unequal sides, so that neither is taken for the other
     try:
         with _quietly():
@@ -58,29 +79,22 @@ def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping
     assert program is not None
     model = program.model_proto
     _forget_origin(model)
-    entries = {
-        "architecture": "HASN",
-        "scale": str(network.scale),
-        "input": f"N×3×H×W, float32, RGB in [0, 1], H and W at least {MIN_SIDE}",
-        **(about or {}),
-    }
-    for key, value in entries.items():
-        model.metadata_props.add(key=key, value=value)
-    write_atomically(path, model.SerializeToString())
+    return model
 
 
-def check_onnx(path: Path, network: HASN, sizes: Sequence[tuple[int, int]] = CHECK_SIZES) -> float:
-    """The largest difference between the file, run by onnxruntime, and the network, over noise of each (height, width).
+def check_onnx(model: Path | bytes, network: HASN, sizes: Sequence[tuple[int, int]] = CHECK_SIZES) -> float:
+    """The largest difference between an ONNX model, run by onnxruntime, and the network, over noise.
+
+    Args:
+        model: the file, or what would be its content.
+        network: what it was made from.
+        sizes: (height, width) of each noise.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
         HasnError: the difference is more than rounding.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("running ONNX", "onnx") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = _runtime().InferenceSession(model, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for size in sizes:
@@ -90,8 +104,18 @@ def check_onnx(path: Path, network: HASN, sizes: Sequence[tuple[int, int]] = CHE
         (found,) = session.run([OUTPUT], {INPUT: lr.numpy()})
         worst = max(worst, (torch.from_numpy(found) - expected).abs().max().item())
     if not worst <= TOLERANCE:
-        raise HasnError(f"{path} differs from the network by {worst:.1g}", "please report it, with torch's version")
+        raise HasnError(
+            f"the ONNX model differs from the network by {worst:.1g}", "please report it, with torch's version"
+        )
     return worst
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("running ONNX", "onnx") from error
+    return onnxruntime
 
 
 def _forget_origin(model: Any) -> None:

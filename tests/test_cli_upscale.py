@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -188,6 +189,10 @@ def test_a_bad_picture_fails_alone_and_leaves_nothing(hasn, tmp_path, name, cont
         (["a.png", "-d", "toaster"], 1, ["toaster"]),
         (["a.png", "--memory", "lots"], 2, ["lots"]),
         (["a.png", "--tile", "5"], 2, ["tile"]),
+        (["a.png", "--megapixels", "inf"], 2, ["--megapixels", "inf"]),
+        (["a.png", "--megapixels", "1e308"], 2, ["--megapixels", "1e308"]),
+        (["a.png", "--max-megapixels", "inf"], 2, ["--max-megapixels", "inf"]),
+        (["a.png", "--max-megapixels", "nan"], 2, ["--max-megapixels", "nan"]),
         (["a.png", "--frobnicate"], 2, ["--frobnicate"]),
         (["-0", "a.png"], 2, ["list"]),
         ([], 2, ["no input"]),
@@ -302,13 +307,39 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
     assert done.returncode == 1
 
 
-def test_bars_are_drawn_on_a_terminal_and_cleared(tmp_path):
-    save(tmp_path / "a.png", (96, 96))
-    save(tmp_path / "b.png", (96, 96))
+@pytest.mark.parametrize(
+    ("redirect", "missing"),
+    [(">&-", ["stdout"]), ("2>&-", ["stderr"]), ("<&- >&- 2>&-", ["stdin", "stdout", "stderr"])],
+)
+def test_closed_streams_are_no_reason_to_fail(tmp_path, redirect, missing):
+    save(tmp_path / "a.png")
+    done = shell(f"upscale a.png -s 2 {redirect}", tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr == b"" or ("stderr" not in missing and b"rror" not in done.stderr)
+    assert size_of(tmp_path / "a_x2.png") == (40, 32)
+
+
+def test_a_picture_from_or_to_a_closed_stream_is_an_error_and_not_a_bug(tmp_path):
+    save(tmp_path / "a.png")
+    unread = shell("upscale - -o b.png <&-", tmp_path)
+    assert unread.returncode == 1 and b"standard input: the file is empty" in unread.stderr
+    unwritten = shell("upscale a.png -o - >&-", tmp_path)
+    assert unwritten.returncode == 2 and b"closed" in unwritten.stderr
+
+
+def shell(command: str, folder) -> subprocess.CompletedProcess:
+    """A real `hasn`, called by a shell, which alone can close streams."""
+    line = f"{shlex.quote(sys.executable)} -m hasn_cli {command}"
+    return subprocess.run(["sh", "-c", line], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def on_terminal(folder, *args: object, stdout=None) -> tuple[int, str]:
+    """The exit code of a `hasn` whose stderr is a terminal, and what that shows; `stdout` None: the terminal too."""
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-m", "hasn_cli", "upscale", "a.png", "b.png", "-s", "2"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "hasn_cli", *map(str, args)],
+        cwd=folder,
+        stdout=theirs if stdout is None else stdout,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
     )
@@ -320,10 +351,50 @@ def test_bars_are_drawn_on_a_terminal_and_cleared(tmp_path):
         except OSError:  # the other end is closed
             break
         shown += piece
-    assert child.wait() == 0
-    text = shown.decode()
+    os.close(ours)
+    return child.wait(), shown.decode()
+
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+
+
+def test_bars_are_drawn_on_a_terminal_and_cleared(tmp_path):
+    save(tmp_path / "a.png", (96, 96))
+    save(tmp_path / "b.png", (96, 96))
+    code, text = on_terminal(tmp_path, "upscale", "a.png", "b.png", "-s", 2)
+    assert code == 0
     assert "2 pictures" in text and "━" in text and "MP" in text
     assert "a_x2.png" in text and "2 done" in text
+
+
+def test_json_goes_to_stdout_though_stderr_is_a_terminal_with_bars(tmp_path):
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    with (tmp_path / "events").open("wb") as events:
+        code, text = on_terminal(tmp_path, "upscale", "a.png", "b.png", "-s", 2, "--json", stdout=events)
+    kinds = [json.loads(line)["event"] for line in (tmp_path / "events").read_text().splitlines()]
+    assert code == 0
+    assert kinds[-1] == "summary" and kinds.count("done") == 2
+    assert "2 pictures" in text and '"event"' not in text
+
+
+def test_json_on_the_terminal_itself_is_not_mixed_with_bars(tmp_path):
+    save(tmp_path / "a.png")
+    code, text = on_terminal(tmp_path, "upscale", "a.png", "-s", 2, "--json")
+    events = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert code == 0 and events[-1]["event"] == "summary"
+    assert "━" not in text
+
+
+def test_when_the_reader_of_events_goes_the_cursor_comes_back_and_the_code_says_so(tmp_path):
+    save(tmp_path / "a.png")
+    reader, writer = os.pipe()
+    os.close(reader)
+    code, text = on_terminal(tmp_path, "upscale", "a.png", "-s", 2, "--json", stdout=writer)
+    os.close(writer)
+    assert code == 1
+    assert text.count(HIDE) == text.count(SHOW) > 0
+    assert text.rindex(SHOW) > text.rindex(HIDE) and "Traceback" not in text
 
 
 def test_an_endless_stream_that_is_no_picture_is_refused_at_once(tmp_path):

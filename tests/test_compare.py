@@ -629,6 +629,30 @@ def test_the_command_writes_a_sheet_where_the_name_is_a_pictures(small, tmp_path
         assert image.format == "WEBP" and image.width > image.height > 300
 
 
+@pytest.mark.parametrize("target", ["page.html", "sheet.png"])
+def test_names_that_are_no_unicode_or_hold_control_characters_are_shown_escaped(
+    small, tmp_path, monkeypatch, capsys, target
+):
+    import torch
+
+    from hasn_cli.weights import load_network
+
+    picture = small.rename(tmp_path / os.fsdecode(b"caf\xe9\x1b[31m.png"))
+    other = tmp_path / os.fsdecode(b"w\xe9.pth")
+    torch.save(load_network("hasn", 2).state_dict(), other)
+    arguments = ["compare", str(picture), "-s", "2", "-w", "hasn", "-w", str(other), "-o", str(tmp_path / target)]
+    monkeypatch.setattr(sys, "argv", ["hasn", *arguments])
+    assert run(arguments) == 0
+    assert "\x1b" not in capsys.readouterr().err
+    if target == "page.html":
+        data = data_of((tmp_path / target).read_text(encoding="utf-8"))
+        assert data["name"] == "caf\\udce9\\x1b[31m.png" and data["views"][1]["label"] == "w\\udce9"
+        assert "caf\\udce9" in data["about"]
+    else:
+        with Image.open(tmp_path / target) as image:
+            assert image.format == "PNG"
+
+
 def test_the_picture_may_come_through_a_pipe(small, path_with_hasn):
     def piped(*arguments):
         command = ["hasn", "compare", "-", "-s", "2", *arguments]

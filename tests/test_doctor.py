@@ -184,6 +184,20 @@ def test_the_tables_name_what_matters(capsys):
         assert text in shown
 
 
+def test_damaged_weights_are_a_failure_and_the_rest_is_told_all_the_same(monkeypatch, capsys, tmp_path):
+    from hasn_cli import weights
+
+    whole = weights.bundled_path
+    damaged = tmp_path / "hasn_x4.safetensors"
+    damaged.write_bytes(whole(4).read_bytes()[:1000])
+    monkeypatch.setattr(weights, "bundled_path", lambda scale: damaged if scale == 4 else whole(scale))
+    assert run(["doctor", "--json", "--seconds", "0"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    (concern,) = [concern for concern in found["concerns"] if concern["fatal"]]
+    assert "hasn_x4.safetensors" in concern["what"] and concern["hint"]
+    assert [reach["scale"] for reach in found["reach"]] == [2, 3]
+
+
 def test_missing_weights_are_a_failure(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "bundled_weights", lambda scale: None)
     assert run(["doctor"]) == 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from hasn_cli.errors import HasnError
+from hasn_cli.errors import HasnError, MissingExtraError
+from hasn_cli.export import check_onnx, export_onnx
 from hasn_cli.weights import load_network
 
 onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
@@ -53,13 +56,30 @@ def test_it_holds_no_path_of_the_machine_that_made_it(exported):
 
 
 def test_a_file_of_another_network_does_not_pass_the_check(exported):
-    from hasn_cli.export import check_onnx
-
     other = load_network("hasn", 2)
     with torch.no_grad():
         other.conv_1.bias += 0.01
     with pytest.raises(HasnError, match="differs from the network"):
         check_onnx(exported, other, [(16, 16)])
+
+
+def test_what_fails_the_check_replaces_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("hasn_cli.export.TOLERANCE", -1.0)
+    target = tmp_path / "out.onnx"
+    target.write_bytes(b"good")
+    with pytest.raises(HasnError, match="differs from the network"):
+        export_onnx(load_network("hasn", 2), target)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"good"]
+
+
+def test_without_onnxruntime_to_check_it_nothing_is_begun_or_replaced(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("begun"))
+    target = tmp_path / "out.onnx"
+    target.write_bytes(b"good")
+    with pytest.raises(MissingExtraError, match="running ONNX"):
+        export_onnx(load_network("hasn", 2), target)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"good"]
 
 
 def test_an_existing_file_is_left_alone(exported):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS, Factor, GroupedCommand, memory_option, option, precision_option
+from hasn_cli.console import printable
 from hasn_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
       hasn compare photo.jpg -o sheet.png         one labelled picture
       hasn compare photo.jpg --terminal           here and now
     """
-    ctx.obj.verbose = given["verbose"]
+    ctx.obj.verbose |= given["verbose"]
     target = None if given["terminal"] and not given["output"] else _target(picture, given)
     show = _preview() if given["terminal"] else None
     if target is None and show is None:
@@ -112,8 +113,8 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     from hasn_cli.enlarge import Size
     from hasn_cli.images import open_picture
 
-    picture = open_picture(sys.stdin.buffer.read() if str(path) == "-" else path, name=path.name)
-    reference = given["reference"] and open_picture(given["reference"], name=given["reference"].name)
+    picture = open_picture(sys.stdin.buffer.read() if str(path) == "-" else path, name=printable(path.name))
+    reference = given["reference"] and open_picture(given["reference"], name=printable(given["reference"].name))
     size = Size(given["scale"])
     methods = [*_networks(picture, size, given)]
     if len(methods) == 1:
@@ -143,7 +144,7 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
         plan = upscaler.plan(picture.size, min(picture.channels, 3), picture.dtype.itemsize)
         exact = "exact" if plan.tile is None else f"{plan.tiles} tiles"
         detail = f"weights {weights} (SHA-256 {digest}…), {plan.text}, {exact}"
-        yield network(label, detail, pool.loaded, size)
+        yield network(printable(label), printable(detail), pool.loaded, size)
 
 
 def labels(weights: Sequence[str]) -> list[str]:
@@ -220,7 +221,8 @@ def _about() -> str:
     machine = (
         f"{platform.system()} {platform.machine()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
     )
-    return f"Made by hasn {__version__} ({machine}): {shlex.join(['hasn', *sys.argv[1:]])}"
+    command = printable(shlex.join(["hasn", *sys.argv[1:]]), longest=4096)
+    return f"Made by hasn {__version__} ({machine}): {command}"
 
 
 def _outcome(comparison: Comparison, target: Path | None) -> str:
@@ -232,4 +234,4 @@ def _outcome(comparison: Comparison, target: Path | None) -> str:
         measured = "" if view.psnr is None else f", {view.psnr:.2f} dB"
         if view.seconds is not None:
             figures.append(f"{view.label} {duration(view.seconds)}{measured}")
-    return "  ".join([str(target or comparison.name), f"{width}×{height}", "; ".join(figures)])
+    return "  ".join([printable(str(target or comparison.name)), f"{width}×{height}", "; ".join(figures)])

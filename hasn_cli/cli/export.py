@@ -23,7 +23,7 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
     extra: pip install 'hasn-cli[onnx]'.
     """
     from hasn_cli.console import fetching
-    from hasn_cli.export import check_onnx, export_onnx
+    from hasn_cli.export import export_onnx
     from hasn_cli.weights import load_network, resolve
 
     if target.exists() and not overwrite:
@@ -31,6 +31,5 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
     with fetching() as progress:
         found = resolve(weights, scale, progress=progress)
     network = load_network(weights, scale)
-    export_onnx(network, target, opset=opset, about={"weights": found.name, "sha256": found.sha256})
-    worst = check_onnx(target, network)
+    worst = export_onnx(network, target, opset=opset, about={"weights": found.name, "sha256": found.sha256})
     click.echo(f"{target}: x{scale}, opset {opset}; differs from the network by at most {worst:.1g}", err=True)

@@ -62,8 +62,12 @@ class LazyGroup(click.Group):
     epilog=f"The three that people need:\n\n{EXAMPLES}",
 )
 @click.version_option(__version__, "--version", prog_name="hasn")
-def hasn() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.pass_obj
+def hasn(state: State | None, verbose: bool) -> None:
     """Faithful, exact image upscaling with the HASN network."""
+    if state is not None:
+        state.verbose = verbose
 
 
 def run(args: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -31,19 +32,34 @@ if TYPE_CHECKING:
 SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network", "Batch", "Messages"
 
 
+class Megapixels(click.FloatRange):
+    """Millions of pixels, from 0 up to any that can be counted: `inf` and `nan` are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        megapixels: float = super().convert(value, param, ctx)
+        if not math.isfinite(megapixels * 1e6):
+            self.fail(f"{value} is no amount of pixels", param, ctx)
+        return megapixels
+
+
 @click.command("upscale", cls=GroupedCommand, context_settings=HELP_SETTINGS)
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @option("-s", "--scale", group=SIZE, type=Factor(), help="Times larger: 2, 3, 4, or between, as 1.5.  [default: 4]")
 @option("--width", group=SIZE, type=click.IntRange(1), metavar="N", help="Width in pixels, instead of a scale.")
 @option("--height", group=SIZE, type=click.IntRange(1), metavar="N", help="Height in pixels, instead of a scale.")
 @option("--fit", group=SIZE, type=Box(), help="Largest size that fits into this box.")
-@option("--megapixels", group=SIZE, type=click.FloatRange(0, min_open=True), metavar="N", help="Megapixels in all.")
+@option("--megapixels", group=SIZE, type=Megapixels(0, min_open=True), metavar="N", help="Megapixels in all.")
 @option(
     "-o", "--output", group=OUTPUT, metavar="OUT", help="A file, a folder, or - for stdout.  [default: beside INPUT]"
 )
 @option("-f", "--format", group=OUTPUT, metavar="FMT", help="png, jpg, webp, tiff, …  [default: OUT's, else INPUT's]")
 @option("--quality", group=OUTPUT, type=click.IntRange(1, 100), default=95, show_default=True, help="Of lossy formats.")
-@option("--lossless", group=OUTPUT, is_flag=True, help="No loss, where the format can do without: WebP, AVIF, JPEG XL.")
+@option(
+    "--lossless",
+    group=OUTPUT,
+    is_flag=True,
+    help="No loss, in formats with the choice: WebP, AVIF, JPEG 2000, JPEG XL.",
+)
 @option("--background", group=OUTPUT, metavar="COLOUR", help="Lay under transparency that the format cannot hold.")
 @option("--first-frame", group=OUTPUT, is_flag=True, help="Of an animation, the first frame only.")
 @option("--strip", group=OUTPUT, is_flag=True, help="Write no metadata.")
@@ -57,9 +73,7 @@ SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network"
 @option("--follow-links", group=FILES, is_flag=True, help="Follow symbolic links out of the tree.")
 @option("--files-from", group=FILES, metavar="FILE", help="Read inputs from a list, one a line; - for stdin.")
 @option("-0", "--null", group=FILES, is_flag=True, help="The list's entries end in NUL, as from find -print0.")
-@option(
-    "--max-megapixels", group=FILES, type=click.FloatRange(0), metavar="N", help="Refuse larger inputs; 0: no limit."
-)
+@option("--max-megapixels", group=FILES, type=Megapixels(0), metavar="N", help="Refuse larger inputs; 0: no limit.")
 @option(
     "-w", "--weights", group=NETWORK, default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO."
 )
@@ -101,7 +115,7 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
     """
     from hasn_cli import console
 
-    ctx.obj.verbose = given["verbose"]
+    ctx.obj.verbose |= given["verbose"]
     _refuse_contradictions(inputs, given)
     settings = make_settings(given)
     jobs = make_jobs(inputs, settings, given)
@@ -217,6 +231,8 @@ def fetch_weights(settings: Settings) -> None:
 def _check_stdout(as_json: bool) -> None:
     if as_json:
         raise UsageError("--json and -o - both want stdout", "give a file: -o OUT")
+    if sys.__stdout__ is None:  # though something that leads nowhere may stand in for it
+        raise UsageError("the picture would go to stdout, which is closed", "give a file: -o FILE")
     if sys.stdout.isatty():
         raise UsageError("a picture would be written to the terminal", "redirect it: > out.png, or give -o FILE")
 
@@ -249,7 +265,7 @@ def make_views(jobs: int, given: dict[str, Any]) -> list[View]:
         views.append(QuietView())
     elif given["dry_run"]:
         views.append(PlanView(verbose=verbose))
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not (given["as_json"] and sys.stdout.isatty()):  # events would tear bars apart
         views.append(BarView(jobs, verbose=verbose))
     else:
         views.append(LineView(verbose=verbose))

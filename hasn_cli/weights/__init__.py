@@ -85,7 +85,7 @@ def resolve(weights: str, scale: int, *, progress: Progress | None = None, downl
     if weights == RELEASED:
         return WeightsFile(weights, scale, _released_path(scale, progress, download), "released")
     if not weights.startswith(hub.SCHEME):
-        path = Path(weights).expanduser()
+        path = _expanded(weights)
         if path.is_dir():
             return WeightsFile(weights, scale, find_in_folder(path, scale), "file")
         if path.exists():
@@ -277,6 +277,13 @@ def find_in_folder(folder: Path, scale: int) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(f"{folder} has no weights for x{scale} (looked for {', '.join(names)})", "name the file itself")
+
+
+def _expanded(weights: str) -> Path:
+    try:
+        return Path(weights).expanduser()
+    except RuntimeError:  # ~somebody, whom this machine does not know
+        raise WeightsError(f"there are no weights at {weights}", "check the path given to -w") from None
 
 
 def _looks_like_a_path(weights: str) -> bool:

@@ -26,6 +26,7 @@ WRAPPERS = ("params_ema", "params", "state_dict")  # the averaged weights before
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
+NAMES_CODE = ("Unsupported global", "unsupported GLOBAL")  # torch's words for what a pickle wants to import
 NAMED_KEYS = 4  # how many keys an error spells out
 
 
@@ -72,6 +73,7 @@ def network_from_state_dict(
         WeightsError: keys are missing or strange (named), shapes do not fit, a value is not finite, or the scale is
             another.
     """
+    _refuse_claims(state, origin)
     found, width = _scale_of(state, origin), _width_of(state, origin)
     if scale is not None and found != scale:
         raise WeightsError(f"{origin} is for x{found}, not x{scale}", f"use -s {found}, or other weights")
@@ -134,12 +136,16 @@ def _read_torch(path: Path) -> object:
         # given a path, torch would go by its ending; what it warns of is refused below
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        if any(word in str(error) for word in NAMES_CODE):
+            raise WeightsError(
+                f"{path} holds more than tensors and is refused: loading it could run any code",
+                "ask its author for a .safetensors file",
+            ) from None
         raise WeightsError(
-            f"{path} holds more than tensors and is refused: loading it could run any code",
-            "ask its author for a .safetensors file",
+            f"{path} is damaged, or holds more than tensors", "copy it again, or ask its author for a .safetensors file"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle stumbles in any way there is
         raise WeightsError(f"{path} is damaged ({_first_line(error)})", "download or copy it again") from None
 
 
@@ -163,6 +169,19 @@ def _without_prefix(name: str) -> str:
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]
     return name
+
+
+def _refuse_claims(state: Mapping[str, Tensor], origin: str) -> None:
+    """No tensor may be empty, or larger than what is stored of it: a small file would grow to gigabytes when copied."""
+    hollow = [name for name, tensor in state.items() if not _is_whole(tensor)]
+    if hollow:
+        raise WeightsError(f"{origin} does not hold what it claims in {_listed(hollow)}", "ask its author for another")
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    if tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided:
+        return False
+    return 0 < tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
 def _scale_of(state: Mapping[str, Tensor], origin: str) -> int:
