@@ -26,7 +26,7 @@ from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
-from hasn_cli.images import EncodeOptions
+from hasn_cli.images import EncodeOptions, unfinished
 
 TWICE = Settings(size=Size(factor=2))
 
@@ -207,6 +207,59 @@ def test_urls_in_and_out(folder):
         assert "no such file" in str(of_type(events, Failed)[0].error)
     finally:
         memory.rm("/shop", recursive=True), memory.rm("/large", recursive=True)
+
+
+@pytest.fixture
+def server():
+    """A file server in memory, `server://…`: a name stands there from the first byte on, and files can be moved."""
+    fsspec = pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Server(MemoryFileSystem):
+        protocol = "server"
+        store, pseudo_dirs = {}, [""]
+        broken = replaces = None  # what is wrong with it
+
+        def pipe_file(self, path, value, **options):
+            super().pipe_file(path, value[:100])
+            if self.broken:
+                raise ConnectionError("cut off")
+            super().pipe_file(path, value)
+
+        def mv(self, path1, path2, **options):
+            if self.replaces is False and self.exists(path2):
+                raise FileExistsError(path2)
+            self.store[path2] = self.store.pop(path1)
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return "/" + path.removeprefix("server://").strip("/")
+
+    fsspec.register_implementation("server", Server, clobber=True)
+    return Server
+
+
+def test_a_connection_that_breaks_leaves_no_half_picture_on_a_server(folder, server):
+    job = Job(0, save("a.png"), "server://large/a.png", "a.png")
+    server.broken = True
+    (failed,) = of_type(run_batch([job], TWICE), Failed)
+    assert "cut off" in str(failed.error) and not server.store
+    server.broken = False
+    list(run_batch([job], TWICE))
+    whole = server.store["/large/a.png"].getvalue()
+    assert Image.open(io.BytesIO(whole)).size == (40, 32)
+    server.broken = True
+    list(run_batch([job], TWICE, on_exists="overwrite"))
+    assert set(server.store) == {"/large/a.png"} and server.store["/large/a.png"].getvalue() == whole
+
+
+def test_an_output_is_replaced_on_a_server_that_moves_onto_no_file(folder, server):
+    server.replaces = False
+    job = Job(0, save("a.png"), "server://large/a.png", "a.png")
+    for factor, size in ((2, (40, 32)), (3, (60, 48))):
+        assert of_type(run_batch([job], Settings(size=Size(factor=factor)), on_exists="overwrite"), Done)
+        assert set(server.store) == {"/large/a.png"}
+        assert Image.open(io.BytesIO(server.store["/large/a.png"].getvalue())).size == size
 
 
 def test_an_unwritable_target_fails_alone(folder, fake):
@@ -396,8 +449,8 @@ def test_a_codec_that_cannot_be_stopped_is_left_behind_and_its_half_removed(fold
     writing, release = threading.Event(), threading.Event()
 
     def write(picture, target, format, options):
-        half = target.with_name(f".hasn-{os.getpid()}-abc.part")
-        half.write_text("half")
+        for owner in (unfinished.owner(), "another"):
+            target.with_name(f".hasn-{owner}-abc.part").write_text("half")
         writing.set()
         release.wait(10)
 
@@ -408,7 +461,8 @@ def test_a_codec_that_cannot_be_stopped_is_left_behind_and_its_half_removed(fold
     began = time.perf_counter()
     events.close()
     assert time.perf_counter() - began < 2
-    assert no_halves(folder) and not jobs[0].target.exists()
+    assert [path.name for path in folder.rglob("*.part")] == [".hasn-another-abc.part"]
+    assert not jobs[0].target.exists()
     release.set()
 
 

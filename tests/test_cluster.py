@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from test_batch import TWICE, no_halves, of_type, save, save_many
 
@@ -23,9 +26,10 @@ from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, c
 from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
+from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
-from hasn_cli.weights import bundled_path  # noqa: E402
+from hasn_cli.weights import bundled_path, resolve  # noqa: E402
 
 
 @pytest.fixture
@@ -172,13 +176,14 @@ def test_a_picture_finished_by_a_worker_that_died_is_not_done_again(folder, monk
     save("a.png"), save("a_x4.png", (40, 32))
     job = Job(0, Path("a.png"), Path("a_x4.png"), "a.png")
     state = cluster.WorkerState("run", TWICE)
-    state.settings, state.pool, state.room = TWICE, None, None
+    state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), None
     worker = SimpleNamespace(plugins={"run": state}, log_event=lambda *args: None)
     monkeypatch.setattr(cluster, "get_worker", lambda: worker)
     before = identity(job.target)
     answer = cluster.run_task("run", job, before=None)  # there was no output when the batch began
     assert answer["done"]["sr_size"] == (32, 40) and identity(job.target) == before
     assert answer["receipt"]["target"] == target_state(job.target)
+    assert answer["receipt"]["weights"] == resolve("hasn", 2).sha256
 
 
 @pytest.mark.slow
@@ -312,6 +317,40 @@ def test_no_scheduler_there_is_said(folder, monkeypatch):
 def test_standard_streams_are_refused(folder):
     with pytest.raises(UsageError, match="standard streams"):
         list(run_batch(find_jobs(["-"]), TWICE, cluster="local:1"))
+
+
+def test_no_more_pictures_are_with_a_cluster_than_asked_for(folder, inside):
+    under_way, most = set(), 0
+    for event in run_batch(save_many(8), TWICE, workers=1, cluster=inside.scheduler_address):
+        if isinstance(event, Started):
+            under_way.add(event.job.index)
+            most = max(most, len(under_way))
+        elif isinstance(event, Done):
+            under_way.remove(event.job.index)
+    assert most == 1 and len(list(Path("out").glob("*.png"))) == 8
+
+
+def test_a_file_that_is_called_like_the_default_weights_is_not_taken_for_them(folder, inside):
+    Path("hasn").write_text("notes on upscaling")
+    assert len(of_type(run_batch(save_many(2), TWICE, cluster=inside.scheduler_address), Done)) == 2
+
+
+@pytest.mark.parametrize("given", ["mine", "mine/hasn_x2.safetensors", "."])
+def test_weights_reach_workers_that_do_not_see_them(folder, monkeypatch, given):
+    Path("mine").mkdir()
+    shutil.copy(bundled_path(2), "mine/hasn_x2.safetensors")
+    if given == ".":
+        monkeypatch.chdir("mine")
+    settings = Settings(size=Size(factor=2), weights=given)
+    sent = pickle.dumps(cluster.WorkerState("run", settings, torch.get_num_threads()))
+    monkeypatch.chdir(folder)
+    shutil.rmtree("mine")
+    state = pickle.loads(sent)
+    state.setup(SimpleNamespace(log_event=lambda *args: None))
+    try:
+        assert state.pool.loaded(2).scale == 2
+    finally:
+        state.teardown(None)
 
 
 def test_missing_weights_are_said_once(folder, inside):

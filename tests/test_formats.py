@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from dataclasses import replace
 import format_table
 import numpy as np
 import pytest
-from pictures import animation, photo, picture
+from pictures import animation, exif, photo, picture
 
 from hasn_cli.errors import ImageError, MissingExtraError, UsageError
 from hasn_cli.images import (
@@ -19,6 +20,7 @@ from hasn_cli.images import (
     SUFFIXES,
     WRITABLE,
     EncodeOptions,
+    Metadata,
     check_can_hold,
     format_for_name,
     open_picture,
@@ -86,17 +88,23 @@ def test_tables_agree_with_each_other():
 
 @pytest.mark.parametrize(
     ("format", "size", "advice"),
-    [("jpeg", (100, 65_501), "png"), ("webp", (16_384, 10), "jpg"), ("ico", (257, 9), "png")],
+    [
+        ("jpeg", (100, 65_501), "png"),
+        ("webp", (16_384, 10), "jpg"),
+        ("ico", (257, 9), "png"),
+        ("png", (9, 1_000_001), "tiff"),
+    ],
 )
 def test_a_format_too_small_for_the_result_is_refused_before_anything_runs(format, size, advice):
     with pytest.raises(ImageError, match="at most") as caught:
         check_can_hold(picture(photo()), size, format, EncodeOptions())
     assert advice in str(caught.value.hint)
+    assert f"-f {format}" not in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].max_side < 70_000])
+@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].max_side <= 1_000_000])
 def test_the_largest_side_is_really_written_and_read(format):
-    pixels = np.zeros((16, FORMATS[format].max_side, 3), np.uint8)
+    pixels = np.zeros((2, FORMATS[format].max_side, 3), np.uint8)
     shown = picture(pixels, format)
     check_can_hold(shown, shown.size, format, EncodeOptions())
     buffer = io.BytesIO()
@@ -111,6 +119,33 @@ def test_a_format_of_one_frame_is_refused_for_an_animation_unless_the_first_fram
     assert "--first-frame" in str(caught.value.hint)
     check_can_hold(film, film.size, "jpeg", EncodeOptions(background="white", first_frame=True))
     check_can_hold(film, film.size, "webp", EncodeOptions())
+
+
+def test_an_animation_without_loss_is_refused_for_avif():
+    film = animation()
+    with pytest.raises(ImageError, match="without loss") as caught:
+        check_can_hold(film, film.size, "avif", EncodeOptions(lossless=True))
+    assert "webp" in str(caught.value.hint)
+    check_can_hold(film, film.size, "avif", EncodeOptions())
+
+
+@pytest.mark.parametrize("kind", ["exif", "xmp", "iptc"])
+def test_metadata_too_large_for_jpeg_is_refused_before_anything_runs(kind):
+    shown = picture(photo(), metadata=Metadata(**{kind: exif(thumbnail=False) + bytes(70_000)}))
+    with pytest.raises(ImageError, match="too large for JPEG") as caught:
+        check_can_hold(shown, (96, 128), "jpeg", EncodeOptions())
+    assert "--strip" in str(caught.value.hint)
+    check_can_hold(shown, (96, 128), "jpeg", EncodeOptions(strip=True))
+    check_can_hold(shown, (96, 128), "png", EncodeOptions())
+
+
+def test_a_large_thumbnail_which_is_dropped_anyway_does_no_harm():
+    block = bytearray(exif())
+    start, end = block.index(b"\xff\xd8"), len(block)
+    at = block.index(struct.pack(">HHLL", 0x0202, 4, 1, end - start))
+    block[at + 8 : at + 12] = struct.pack(">L", end - start + 70_000)
+    shown = picture(photo(), metadata=Metadata(exif=bytes(block) + bytes(70_000)))
+    check_can_hold(shown, shown.size, "jpeg", EncodeOptions())
 
 
 def test_pages_are_no_animation():

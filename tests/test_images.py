@@ -75,6 +75,20 @@ def test_every_depth_and_channel_comes_back_bit_by_bit(format, channels, dtype):
     np.testing.assert_array_equal(next(iter(found.frames)).pixels, pixels)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_lossless_avif_keeps_every_sample_and_its_metadata(channels):
+    noise = np.random.default_rng(channels).integers(0, 256, (48, 64, channels), np.uint8)
+    before = full_metadata(icc=None if channels <= 2 else WIDE_GAMUT)
+    data = encoded(picture(noise, metadata=before), "avif")
+    expected = noise[..., (0, 0, 0, 1)] if channels == 2 else noise
+    np.testing.assert_array_equal(pixels_of(data), expected)
+    found = open_picture(data).metadata
+    assert (found.icc, found.xmp) == (before.icc, before.xmp)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getexif().get(0x010F) == "Maker"
+        np.testing.assert_array_equal(np.asarray(image).reshape(expected.shape), expected)
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4)),
@@ -196,6 +210,24 @@ def test_tiffs_from_libtiff_are_read(compression):
     assert np.abs(found.astype(int) - expected.reshape(found.shape)).max() <= (2 if compression == "jpeg" else 0)
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_each_page_of_a_tiff_is_turned_as_it_says_itself(big):
+    stored = [(photo(), 6), (photo(20, 30), 1), (photo(16, 24), 3), (photo(10, 14), 9), (photo(12, 18), 8)]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, bigtiff=big) as writer:
+        for pixels, orientation in stored:
+            tag = (274, 3, 1, orientation, True)
+            writer.write(pixels, photometric="rgb", resolution=(300, 150), resolutionunit="inch", extratags=[tag])
+    found = open_picture(buffer.getvalue())
+    assert found.size == (64, 48)
+    assert found.metadata.dpi == (150, 300)
+    for frame, (pixels, orientation) in zip(found.frames, stored, strict=True):
+        np.testing.assert_array_equal(frame.pixels, apply_orientation(pixels, orientation if orientation < 9 else 1))
+    again = open_picture(encoded(found, "tiff"))
+    for frame, before in zip(again.frames, found.frames, strict=True):
+        np.testing.assert_array_equal(frame.pixels, before.pixels)
+
+
 def test_premultiplied_tiffs_are_divided_by_their_alpha():
     straight = photo(channels=4, dtype=np.uint16)
     alpha = straight[..., 3:] / 65535
@@ -241,6 +273,25 @@ def test_the_largest_picture_of_an_icon_is_read():
     found = open_picture(data)
     assert found.size == (64, 64)
     np.testing.assert_array_equal(next(iter(found.frames)).pixels, photo(64, 64, channels=4))
+
+
+@pytest.mark.parametrize("premultiplied", [False, True])
+def test_jpeg_2000s_components_come_in_the_order_that_the_file_defines(premultiplied):
+    straight = photo(channels=4)
+    alpha = straight[..., 3:] / 255
+    color = np.rint(straight[..., :3] * alpha).astype(np.uint8) if premultiplied else straight[..., :3]
+    stored = np.concatenate([straight[..., 3:], color[..., ::-1]], axis=2)  # opacity, blue, green, red
+    data = encoded(picture(stored), "jpeg2000")
+    at = data.index(b"cdef") + 6
+    uses = [(0, 2 if premultiplied else 1, 0), (1, 0, 3), (2, 0, 2), (3, 0, 1)]
+    definitions = b"".join(struct.pack(">HHH", *use) for use in uses)
+    found = pixels_of(data[:at] + definitions + data[at + len(definitions) :])
+    solid = straight[..., 3] > (100 if premultiplied else -1)
+    assert np.abs(found.astype(int) - straight)[solid].max() <= (2 if premultiplied else 0)
+    unknown = data[:at] + struct.pack(">HHH", 0, 0xFFFF, 0xFFFF) + definitions[6:] + data[at + len(definitions) :]
+    np.testing.assert_array_equal(pixels_of(unknown), color)
+    with pytest.raises(ImageError, match="channels"):
+        open_picture(data[:at] + struct.pack(">H", 9) + data[at + 2 :])
 
 
 # --- colour ----------------------------------------------------------------------------------------------------------
@@ -325,6 +376,45 @@ def test_a_linear_png_is_not_darkened_in_a_format_without_gamma():
     assert open_picture(encoded(shown, "tiff")).metadata.icc is not None
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("format", ["bmp", "gif", "tga", "ppm", "jpegxl", "pfm"])
+def test_float_pictures_go_through_their_profile_too(format, channels):
+    pixels = photo(channels=channels, dtype=np.float32)
+    pixels[..., 3:] = 1
+    shown = picture(pixels, "tiff", metadata=Metadata(icc=WIDE_GAMUT))
+    found = pixels_of(encoded(shown, format))[..., :3]
+    full = 1.0 if found.dtype.kind == "f" else np.iinfo(found.dtype).max
+    expected = to_srgb(photo(), WIDE_GAMUT) / 255
+
+    def shift(samples):  # which a GIF's 256 colours, dithered, hardly have
+        return np.abs((samples - expected).mean(axis=(0, 1))).max()
+
+    assert shift(found / full) < 0.1 * shift(photo() / 255)
+
+
+def test_light_beyond_white_is_neither_cut_nor_left_in_its_profile_by_pfm():
+    linear = bytes(imagecodecs.cms_profile("rgb", whitepoint=(0.3127, 0.329),
+                   primaries=(0.64, 0.33, 0.3, 0.6, 0.15, 0.06), gamma=1.0))  # fmt: skip
+    pixels = np.array([0, 0.0512, 0.2140, 1, 4], np.float32)[None, :, None].repeat(3, axis=2)
+    found = pixels_of(encoded(picture(pixels, "tiff", metadata=Metadata(icc=linear)), "pfm"))
+    expected = [0, 0.25, 0.5, 1, 1.055 * 4 ** (1 / 2.4) - 0.055]
+    np.testing.assert_allclose(found[0], np.repeat(np.array(expected)[:, None], 3, axis=1), atol=2e-3)
+
+
+def test_the_background_is_of_srgb_whatever_the_pictures_profile():
+    clear = np.zeros((8, 8, 4), np.float32)
+    shown = picture(clear, "tiff", metadata=Metadata(icc=WIDE_GAMUT))
+    found = pixels_of(encoded(shown, "pfm", EncodeOptions(background="#20c040")))
+    np.testing.assert_allclose(found[0, 0], np.array([0x20, 0xC0, 0x40]) / 255, atol=1e-6)
+
+
+def test_sixteen_bits_are_converted_as_exactly_as_eight():
+    dice = np.random.default_rng(3)
+    colors = dice.integers(0, 256, (64, 64, 3), np.uint8)
+    deep = to_srgb(colors.astype(np.uint16) * 257, WIDE_GAMUT)
+    assert np.abs(deep / 257 - to_srgb(colors, WIDE_GAMUT)).max() < 1.5
+
+
 def test_code_points_become_a_profile_where_there_is_no_other_way_to_keep_them():
     p3 = bytes(imagecodecs.avif_encode(photo(), level=100, primaries=12, transfer=13))
     found = open_picture(p3)
@@ -406,6 +496,20 @@ def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_resolutions_change_places_where_the_picture_lay_on_its_side(orientation):
+    tags = Image.Exif()
+    tags[0x0112], tags[0x011A], tags[0x011B] = orientation, 300.0, 150.0
+    for format in ("JPEG", "PNG"):
+        data = saved(Image.fromarray(photo()), format, exif=tags.tobytes(), dpi=(300, 150))
+        found = open_picture(data).metadata
+        expected = (300, 150) if orientation < 5 else (150, 300)
+        assert found.dpi == pytest.approx(expected, rel=1e-3)
+        after = Image.Exif()
+        after.load(found.exif)
+        assert (after[0x0112], after[0x011A], after[0x011B]) == (1, *expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_heics_own_orientation_is_applied_once(orientation):
     heif = pytest.importorskip("pillow_heif")
     buffer = io.BytesIO()
@@ -452,6 +556,63 @@ def test_comments_go_from_format_to_format():
     words = (Text("Comment", "shot at dawn"),)
     for format in ("jpeg", "gif", "png"):
         assert open_picture(encoded(picture(photo(), metadata=Metadata(text=words)), format)).metadata.text == words
+
+
+@pytest.mark.parametrize("format", ["jpeg", "gif"])
+@pytest.mark.parametrize(("stored", "words"), [("Grüße".encode(), "Grüße"), ("Grüße".encode("latin-1"), "Grüße")])
+def test_comments_are_read_in_utf_8_or_else_in_latin_1(format, stored, words):
+    plain = encoded(picture(photo(), metadata=Metadata(text=(Text("Comment", "x" * len(stored)),))), format)
+    data = plain.replace(b"x" * len(stored), stored)
+    assert open_picture(data).metadata.text == (Text("Comment", words),)
+
+
+@pytest.mark.parametrize("cut", ["whole", "across"])
+def test_iptc_is_found_in_a_jpegs_second_photoshop_segment(cut):
+    data = encoded(picture(photo(), metadata=Metadata(iptc=IPTC)), "jpeg")
+    at = data.index(b"\xff\xed")
+    (length,) = struct.unpack_from(">H", data, at + 2)
+    body = data[at + 4 + 14 : at + 2 + length]
+    other = b"8BIM" + struct.pack(">HHL", 0x03ED, 0, 4) + bytes(4)
+    pieces = (other, body) if cut == "whole" else (other + body[:15], body[15:])
+    parts = [b"Photoshop 3.0\0" + piece for piece in pieces]
+    two = b"".join(b"\xff\xed" + struct.pack(">H", len(part) + 2) + part for part in parts)
+    assert open_picture(data[:at] + two + data[at + 2 + length :]).metadata.iptc == IPTC
+
+
+def packed_boxes(data: bytes, pack=imagecodecs.brotli_encode) -> bytes:
+    """A JPEG XL whose EXIF and XMP are compressed."""
+    result, at = b"", 0
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + length] if length else data[at + 8 :]
+        if kind in (b"Exif", b"xml "):
+            kind, body = b"brob", kind + bytes(pack(body))
+        result += struct.pack(">I4s", len(body) + 8, kind) + body
+        at += length or len(data)
+    return result
+
+
+def test_jpeg_xls_packed_metadata_is_read():
+    plain = encoded(picture(photo(), metadata=Metadata(exif=exif(), xmp=XMP)), "jpegxl")
+    packed = packed_boxes(plain)
+    assert XMP not in packed
+    assert open_picture(packed).metadata == open_picture(plain).metadata
+    assert open_picture(packed).metadata.exif is not None
+
+
+def test_jpeg_xls_packed_metadata_that_is_broken_or_vast_is_left_out():
+    plain = encoded(picture(photo(), metadata=Metadata(exif=exif(), xmp=XMP)), "jpegxl")
+    vast = bytes(imagecodecs.brotli_encode(bytes(100_000_000)))
+    for pack in (lambda body: b"\xff" * 20, lambda body: vast, lambda body: imagecodecs.brotli_encode(body)[:-3]):
+        found = open_picture(packed_boxes(plain, pack))
+        assert found.metadata == Metadata()
+        np.testing.assert_array_equal(next(iter(found.frames)).pixels, photo())
+
+
+@pytest.mark.parametrize("dpi", [(0.5, 1.0), (300.0, 72.0), (2400.0, 4800.0), (25_400.0, 1e6)])
+def test_jpeg_2000_keeps_any_resolution(dpi):
+    found = open_picture(encoded(picture(photo(), metadata=Metadata(dpi=dpi)), "jpeg2000")).metadata.dpi
+    assert found == pytest.approx(dpi, rel=1e-4)
 
 
 def test_pngs_colour_chunks_survive():
@@ -564,6 +725,27 @@ def test_any_animation_comes_back_pixel_by_pixel(seed, count, shape, format):
 @pytest.mark.parametrize("format", ["png", "gif", "webp"])
 def test_loop_counts_survive(format, loop):
     assert open_picture(encoded(animation(loop=loop), format)).loop == loop
+
+
+@pytest.mark.parametrize("duration", [0.0, 10.0, 1000 / 30, 1000 / 60, 1001 / 30, 16.7, 120_000.0, 65_535_000.0])
+def test_apng_keeps_any_duration(duration):
+    frames = [replace(frame, duration=duration) for frame in animation().frames]
+    found = open_picture(encoded(picture(frames[0].pixels, frames=frames, frame_count=3, loop=0)))
+    assert [frame.duration for frame in found.frames] == pytest.approx([duration] * 3, rel=1e-8)
+
+
+def test_image_data_too_long_for_a_png_chunk_is_split(monkeypatch):
+    monkeypatch.setattr("hasn_cli.images.codecs.png._MAX_CHUNK", 40)
+    still, film = encoded(picture(photo())), encoded(animation())
+    assert still.count(b"IDAT") > 9 and film.count(b"fdAT") > 4
+    np.testing.assert_array_equal(pixels_of(still), photo())
+    with Image.open(io.BytesIO(still)) as image:
+        np.testing.assert_array_equal(np.asarray(image), photo())
+    for got, wanted in zip(open_picture(film).frames, animation().frames, strict=True):
+        np.testing.assert_array_equal(got.pixels, wanted.pixels)
+    with Image.open(io.BytesIO(film)) as image:
+        image.seek(2)
+        image.load()
 
 
 @pytest.mark.parametrize("disposal", [0, 1, 2, 3])
@@ -823,6 +1005,22 @@ def test_texts_that_unpack_to_gigabytes_are_left_out():
     tracemalloc.stop()
     assert len(texts) <= 1
     assert peak < 400e6
+
+
+def test_what_follows_a_jpeg_or_lies_in_its_metadata_is_no_scan_of_it():
+    scan = b"\xff\xda"
+    plain = encoded(picture(photo(), metadata=Metadata(icc=WIDE_GAMUT + 500 * scan)), "jpeg")
+    video = b"\0\0\0\x18ftypmp42" + 500 * scan
+    np.testing.assert_array_equal(pixels_of(plain + video), pixels_of(plain))
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff\xff", b"\xff\x02\xff\xf0", b"junk", b"\xff\xd0", b"\xff\xfe\0\4ab"])
+def test_jpegs_of_absurdly_many_scans_are_refused(between):
+    data = saved(Image.fromarray(photo()), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(ImageError, match="scans"):
+        open_picture(data[:-2] + 100 * (between + data[last:-2]) + data[-2:])
+    assert open_picture(data).size == (48, 64)
 
 
 def test_every_page_is_held_to_the_limit():

@@ -196,6 +196,19 @@ def test_links_that_go_round_end(tree):
     assert list(pairs(["in"], recursive=True, follow_links=True)) == ["in/sub/a.png"]
 
 
+def test_a_link_to_itself_spoils_no_folder(tree):
+    tree("in/a.png")
+    for name in ("in/self", "in/self.png"):
+        Path(name).symlink_to(Path(name).name)
+    told = []
+    picture, good = find_jobs(["in"], "out", recursive=True, on_skip=lambda path, reason: told.append(path))
+    assert told == ["in/self"]
+    assert picture.name == "in/self.png" and "symbolic links" in str(picture.problem)
+    assert good.source == Path("in/a.png") and good.problem is None
+    (good,) = find_jobs(["in"], "out", recursive=True, include=["a.*"])
+    assert good.source == Path("in/a.png")
+
+
 def test_a_link_named_as_input_is_followed(tree):
     tree("elsewhere/b.png")
     Path("b.png").symlink_to("elsewhere/b.png")
@@ -249,6 +262,42 @@ def test_no_output_falls_onto_an_input_through_a_link(tree):
     for name in ("hard.png", "soft.png"):
         with pytest.raises(UsageError, match="onto"):
             find_jobs(["a.png"], name)
+
+
+def test_two_writers_are_found_where_one_output_is_a_link_to_the_other(tree):
+    tree("in/a.png", "in/b.png", "out/a.png")
+    Path("out/b.png").symlink_to("a.png")
+    with pytest.raises(UsageError, match="both"):
+        find_jobs(["in"], "out")
+
+
+def test_outputs_that_share_their_content_by_hard_links_are_written_apart(tree):
+    tree("in/a.png", "in/b.png", "out/a.png")
+    os.link("out/a.png", "out/b.png")
+    assert len(find_jobs(["in"], "out")) == 2
+
+
+@pytest.mark.parametrize("scheme", ["file", "local"])
+def test_a_url_of_this_machine_is_a_path(tree, scheme):
+    pytest.importorskip("fsspec")
+    tree("in/a.png", "in/b.png")
+    here = Path.cwd().as_posix()
+    expected = {f"{here}/in/a.png": f"{here}/out/a.png", f"{here}/in/b.png": f"{here}/out/b.png"}
+    assert pairs([f"{scheme}://{here}/in"], f"{scheme}://{here}/out") == expected
+    assert pairs([f"{scheme}://{here}/in/a.png"], f"{scheme}://{here}/out/") == {
+        f"{here}/in/a.png": f"{here}/out/a.png"
+    }
+    assert pairs([], "out/", listed=[f"{scheme}://{here}/in/a.png"]) == {f"{here}/in/a.png": "out/a.png"}
+    assert all(isinstance(job.source, Path) for job in find_jobs([f"{scheme}://{here}/in"]))
+
+
+def test_no_output_falls_onto_an_input_through_a_url(tree):
+    pytest.importorskip("fsspec")
+    tree("a.png")
+    with pytest.raises(UsageError, match="onto"):
+        find_jobs(["a.png"], f"file://{Path.cwd().as_posix()}/a.png")
+    with pytest.raises(UsageError, match="onto"):
+        find_jobs(["memory://shop/a.png"], "memory:///shop/a.png")
 
 
 def test_the_same_picture_named_twice_is_done_once(tree):
@@ -357,6 +406,71 @@ def test_urls_are_listed_and_named(tree):
         assert pairs(["memory://shop/a9.png"], "out/") == {"memory://shop/a9.png": "out/a9.png"}
     finally:
         memory.rm("/shop", recursive=True)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A function that makes (empty) files below `memory://bucket`."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def make(*names: str) -> None:
+        for name in names:
+            memory.pipe_file(f"/bucket/{name}", b"")
+
+    yield make
+    memory.rm("/bucket", recursive=True)
+
+
+def test_own_outputs_are_left_out_of_a_folder_at_a_url(bucket):
+    bucket("in/a.png", "in/a_x4.png", "in/a_x2.jpg", "in/lonely_x4.png", "in/sub/a_x4.png")
+    told = []
+    found = pairs(["memory://bucket/in"], recursive=True, on_skip=lambda path, reason: told.append(path))
+    assert sorted(found) == [f"memory://bucket/in/{name}" for name in ("a.png", "lonely_x4.png", "sub/a_x4.png")]
+    assert sorted(told) == [f"memory://bucket/in/{name}" for name in ("a_x2.jpg", "a_x4.png")]
+
+
+def test_the_output_folder_inside_a_folder_at_a_url_is_not_read(bucket):
+    bucket("in/a.png", "in/out/a.png", "in/outer/b.png")
+    for output in ("memory://bucket/in/out", "memory:///bucket/in/out/"):
+        found = pairs(["memory://bucket/in"], output, recursive=True)
+        assert sorted(found) == ["memory://bucket/in/a.png", "memory://bucket/in/outer/b.png"]
+
+
+def test_outputs_that_the_journal_of_a_url_tells_of_are_left_out(bucket):
+    bucket("in/a.png", "in/sub/b.png")
+    jobs = find_jobs(["memory://bucket/in"], suffix="-big", recursive=True)
+    journals = {root: Journal(root) for root in {job.root for job in jobs}}
+    for job in jobs:
+        journals[job.root].start(job.target, job.source)
+        bucket(job.target.removeprefix("memory://bucket/"))
+    for journal in journals.values():
+        journal.close()
+    # another suffix now, so that only the journal knows them as outputs
+    found = pairs(["memory://bucket/in"], recursive=True)
+    assert sorted(found) == ["memory://bucket/in/a.png", "memory://bucket/in/sub/b.png"]
+
+
+def test_a_folder_of_outputs_alone_at_a_url_can_be_the_input_of_another_run(bucket):
+    bucket("in/a.png")
+    (job,) = find_jobs(["memory://bucket/in"], "memory://bucket/out")
+    journal = Journal(job.root)
+    journal.done(job.target, {"source": job.source})
+    journal.close()
+    bucket("out/a.png")
+    assert list(pairs(["memory://bucket/out"], "memory://bucket/larger")) == ["memory://bucket/out/a.png"]
+
+
+def test_a_folder_at_a_url_without_pictures_is_a_job_with_its_problem(bucket):
+    bucket("texts/notes.txt", "deep/er/a.png", "own/a-big.png")
+    journal = Journal("memory://bucket/own")
+    journal.start("memory://bucket/own/a-big.png")
+    journal.close()
+    folders = [f"memory://bucket/{name}" for name in ("texts", "deep", "own", "gone/")]
+    jobs = find_jobs(folders, "memory://bucket/out")
+    assert [job.name for job in jobs] == folders
+    assert all("no pictures in this folder" in str(job.problem) for job in jobs)
+    assert "-r" in jobs[1].problem.hint and "own outputs" in str(jobs[2].problem)
 
 
 def test_an_empty_name_is_refused_rather_than_taken_for_the_current_folder(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,12 +16,13 @@ import pytest
 from test_batch import TWICE, no_halves, of_type, save, save_many
 from zygote import runs
 
-from hasn_cli.batch import Done, Failed, Settings, Skipped, journal, run_batch
-from hasn_cli.batch.inputs import find_jobs
+from hasn_cli.batch import Done, Failed, Settings, Skipped, Started, journal, run_batch
+from hasn_cli.batch.inputs import Job, find_jobs
 from hasn_cli.batch.journal import NAME, Journal
 from hasn_cli.batch.pool import UpscalerPool
 from hasn_cli.enlarge import Size
-from hasn_cli.errors import OutputError
+from hasn_cli.errors import OutputError, UsageError
+from hasn_cli.images import unfinished
 from hasn_cli.weights import bundled_path
 
 RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes, as POSIX has them")
@@ -161,12 +164,155 @@ def test_nonsense_in_the_journal_is_passed_over(finished):
     assert resume(finished) == ([], ALL)
 
 
-def test_what_a_killed_run_left_is_cleared_away_and_a_living_one_s_is_not(finished):
-    dead, living, strange = (Path("out") / f".hasn-{owner}-0a1b2c.part" for owner in (2**22 + 1, os.getppid(), "x"))
-    for path in (dead, living, strange):
-        path.write_text("half")
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"target": 5, "state": "done"},
+        {"target": "x.png", "state": "done", "source": 5},
+        {"target": "0.png"},
+        {"target": "0.png", "state": "done", "input": []},
+        {"target": "0.png", "state": "done", "scale": "2"},
+    ],
+    ids=str,
+)
+def test_a_line_that_this_program_never_wrote_is_passed_over(finished, line):
+    with (Path("out") / NAME).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert resume(finished) == ([], ALL)
+    assert find_jobs(["out"], "larger")
+
+
+def test_what_a_dead_run_left_is_cleared_away(finished):
+    half = Path("out/.hasn-0a1b2c-3d4e5f.part")
+    half.write_text("half")
     resume(finished)
-    assert not dead.exists() and not strange.exists() and living.exists()
+    assert not half.exists()
+
+
+def test_what_a_living_run_is_writing_is_left_to_it_even_by_a_process_of_the_same_number(finished):
+    with unfinished.replacing(Path("out/living.png")) as stream:
+        stream.write(b"half, ")
+        stream.flush()
+        resume(finished)
+        stream.write(b"and whole")
+    assert Path("out/living.png").read_bytes() == b"half, and whole" and no_halves(Path("out"))
+
+
+WRITES_FOR_EVER = """
+import time
+from pathlib import Path
+from hasn_cli.images import unfinished
+with unfinished.replacing(Path("out/other.png")):
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_another_run_is_writing_is_cleared_away_once_that_is_killed(finished):
+    with subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        resume(finished)
+        assert not no_halves(Path("out"))
+        process.kill()
+    resume(finished)
+    assert no_halves(Path("out")) and not Path("out/other.png").exists()
+
+
+@pytest.mark.skipif(not unfinished.LOCKS, reason="needs locks")
+def test_a_file_that_is_cleared_away_before_it_is_locked_is_made_anew(folder, monkeypatch):
+    real = unfinished._lock
+
+    def lock(stream, *, wait):
+        monkeypatch.setattr(unfinished, "_lock", real)
+        unfinished.clear_abandoned(folder)
+        real(stream, wait=wait)
+
+    monkeypatch.setattr(unfinished, "_lock", lock)
+    with unfinished.replacing(folder / "a.png") as stream:
+        stream.write(b"whole")
+    assert (folder / "a.png").read_bytes() == b"whole" and no_halves(folder)
+
+
+@pytest.mark.skipif(not unfinished.LOCKS, reason="needs locks")
+def test_on_a_disk_without_locks_all_is_written_and_nothing_cleared_away(folder, monkeypatch):
+    def lock(*args, **options):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(unfinished, "_lock", lock)
+    with unfinished.replacing(folder / "a.png") as stream:
+        unfinished.clear_abandoned(folder)
+        stream.write(b"whole")
+    assert (folder / "a.png").read_bytes() == b"whole" and no_halves(folder)
+
+
+def test_outputs_made_of_other_pictures_are_not_replaced_and_nothing_is_said_of_resume(finished):
+    for number in range(3):
+        save(f"other/{number}.png", seed=10 + number)
+    others = find_jobs(["other"], "out")
+    before = [identity(job.target) for job in finished]
+    for resumed in (False, True):
+        events = list(run_batch(others, TWICE, resume=resumed))
+        assert [type(event) for event in events] == [Failed] * 3
+        assert all("--resume" not in event.error.hint for event in events)
+    assert [identity(job.target) for job in finished] == before
+    assert resume(finished) == ([], ALL)
+
+
+def test_an_output_that_another_run_was_killed_over_is_not_replaced_either(finished):
+    path = Path("out") / NAME
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if '"start"' in line))
+    for number in range(3):
+        save(f"other/{number}.png", seed=10 + number)
+    with pytest.raises(OutputError, match="exists already"):
+        resume(find_jobs(["other"], "out"))
+    assert resume(finished) == (ALL, [])
+
+
+def test_outputs_of_a_tree_that_was_moved_stay_done(finished):
+    Path("in").rename("moved")
+    assert resume(find_jobs(["moved"], "out")) == ([], [name.replace("in/", "moved/") for name in ALL])
+
+
+def test_what_came_through_the_standard_input_is_never_taken_for_the_same(finished):
+    jobs = [*finished[:2], Job(2, "-", Path("out/stdin.png"), "standard input", Path("out"))]
+    Path("out/stdin.png").write_text("an earlier one")
+    journal = Journal(Path("out"))
+    journal.start(Path("out/stdin.png"), "-")
+    journal.close()
+    with pytest.raises(OutputError, match="exists already"):
+        resume(jobs)
+    assert Path("out/stdin.png").read_text() == "an earlier one"
+
+
+def test_weights_that_are_replaced_while_a_batch_runs_are_not_taken_for_those_it_used(folder):
+    jobs = save_many(3)
+    other = folder / "other.safetensors"
+    data = bytearray(bundled_path(2).read_bytes())
+    (folder / "w.safetensors").write_bytes(data)
+    data[-1] ^= 1
+    other.write_bytes(data)
+    settings = Settings(size=Size(factor=2), weights="w.safetensors")
+    for event in run_batch(jobs, settings, workers=1):
+        if isinstance(event, Started) and other.exists():
+            other.replace("w.safetensors")  # as training does
+    assert resume(jobs, settings) == (ALL, [])
+    assert resume(jobs, settings) == ([], ALL)
+
+
+def test_every_device_gets_the_network_that_the_first_one_got(folder):
+    shutil.copy(bundled_path(2), "w.safetensors")
+    pool = UpscalerPool(Settings(size=Size(factor=2), weights="w.safetensors", device="cpu"))
+    first = pool.loaded(2, "cpu")
+    Path("w.safetensors").unlink()
+    second = pool.loaded(2, "cpu:0")
+    assert second.network is not first.network
+    for name, tensor in first.network.state_dict().items():
+        assert tensor.equal(second.network.state_dict()[name])
+
+
+def test_resuming_without_a_journal_is_refused(finished):
+    with pytest.raises(UsageError, match="--no-journal"):
+        list(run_batch(finished, TWICE, resume=True, journal=False))
 
 
 def test_one_picture_leaves_no_journal_and_several_do_unless_told(folder):

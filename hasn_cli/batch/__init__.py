@@ -22,7 +22,8 @@ from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import disk_is_full, do_job, look, open_source
-from hasn_cli.errors import DeviceError, MissingExtraError, WeightsError
+from hasn_cli.errors import DeviceError, MissingExtraError, UsageError, WeightsError
+from hasn_cli.images import unfinished
 
 __all__ = [
     "Done",
@@ -63,21 +64,24 @@ def run_batch(
         jobs: from `find_jobs`.
         settings: what becomes of each picture.
         on_exists: what to do where the output is there already.
-        workers: pictures under way at once, at least 1; None chooses for the device.
+        workers: pictures under way at once, at least 1; None chooses for the device, or for the cluster's workers.
         resume: skip what the journal says is done from this very input with these settings, do the rest.
-        journal: keep one beside the outputs, where there are several jobs.
+        journal: keep one beside the outputs, where there are several jobs or `resume` is given, which needs it.
         cluster: `tcp://HOST:PORT` of a Dask scheduler, or `local:N` for N worker processes on this machine.
 
     Raises:
         WeightsError, DeviceError: no picture could be done with these settings.
+        UsageError: `resume` without a journal.
     """
-    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=journal and len(jobs) > 1)
+    if resume and not journal:
+        raise UsageError("--resume goes by the journal, and --no-journal keeps none", "leave one of them out")
+    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=resume or (journal and len(jobs) > 1))
     gate.open(jobs)
     if resume:
         clear_leftovers({job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None})
     try:
         if cluster is not None:
-            yield from _run_there(jobs, settings, gate, cluster)
+            yield from _run_there(jobs, settings, gate, cluster, workers)
         else:
             yield from _run_here(jobs, settings, gate, workers)
     finally:
@@ -102,12 +106,14 @@ def plan_batch(
             yield Failed(job, error)
 
 
-def _run_there(jobs: Sequence[Job], settings: Settings, gate: Gate, address: str) -> Iterator[Event]:
+def _run_there(
+    jobs: Sequence[Job], settings: Settings, gate: Gate, address: str, workers: int | None
+) -> Iterator[Event]:
     try:
         from hasn_cli.batch.cluster import run_on_cluster
     except ImportError as error:
         raise MissingExtraError("--cluster", "cluster") from error
-    yield from run_on_cluster(jobs, settings, gate, address)
+    yield from run_on_cluster(jobs, settings, gate, address, workers)
 
 
 def _run_here(jobs: Sequence[Job], settings: Settings, gate: Gate, workers: int | None) -> Iterator[Event]:
@@ -164,7 +170,7 @@ class _Crew:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._pool.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
-            clear_leftovers(self._folders, owner=os.getpid())
+            clear_leftovers(self._folders, owner=unfinished.owner())
 
     def _limit(self) -> int:
         """How many pictures may be under way."""

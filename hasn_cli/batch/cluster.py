@@ -41,6 +41,8 @@ from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, open_source
 from hasn_cli.errors import DeviceError, HasnError, UsageError, WeightsError
+from hasn_cli.images import unfinished
+from hasn_cli.weights import NAMES, files_of, hub
 
 GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -49,8 +51,12 @@ WORKERS_TIMEOUT = 300.0  # seconds until a cluster without workers is given up; 
 AGAIN = "start it again, and add --resume"
 
 
-def run_on_cluster(jobs: Sequence[Job], settings: Settings, gate: Gate, address: str) -> Iterator[Event]:
+def run_on_cluster(
+    jobs: Sequence[Job], settings: Settings, gate: Gate, address: str, most: int | None = None
+) -> Iterator[Event]:
     """As `hasn_cli.batch.run_batch`, on the cluster at `address` (`tcp://…` or `local:N`).
+
+    There are never more than `most` pictures with it, where that is given.
 
     Raises:
         UsageError: an address that is none, or a picture from or to a standard stream.
@@ -69,7 +75,7 @@ def run_on_cluster(jobs: Sequence[Job], settings: Settings, gate: Gate, address:
             settings = replace(settings, memory=local_cluster.memory_share(count, settings.memory))
             threads = local_cluster.cores_share(count)
             address = local.scheduler_address
-        run = _Run(_connect(address), settings, gate, threads)
+        run = _Run(_connect(address), settings, gate, threads, most)
         stack.callback(run.close, local)
         yield from run.events(jobs)
 
@@ -87,8 +93,11 @@ def _connect(address: str) -> Client:
 class _Run:
     """One batch on one cluster, seen from here."""
 
-    def __init__(self, client: Client, settings: Settings, gate: Gate, threads: int | None) -> None:
+    def __init__(
+        self, client: Client, settings: Settings, gate: Gate, threads: int | None, most: int | None = None
+    ) -> None:
         self._threads = threads
+        self._most = most
         self.id = f"hasn-{uuid.uuid4().hex[:12]}"
         self._client = client
         self._settings = settings
@@ -97,7 +106,7 @@ class _Run:
         self._flight: dict[Future, Job] = {}
         self._by_index: dict[int, Job] = {}
         self._started: set[int] = set()
-        self._processes: set[int] = set()
+        self._processes: set[str] = set()
         self._folders: set[Path] = set()
         self._known: list[dict[str, Any]] = []
         self._asked = 0.0
@@ -134,9 +143,9 @@ class _Run:
         if interrupted:
             _quietly(self._client.cancel, list(self._flight))
         _quietly(self._client.unregister_worker_plugin, self.id, within=within)
-        alive: set[int] = set()
+        alive: set[str] = set()
         if local is None:
-            _quietly(lambda: alive.update(self._client.run(os.getpid).values()), within=within)
+            _quietly(lambda: alive.update(self._client.run(unfinished.owner).values()), within=within)
         _quietly(self._client.close, CLEANUP_TIMEOUT)
         if local is not None:
             _quietly(local_cluster.end, local, within=within)
@@ -156,7 +165,8 @@ class _Run:
 
     def _capacity(self) -> int:
         """How many pictures may be with the cluster: what its workers carry at once, and one more each."""
-        return max(1, sum(min(int(worker["nthreads"]), PICTURES_PER_WORKER) + 1 for worker in self._workers()))
+        carried = sum(min(int(worker["nthreads"]), PICTURES_PER_WORKER) + 1 for worker in self._workers())
+        return max(1, carried if self._most is None else min(carried, self._most))
 
     def _see_that_workers_see(self, jobs: Sequence[Job]) -> None:
         """Local paths are of use only where all machines share the disk."""
@@ -251,7 +261,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
 
     Args:
         name: the run's.
-        settings: the run's; a file of weights goes with them, for workers on other machines.
+        settings: the run's; a file or folder of weights goes with them, for workers on other machines.
         threads: that the network may use; None: as many as the worker was given.
     """
 
@@ -259,8 +269,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self.name = name
         self._threads = threads
         self._settings = settings.to_dict()
-        path = Path(settings.weights).expanduser()
-        self._weights = (path.name, path.read_bytes()) if path.is_file() else None
+        self._weights = _files_to_send(settings.weights)
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask in each worker, also in those that come later."""
@@ -269,14 +278,12 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self._folder = tempfile.TemporaryDirectory(prefix="hasn-") if self._weights else None
         settings = Settings.from_dict(self._settings)
         if self._weights and self._folder:
-            path = Path(self._folder.name) / self._weights[0]
-            path.write_bytes(self._weights[1])
-            settings = replace(settings, weights=str(path))
+            settings = replace(settings, weights=_unpack(self._weights, Path(self._folder.name)))
         torch.set_num_threads(self._threads or worker.state.nthreads)  # Dask's own default is one
         self.settings = settings
         self.pool = UpscalerPool(settings)
         self.room = Room(settings.memory)
-        worker.log_event(self.name, {"process": os.getpid()})
+        worker.log_event(self.name, {"process": unfinished.owner()})
 
     def teardown(self, worker: Worker) -> None:
         """Called by Dask when the run is over: what still runs stops."""
@@ -284,6 +291,32 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self.room.close()
         if self._folder:
             self._folder.cleanup()
+
+
+_Files = tuple[str, dict[str, bytes]]  # the name that is given as -w, and the files by their paths
+
+
+def _files_to_send(weights: str) -> _Files | None:
+    """The file that `weights` means, or those of the folder; None where workers find by that name what we do."""
+    if weights in NAMES or weights.startswith(hub.SCHEME):
+        return None
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return path.name, {path.name: path.read_bytes()}
+    if not path.is_dir():
+        return None
+    files = {found.path for found in files_of(weights)}
+    files |= {path / hub.CONFIG} if (path / hub.CONFIG).is_file() else set()
+    name = path.resolve().name or "weights"
+    return name, {f"{name}/{file.relative_to(path).as_posix()}": file.read_bytes() for file in files}
+
+
+def _unpack(files: _Files, folder: Path) -> str:
+    name, contents = files
+    for below, data in contents.items():
+        (folder / below).parent.mkdir(parents=True, exist_ok=True)
+        (folder / below).write_bytes(data)
+    return str(folder / name)
 
 
 def run_task(run: str, job: Job, before: Mark | None) -> dict[str, Any]:
@@ -296,7 +329,7 @@ def run_task(run: str, job: Job, before: Mark | None) -> dict[str, Any]:
 
     try:
         if target_state(job.target) != before:
-            return _finished_before(job, state.settings)
+            return _finished_before(job, state.settings, state.pool)
         done, receipt = do_job(job, state.settings, state.pool, state.room, tell)
     except Cancelled:
         return {"error": {"kind": "HasnError", "message": f"{job.name}: cancelled", "hint": None}}
@@ -305,16 +338,14 @@ def run_task(run: str, job: Job, before: Mark | None) -> dict[str, Any]:
     return {"done": _without_job(done), "receipt": asdict(receipt)}
 
 
-def _finished_before(job: Job, settings: Settings) -> dict[str, Any]:
+def _finished_before(job: Job, settings: Settings, pool: UpscalerPool) -> dict[str, Any]:
     """The answer that a worker no longer there would have given."""
     picture, mark = open_source(job.source, settings, job.name)
     state = target_state(job.target) or {}
     target_size = settings.size.target(picture.size)
     done = Done(job, 0.0, 0.0, picture.size, target_size, int(state.get("size", 0)))
-    return {
-        "done": _without_job(done),
-        "receipt": asdict(Receipt(mark, state, settings.size.network_scale(picture.size))),
-    }
+    scale = settings.size.network_scale(picture.size)
+    return {"done": _without_job(done), "receipt": asdict(Receipt(mark, state, scale, pool.digest(scale)))}
 
 
 def _without_job(done: Done) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
-from hasn_cli.batch import journal
+from hasn_cli.batch import journal, remote
 from hasn_cli.errors import ImageError
 
 OnSkip = Callable[[str, str], None]
@@ -37,7 +37,7 @@ class Walk:
         exclude: globs of which neither a file nor a folder may match one.
         follow_links: also links out of the folder, and links to folders.
         suffix: what own outputs end in, besides the default suffixes.
-        avoid: resolved folders that are not entered (the outputs').
+        avoid: the outputs' folder, resolved, which is not entered; or its URL.
         on_skip: told of what is left out for a reason that may surprise.
         on_closed: told of folders that cannot be listed.
     """
@@ -48,7 +48,7 @@ class Walk:
     exclude: Sequence[str] = ()
     follow_links: bool = False
     suffix: str | None = None
-    avoid: frozenset[Path] = frozenset()
+    avoid: Path | str | None = None
     on_skip: OnSkip = field(default=lambda path, reason: None)
     on_closed: OnSkip = field(default=lambda path, reason: None)
 
@@ -61,6 +61,39 @@ class Walk:
         own = journal.outputs_recorded(root)
         return sort_naturally(self._below(root, root, own, (root.resolve(),)), root)
 
+    def names_at(self, url: str) -> list[PurePosixPath]:
+        """The pictures below the folder `url`, as paths relative to it, in natural order.
+
+        Raises:
+            HasnError: it cannot be listed.
+        """
+        from natsort import natsorted, ns
+
+        found = natsorted(remote.files(url, self.recursive), alg=ns.PATH | ns.IGNORECASE)
+        pictures = [PurePosixPath(name) for name in found if is_picture(name, self.readable)]
+        stems: dict[PurePosixPath, set[str]] = {PurePosixPath(): set()}
+        for name in pictures:
+            stems.setdefault(name.parent, set()).add(name.stem)
+        own = frozenset[str]().union(*(journal.urls_recorded(_join(url, folder)) for folder in stems))
+        outputs = remote.relative(self.avoid, url) if isinstance(self.avoid, str) else None
+        return [
+            name
+            for name in pictures
+            if not (outputs and name.is_relative_to(outputs))
+            and not any(part.startswith(".") for part in name.parts)
+            and not any(self._excluded(part) for part in (name, *name.parents))
+            and self._wanted_at(url, name, own, stems[name.parent])
+        ]
+
+    def _wanted_at(self, url: str, name: PurePosixPath, own: frozenset[str], stems: set[str]) -> bool:
+        place = _join(url, name)
+        if not self._included(name):
+            return False
+        if place in own or self._named_as_own(name, stems):
+            self.on_skip(place, OWN_OUTPUT)
+            return False
+        return True
+
     def _below(self, folder: Path, root: Path, own: frozenset[Path], above: tuple[Path, ...]) -> Iterator[Path]:
         entries = list(os.scandir(folder))
         stems = {Path(entry.name).stem for entry in entries if is_picture(entry.name, self.readable)}
@@ -68,9 +101,15 @@ class Walk:
             path = folder / entry.name
             if entry.name.startswith(".") or self._excluded(path.relative_to(root)):
                 continue
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError as error:  # a link that leads round to itself, or to where nobody may look
+                meant = is_picture(entry.name, self.readable) and self._included(path.relative_to(root))
+                (self.on_closed if meant else self.on_skip)(str(path), error.strerror or str(error))
+                continue
+            if is_folder:
                 yield from self._folder(entry, path, root, own, above)
-            elif is_picture(entry.name, self.readable) and entry.is_file() and self._wanted(path, root, own, stems):
+            elif is_file and is_picture(entry.name, self.readable) and self._wanted(path, root, own, stems):
                 yield path
 
     def _folder(
@@ -82,7 +121,7 @@ class Walk:
             self.on_skip(str(path), "a link to a folder")
             return
         real = path.resolve()
-        if real in self.avoid or real in above:  # the outputs' folder, or a link round to a folder that we are in
+        if real == self.avoid or real in above:  # the outputs' folder, or a link round to a folder that we are in
             return
         try:
             yield from self._below(path, root, own | journal.outputs_recorded(path), (*above, real))
@@ -90,7 +129,7 @@ class Walk:
             self.on_closed(str(path), error.strerror or str(error))
 
     def _wanted(self, path: Path, root: Path, own: frozenset[Path], stems: set[str]) -> bool:
-        if self.include and not any(glob_matches(glob, path.relative_to(root)) for glob in self.include):
+        if not self._included(path.relative_to(root)):
             return False
         if path in own or self._named_as_own(path, stems):
             self.on_skip(str(path), OWN_OUTPUT)
@@ -100,7 +139,7 @@ class Walk:
             return False
         return True
 
-    def _named_as_own(self, path: Path, stems: set[str]) -> bool:
+    def _named_as_own(self, path: PurePath, stems: set[str]) -> bool:
         """Whether the name is an output's, and the input that it would belong to lies beside it."""
         found = _OWN_SUFFIX.search(path.stem)
         endings = [found.group(0)] if found else []
@@ -108,8 +147,15 @@ class Walk:
             endings.append(self.suffix)
         return any(path.stem.removesuffix(ending) in stems for ending in endings)
 
-    def _excluded(self, relative: Path) -> bool:
+    def _included(self, relative: PurePath) -> bool:
+        return not self.include or any(glob_matches(glob, relative) for glob in self.include)
+
+    def _excluded(self, relative: PurePath) -> bool:
         return any(glob_matches(glob, relative) for glob in self.exclude)
+
+
+def _join(url: str, below: PurePosixPath) -> str:
+    return url if below == PurePosixPath() else f"{url}/{below}"
 
 
 def unreachable(path: Path) -> ImageError | None:
@@ -137,7 +183,7 @@ def sort_naturally(paths: Iterable[Path], root: Path) -> list[Path]:
     return natsorted(sorted(paths), key=lambda path: str(path.relative_to(root)), alg=ns.PATH | ns.IGNORECASE)
 
 
-def glob_matches(pattern: str, relative: Path | PurePosixPath) -> bool:
+def glob_matches(pattern: str, relative: PurePath) -> bool:
     """Whether the glob matches a path below the folder, as .gitignore means it.
 
     Without a slash it is matched with the last name, else with the whole path; `*` and `?` stop at a slash, `**` not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ from hasn_cli.batch.journal import Journal, Mark, input_unchanged, state
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt
 from hasn_cli.errors import OutputError
-from hasn_cli.images import TEMPORARY_PREFIX, check_target
+from hasn_cli.images import check_target, unfinished
 
 OnExists = Literal["error", "overwrite", "skip"]
 
@@ -24,7 +23,7 @@ class Gate:
     Args:
         settings: those of this run.
         on_exists: what becomes of a job whose output is there already.
-        resume: outputs that a journal tells of are this program's: they are left if they are up to date, else replaced.
+        resume: outputs that a journal says were made of these inputs are left if they are up to date, else replaced.
         keep: write journals.
     """
 
@@ -33,7 +32,7 @@ class Gate:
     ) -> None:
         self.on_exists = on_exists
         self.resume = resume
-        self.keep = keep or resume
+        self.keep = keep
         self._settings = settings
         self._fingerprint = settings.fingerprint()
         self._journals: dict[Place, Journal] = {}
@@ -41,7 +40,7 @@ class Gate:
 
     def open(self, jobs: Sequence[Job]) -> None:
         """Read the journals of `jobs`."""
-        if self.keep:
+        if self.keep or self.resume:
             self._journals = {root: Journal(root) for root in {job.root for job in jobs} if root is not None}
 
     def check(self, job: Job) -> str | None:
@@ -58,7 +57,9 @@ class Gate:
         now = target_state(job.target)
         if now is None:
             return None
-        if self.resume and (record := self._record(job)):
+        asked = self.resume or self.on_exists == "error"
+        record = self._record_of_same_input(job) if asked else None
+        if self.resume and record:
             if record["state"] == "start":
                 return None  # the run was killed between the output's appearing and the journal's saying so
             if record.get("output") == now:
@@ -67,8 +68,9 @@ class Gate:
             return f"{job.target} exists"
         if self.on_exists == "error":
             hint = "--overwrite replaces it, --skip-existing leaves it"
-            known = not self.resume and self._record(job) is not None
-            raise OutputError(f"{job.target} exists already", f"--resume goes on from there, {hint}" if known else hint)
+            if record and not self.resume:
+                hint = f"--resume goes on from there, {hint}"
+            raise OutputError(f"{job.target} exists already", hint)
         return None
 
     def begin(self, job: Job) -> None:
@@ -77,9 +79,9 @@ class Gate:
         Raises:
             OutputError: the folder or the journal in it cannot be.
         """
-        if journal := self._journal(job):
+        if journal := self._journal_to_keep(job):
             try:
-                journal.start(job.target)
+                journal.start(job.target, _source_name(job))
             except OSError as error:
                 if not journal.path.exists():
                     message = f"cannot write into {journal.path.parent}: {error.strerror}"
@@ -88,16 +90,16 @@ class Gate:
 
     def finish(self, job: Job, receipt: Receipt) -> None:
         """The job's output stands."""
-        journal = self._journal(job)
+        journal = self._journal_to_keep(job)
         if journal is None:
             return
         facts: Mark = {
-            "source": str(job.source.resolve() if isinstance(job.source, Path) else job.source),
+            "source": _source_name(job),
             "input": receipt.source,
             "output": receipt.target,
             "settings": self._fingerprint,
             "scale": receipt.scale,
-            "weights": self._weights_hash(receipt.scale),
+            "weights": receipt.weights,
         }
         try:
             journal.done(job.target, facts)
@@ -112,9 +114,18 @@ class Gate:
     def _journal(self, job: Job) -> Journal | None:
         return self._journals.get(job.root) if job.root is not None else None
 
-    def _record(self, job: Job) -> Mark | None:
+    def _journal_to_keep(self, job: Job) -> Journal | None:
+        return self._journal(job) if self.keep else None
+
+    def _record_of_same_input(self, job: Job) -> Mark | None:
+        """What the journal says of the output, unless that was made of another picture, and is not ours to replace."""
+        if job.source == "-":
+            return None  # who knows what came through it then
         journal = self._journal(job)
-        return journal[job.target] if journal else None
+        record = journal[job.target] if journal else None
+        if record is None or record.get("source") in (None, _source_name(job)):
+            return record
+        return record if input_unchanged(job.source, record.get("input", {})) else None
 
     def _up_to_date(self, job: Job, record: Mark) -> bool:
         return (
@@ -140,20 +151,14 @@ def target_state(target: Place) -> Mark | None:
     return remote.state(target)
 
 
-def clear_leftovers(folders: Iterable[Path], owner: int | None = None) -> None:
-    """Delete half-written files whose program is no more, or that belong to the process `owner`."""
+def clear_leftovers(folders: Iterable[Path], owner: str | None = None) -> None:
+    """Delete half-written files that nobody writes any more, or those of the process that calls itself `owner`."""
     for folder in folders:
-        for path in folder.glob(f"{TEMPORARY_PREFIX}*.part"):
-            process = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
-            abandoned = process == str(owner) if owner is not None else not _runs(process)
-            if abandoned:
-                path.unlink(missing_ok=True)
+        if owner is None:
+            unfinished.clear_abandoned(folder)
+        else:
+            unfinished.clear_own(folder, owner)
 
 
-def _runs(process: str) -> bool:
-    """Whether a process of that number is running here."""
-    if not process.isdecimal():
-        return False
-    import psutil
-
-    return int(process) != os.getpid() and psutil.pid_exists(int(process))
+def _source_name(job: Job) -> str:
+    return str(job.source.resolve() if isinstance(job.source, Path) else job.source)

@@ -1,8 +1,4 @@
-"""From what the user names to jobs: which pictures are read, and what each output is called.
-
-Everything that could go wrong between two jobs is found here, before anything runs: no two write to one place, none
-writes onto an input.
-"""
+"""From what the user names to jobs: which pictures are read, and what each output is called."""
 
 from __future__ import annotations
 
@@ -10,15 +6,15 @@ import codecs
 import os
 import re
 import sys
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from hasn_cli.batch import remote
-from hasn_cli.batch.folders import OWN_OUTPUT, OnSkip, Walk, glob_matches, is_picture, unreachable
+from hasn_cli.batch.clashes import refuse_clashes, without_repeats
+from hasn_cli.batch.folders import OWN_OUTPUT, OnSkip, Walk, unreachable
 from hasn_cli.errors import HasnError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -95,6 +91,8 @@ def find_jobs(
         raise UsageError("an input's name is empty", "a shell variable may be unset: quote it and check it")
     if not inputs and not listed:
         raise UsageError("no input", "name pictures, folders, or - for the standard input")
+    inputs, listed = [remote.local_path(entry) for entry in inputs], [remote.local_path(entry) for entry in listed]
+    output = None if output is None else remote.local_path(output)
     naming = _Naming(output, inputs, listed, suffix, default_suffix, format)
     walk = Walk(
         readable=readable_suffixes(),
@@ -103,14 +101,14 @@ def find_jobs(
         exclude=exclude,
         follow_links=follow_links,
         suffix=suffix,
-        avoid=frozenset({Path(naming.folder).resolve()} if isinstance(naming.folder, Path) else ()),
+        avoid=None if naming.folder is None else _resolved(naming.folder),
         on_skip=on_skip or (lambda path, reason: None),
     )
     found = [job for entry in inputs for job in _jobs_of(entry, walk, naming)]
     for entry in listed:
         found += _jobs_of("./-" if entry == "-" else entry, walk, naming, listed=True)
-    jobs = [replace(job, index=index) for index, job in enumerate(_without_repeats(found))]
-    _refuse_clashes(jobs)
+    jobs = [replace(job, index=index) for index, job in enumerate(without_repeats(found))]
+    refuse_clashes(jobs)
     return jobs
 
 
@@ -296,7 +294,7 @@ def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming) -> Iterator[Job]:
         yield Job(0, path, target, str(path), root)
 
 
-def _nothing_in(folder: Path, walk: Walk, own_outputs: bool) -> ImageError:
+def _nothing_in(folder: Place, walk: Walk, own_outputs: bool) -> ImageError:
     if own_outputs:
         hint = "name the files themselves to enlarge them once more"
         return ImageError(f"{folder}: no pictures in this folder but hasn's own outputs", hint)
@@ -305,21 +303,28 @@ def _nothing_in(folder: Path, walk: Walk, own_outputs: bool) -> ImageError:
 
 
 def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
-    from natsort import natsorted, ns
-
     if not remote.is_folder(url):
         target = naming.target(url, PurePosixPath(url.rpartition("/")[2]))
         yield Job(0, url, target, url, _journal_root(naming, target))
         return
-    names = [PurePosixPath(name) for name in natsorted(remote.files(url, walk.recursive), alg=ns.PATH | ns.IGNORECASE)]
+    folder = url.rstrip("/")
+    left_out: list[str] = []
+
+    def note(path: str, reason: str) -> None:
+        left_out.append(reason)
+        walk.on_skip(path, reason)
+
+    try:
+        names = replace(walk, on_skip=note).names_at(folder)
+    except HasnError as error:
+        yield Job(0, url, "", url, problem=error)
+        return
+    if not names:
+        yield Job(0, url, "", url, problem=_nothing_in(url, walk, OWN_OUTPUT in left_out))
     for name in names:
-        hidden = any(part.startswith(".") for part in name.parts)
-        included = not walk.include or any(glob_matches(glob, name) for glob in walk.include)
-        excluded = any(glob_matches(glob, part) for glob in walk.exclude for part in (name, *name.parents))
-        if is_picture(name.name, walk.readable) and included and not hidden and not excluded:
-            source = f"{url.rstrip('/')}/{name}"
-            target = naming.target(source, name)
-            yield Job(0, source, target, source, _journal_root(naming, target))
+        source = f"{folder}/{name}"
+        target = naming.target(source, name)
+        yield Job(0, source, target, source, folder if naming.folder is None else _journal_root(naming, target))
 
 
 def _journal_root(naming: _Naming, target: Place) -> Place | None:
@@ -330,49 +335,8 @@ def _journal_root(naming: _Naming, target: Place) -> Place | None:
     return target.parent if isinstance(target, Path) else target.rpartition("/")[0]
 
 
-def _without_repeats(jobs: Iterable[Job]) -> list[Job]:
-    """`jobs` without those that read and write the same as an earlier one (a folder, and again a file in it)."""
-    first: dict[object, Job] = {}
-    for job in jobs:
-        first.setdefault((_identity(job.source), _key(job.target)), job)
-    return list(first.values())
-
-
-def _refuse_clashes(jobs: Sequence[Job]) -> None:
-    writers: dict[str, Job] = {}
-    read = {_identity(job.source): job for job in jobs if job.source != "-" and job.problem is None}
-    for job in jobs:
-        if job.problem is not None or job.target == "-":
-            continue
-        other = writers.setdefault(_key(job.target), job)
-        if other is not job:
-            message = f"{other.name} and {job.name} would both be written to {job.target}"
-            raise UsageError(message, "name them apart: another folder, another format, or --suffix")
-        reader = read.get(_identity(job.target))
-        if reader is not None:
-            message = f"{job.name} would be written onto {reader.name}, which is an input"
-            raise UsageError(message, "choose another output, give --suffix, or name the folder instead of its files")
-
-
-def _key(target: Place) -> str:
-    """Equal for two names of one file, there or not."""
-    if not isinstance(target, Path):
-        return target
-    key = os.path.join(os.path.realpath(target.parent), target.name)  # noqa: PTH118 (realpath of what may not be there)
-    if sys.platform in ("darwin", "win32"):  # their file systems hold a.png, A.png and both forms of é to be one name
-        key = unicodedata.normalize("NFC", key).casefold()
-    return key
-
-
-def _identity(place: Place) -> object:
-    """The file itself where there is one, so that no link and no other spelling hides that it is an input."""
-    if not isinstance(place, Path):
-        return place
-    try:
-        found = place.stat()
-    except OSError:
-        return _key(place)
-    return found.st_dev, found.st_ino
+def _resolved(folder: Place) -> Place:
+    return folder.resolve() if isinstance(folder, Path) else folder
 
 
 def _is_folder(text: str) -> bool:

@@ -98,13 +98,14 @@ class Journal:
         """The last line about an output, or None."""
         return self.records.get(self._key(target))
 
-    def start(self, target: Path | str) -> None:
-        """Note that the output is going to be written; on the disk when this returns.
+    def start(self, target: Path | str, source: str | None = None) -> None:
+        """Note that the output is going to be written, of `source`; on the disk when this returns.
 
         Raises:
             OSError: the journal cannot be written.
         """
-        self._append({"target": self._key(target), "state": "start"}, durable=True)
+        known = {"source": source} if source is not None else {}
+        self._append({"target": self._key(target), "state": "start", **known}, durable=True)
 
     def done(self, target: Path | str, facts: Mark) -> None:
         """Note that the output stands. Should the line be lost with the power, the picture is merely done again."""
@@ -154,7 +155,7 @@ def path_for(root: Path | str) -> Path:
 
 
 def read(path: Path) -> dict[str, Mark]:
-    """The last line about each output; none where there is no journal. Torn lines are passed over."""
+    """The last line about each output; none where there is no journal. Torn and strange lines are passed over."""
     records: dict[str, Mark] = {}
     try:
         lines = path.read_bytes().splitlines()
@@ -163,10 +164,23 @@ def read(path: Path) -> dict[str, Mark]:
     for line in lines:
         try:
             record = json.loads(line)
-            records[record["target"]] = record
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, RecursionError):
             continue
+        if _is_record(record):
+            records[record["target"]] = record
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line is one that this program writes, as far as its readers rely on it."""
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("target"), str)
+        and record.get("state") in ("start", "done")
+        and isinstance(record.get("source"), str | None)
+        and isinstance(record.get("input", {}), dict)
+        and isinstance(record.get("scale", 0), int)
+    )
 
 
 def outputs_recorded(folder: Path) -> frozenset[Path]:
@@ -177,6 +191,16 @@ def outputs_recorded(folder: Path) -> frozenset[Path]:
     here = folder.resolve()
     records = read(folder / NAME)
     return frozenset(folder / key for key, record in records.items() if _lies_in(record.get("source"), here))
+
+
+def urls_recorded(folder: str) -> frozenset[str]:
+    """As `outputs_recorded`, of a folder at a URL."""
+    records = read(path_for(folder))
+    return frozenset(key for key, record in records.items() if _is_below(record.get("source"), folder))
+
+
+def _is_below(source: str | None, folder: str) -> bool:
+    return source is None or (remote.is_url(source) and remote.relative(source, folder) is not None)
 
 
 def _lies_in(source: str | None, folder: Path) -> bool:

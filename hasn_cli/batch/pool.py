@@ -6,6 +6,7 @@ and encode, it computes. Requests of one kind that have piled up are evaluated t
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from hasn_cli.batch.settings import Settings
-from hasn_cli.errors import HasnError
+from hasn_cli.errors import HasnError, WeightsError
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler
+    from hasn_cli.network import HASN
 
 Image = NDArray[Any]
 Progress = Callable[[float], None]
@@ -57,6 +59,8 @@ class UpscalerPool:
         self.devices = [name.strip() for name in settings.device.split(",")]
         self.network_seconds = 0.0
         self._upscalers: dict[tuple[str, int], Upscaler] = {}
+        self._networks: dict[int, HASN] = {}  # by scale; every device gets a copy, whatever becomes of the file
+        self._digests: dict[int, str] = {}
         self._refused: dict[int, HasnError] = {}
         self._loading = threading.Lock()
         self._requests: deque[_Request] = deque()
@@ -77,19 +81,43 @@ class UpscalerPool:
                 raise self._refused[scale]
             if (device, scale) not in self._upscalers:
                 try:
+                    self._digest(scale)  # first: should the file change meanwhile, it is not taken for the one used
                     self._upscalers[device, scale] = self._load(scale, device)
                 except HasnError as error:
                     self._refused[scale] = error
                     raise
             return self._upscalers[device, scale]
 
+    def digest(self, scale: int) -> str:
+        """The SHA-256 of the file that the network for `scale` was loaded from, or would be.
+
+        Raises:
+            WeightsError: there are no such weights.
+        """
+        with self._loading:
+            return self._digest(scale)
+
+    def _digest(self, scale: int) -> str:
+        from hasn_cli.weights import resolve
+
+        if scale not in self._digests:
+            found = resolve(self.settings.weights, scale)
+            try:
+                self._digests[scale] = found.sha256
+            except OSError as error:
+                message = f"cannot read weights {found.path}: {error.strerror or error}"
+                raise WeightsError(message, "check the path given to -w") from error
+        return self._digests[scale]
+
     def _load(self, scale: int, device: str) -> Upscaler:
         from hasn_cli.inference import Upscaler
         from hasn_cli.weights import load_network
 
         wanted = self.settings
+        if scale not in self._networks:
+            self._networks[scale] = load_network(wanted.weights, scale)
         return Upscaler(
-            load_network(wanted.weights, scale),
+            copy.deepcopy(self._networks[scale]),
             device=device,
             precision=wanted.precision,
             tile=wanted.tile,

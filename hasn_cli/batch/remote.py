@@ -6,11 +6,13 @@ fsspec comes with the `cluster` extra, and each scheme's driver (s3fs, gcsfs, �
 from __future__ import annotations
 
 import re
+import secrets
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError
+from hasn_cli.images import unfinished
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -20,12 +22,21 @@ def is_url(place: Path | str) -> bool:
     return isinstance(place, str) and _SCHEME.match(place) is not None
 
 
+def local_path(place: Path | str) -> str:
+    """`place`, as a path where it is a URL of this machine: `file://…` or `local://…`."""
+    text = str(place)
+    if not text.startswith(("file://", "local://")):
+        return text
+    path = filesystem(text)[1]
+    return path + "/" if text.endswith("/") else path  # which says that it is a folder
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of `url`, and the path that it knows the place by.
 
     Raises:
         MissingExtraError: fsspec is not installed.
-        HasnError: the scheme is unknown, or its driver is not installed.
+        HasnError: the scheme is unknown, its driver is not installed, or the store is out of reach.
     """
     try:
         from fsspec.core import url_to_fs
@@ -37,6 +48,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise HasnError(f"{url}: {error}", "the scheme must be one that fsspec knows") from error
     except ImportError as error:
         raise HasnError(f"{url}: {error}", "install the driver that it names") from error
+    except Exception as error:  # some drivers connect at once
+        raise HasnError(f"{url}: cannot be reached ({_reason(error)})") from error
     return system, str(path)
 
 
@@ -57,7 +70,7 @@ def read(url: str) -> bytes:
 
 
 def write(url: str, data: bytes) -> None:
-    """Put `data` at `url`; object stores make it appear whole or not at all.
+    """Put `data` at `url`, where it appears whole or not at all.
 
     Raises:
         OutputError: it cannot be put there.
@@ -65,9 +78,47 @@ def write(url: str, data: bytes) -> None:
     system, path = filesystem(url)
     try:
         system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        system.pipe_file(path, data)
+        if _moves(system):
+            _write_aside(system, path, data)
+        else:
+            system.pipe_file(path, data)
     except Exception as error:
         raise OutputError(f"{url}: cannot be written ({_reason(error)})") from error
+
+
+def _moves(system: Any) -> bool:
+    """Whether files can be moved there. Object stores have no such thing, but let none appear before it is whole."""
+    from fsspec import AbstractFileSystem
+
+    return type(system).mv is not AbstractFileSystem.mv
+
+
+def _write_aside(system: Any, path: str, data: bytes) -> None:
+    folder, slash, _ = path.rpartition("/")
+    temporary = f"{folder}{slash}{unfinished.PREFIX}{secrets.token_hex(6)}{unfinished.SUFFIX}"
+    try:
+        system.pipe_file(temporary, data)
+        try:
+            system.mv(temporary, path)
+        except Exception:  # SMB and some FTP servers move onto no file that is there
+            if not system.exists(path):
+                raise
+            _exchange(system, temporary, path)
+    except BaseException:
+        with suppress(Exception):
+            system.rm_file(temporary)
+        raise
+
+
+def _exchange(system: Any, new: str, path: str) -> None:
+    old = f"{new}.old"
+    system.mv(path, old)
+    try:
+        system.mv(new, path)
+    except BaseException:
+        system.mv(old, path)
+        raise
+    system.rm_file(old)
 
 
 def state(url: str) -> dict[str, str] | None:
@@ -94,6 +145,13 @@ def is_folder(url: str) -> bool:
     """Whether `url` names a folder (or a prefix that holds something)."""
     system, path = filesystem(url)
     return url.endswith("/") or bool(system.isdir(path))
+
+
+def relative(url: str, folder: str) -> PurePosixPath | None:
+    """The path of `url` below the folder, however both are spelled; None if it does not lie there."""
+    (system, path), (other, base) = filesystem(url), filesystem(folder)
+    below = base.rstrip("/") + "/"
+    return PurePosixPath(path[len(below) :]) if system == other and path.startswith(below) else None
 
 
 def files(url: str, recursive: bool) -> list[str]:

@@ -18,7 +18,7 @@ from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
 from hasn_cli.batch.pool import PooledUpscaler, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
-from hasn_cli.enlarge import enlarge
+from hasn_cli.enlarge import PLANE_BYTES, enlarge
 from hasn_cli.errors import OutputError
 from hasn_cli.images import WRITABLE, Picture, check_can_hold, format_for_name, open_picture, write_picture
 from hasn_cli.images.formats import sniff
@@ -38,11 +38,13 @@ class Receipt:
         source: the input's fingerprint, taken as it was read.
         target: the output's state, taken as it was written.
         scale: the network's.
+        weights: the SHA-256 of the file that it was loaded from.
     """
 
     source: journal.Mark
     target: journal.Mark
     scale: int
+    weights: str
 
 
 def do_job(job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell) -> tuple[Done, Receipt]:
@@ -69,7 +71,8 @@ def do_job(job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: T
         length, state = write_result(sr, job, started.format, settings)
     seconds = time.perf_counter() - began - waited - upscaler.waited
     done = Done(job, seconds, upscaler.seconds, picture.size, started.target_size, length)
-    return done, Receipt(mark, state, settings.size.network_scale(picture.size))
+    scale = settings.size.network_scale(picture.size)
+    return done, Receipt(mark, state, scale, pool.digest(scale))
 
 
 def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> Started:
@@ -145,7 +148,10 @@ def bytes_needed(picture: Picture, target_size: tuple[int, int], settings: Setti
     lr = picture.size[0] * picture.size[1]
     sr = max(target_size[0] * target_size[1], lr * scale * scale)
     features = FEATURE_BYTES * lr if settings.memory is not None else 0
-    return features + pixel * (lr + 3 * sr)  # 3: the result, the encoder's copy of it, and what it encodes into
+    whole = target_size == (scale * picture.size[0], scale * picture.size[1])
+    planes = 0 if whole and not settings.consistent else PLANE_BYTES * sr
+    pictures = pixel * (lr + 3 * sr)  # 3: the result, the encoder's copy of it, and what it encodes into
+    return features + planes + pictures
 
 
 def write_result(picture: Picture, job: Job, format: str, settings: Settings) -> tuple[int, journal.Mark]:

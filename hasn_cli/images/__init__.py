@@ -1,7 +1,7 @@
 """Pictures in and out: whatever a file holds besides 8-bit RGB comes back whole."""
 
 from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture
-from hasn_cli.images.encode import TEMPORARY_PREFIX, check_target, write_picture
+from hasn_cli.images.encode import check_target, write_picture
 from hasn_cli.images.formats import (
     FORMATS,
     READABLE,
@@ -18,7 +18,6 @@ __all__ = [
     "FORMATS",
     "READABLE",
     "SUFFIXES",
-    "TEMPORARY_PREFIX",
     "WRITABLE",
     "EncodeOptions",
     "Frame",

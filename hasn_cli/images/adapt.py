@@ -29,13 +29,12 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     if alone and picture.frame_count > 1 and not options.first_frame:
         raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
     background = parse_color(options.background) if options.background else None
-    metadata = _metadata(picture, format, options)
+    metadata = metadata_for(picture, format, options)
     profile = None if entry.icc else profile_of(picture.metadata)
 
     def frames() -> Iterator[Frame]:
         for frame in picture.frames:
-            pixels = to_srgb(frame.pixels, profile) if profile else frame.pixels
-            yield replace(frame, pixels=_fit(pixels, entry, background))
+            yield replace(frame, pixels=_fit(frame.pixels, entry, profile, background))
             if alone:
                 return
 
@@ -57,16 +56,20 @@ def _dtype(dtype: np.dtype[Any], entry: Format) -> np.dtype[Any]:
     return np.dtype(np.uint16 if entry.deep and dtype.itemsize > 1 else np.uint8)
 
 
-def _fit(pixels: Pixels, entry: Format, background: tuple[int, int, int] | None) -> Pixels:
-    if not entry.alpha:
-        pixels = lay_on(pixels, background)
+def _fit(pixels: Pixels, entry: Format, profile: bytes | None, background: tuple[int, int, int] | None) -> Pixels:
+    """Colours go to sRGB before they lose depth, and before they are laid on a background, which is of sRGB."""
     dtype = _dtype(pixels.dtype, entry)
     if pixels.dtype.kind == "f" != dtype.kind and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError("its samples are not between 0 and 1")
+    if profile is not None:
+        pixels = to_srgb(pixels, profile)
+    if not entry.alpha:
+        pixels = lay_on(pixels, background)
     return to_dtype(pixels, dtype)
 
 
-def _metadata(picture: Picture, format: str, options: EncodeOptions) -> Metadata:
+def metadata_for(picture: Picture, format: str, options: EncodeOptions) -> Metadata:
+    """The picture's metadata as `format` is going to get it."""
     old = picture.metadata
     if options.strip:
         shown = ("icc", "gamma", "chromaticities", "srgb_intent", "cicp")

@@ -52,10 +52,11 @@ def to_dtype(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
 
 
 def rounded(values: Pixels, dtype: np.dtype[Any]) -> Pixels:
-    """Floats as they are, or rounded and clipped to an integer dtype's range."""
-    if dtype.kind == "f":
-        return values.astype(dtype)
-    return np.clip(np.rint(values), 0, np.iinfo(dtype).max).astype(dtype)
+    """Floats as they are, or rounded and clipped to an integer dtype's range; what has the dtype is returned itself."""
+    if dtype.kind == "f" or values.dtype == dtype:
+        return values.astype(dtype, copy=False)
+    whole: Pixels = np.rint(values)
+    return np.clip(whole, 0, np.iinfo(dtype).max, out=whole).astype(dtype)
 
 
 def widen(samples: Pixels, bits: int) -> Pixels:
@@ -132,6 +133,7 @@ def _halve(values: Pixels) -> Pixels:
 
 _RELATIVE_COLORIMETRIC = 1
 _BLACK_POINT_COMPENSATION = 0x2000
+_NO_SHORTCUT = 0x0100
 
 
 @cache
@@ -245,16 +247,19 @@ def lab_to_srgb(samples: Pixels, signed: bool) -> Pixels:
 def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
     """H×W×C pixels, C = 1 to 4, through their profile to sRGB (gray to a gray with sRGB's curve); alpha stays.
 
-    Floats and pixels whose profile is of another colour space are returned as they are.
+    Pixels whose profile is of another colour space are returned as they are. Floats stay beyond 1 where they are
+    brighter than white, and become 0 where sRGB would need less of a primary than none.
     """
     colors = 1 if pixels.shape[2] <= 2 else 3
-    if pixels.dtype.kind == "f" or icc[16:20] != (b"GRAY" if colors == 1 else b"RGB "):
+    if icc[16:20] != (b"GRAY" if colors == 1 else b"RGB "):
         return pixels
     color = np.ascontiguousarray(pixels[..., :colors])
     if colors == 1:
         converted = _transform(color[..., 0], icc, "gray", srgb_profile(), "rgb")[..., :1]
     else:
         converted = _transform(color, icc, "rgb", srgb_profile(), "rgb")
+    if pixels.dtype.kind == "f":
+        converted = np.maximum(converted, 0)
     return np.concatenate([converted, pixels[..., colors:]], axis=2)
 
 
@@ -268,6 +273,7 @@ def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space
         colorspace=space,
         outcolorspace=out_space,
         intent=_RELATIVE_COLORIMETRIC,
-        flags=_BLACK_POINT_COMPENSATION,
+        # the shortcut taken for 16 bits is a coarse table, by which colours near sRGB's edge go astray
+        flags=_BLACK_POINT_COMPENSATION | (_NO_SHORTCUT if pixels.dtype == np.uint16 else 0),
     )
     return result

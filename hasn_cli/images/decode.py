@@ -42,7 +42,7 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
             yield replace(frame, pixels=apply_orientation(frame.pixels, orientation))
 
     size = picture.size if orientation < 5 else picture.size[::-1]
-    metadata = upright(picture.metadata)
+    metadata = upright(picture.metadata, orientation)
     return replace(picture, frames=Again(frames), size=size, metadata=metadata)
 
 

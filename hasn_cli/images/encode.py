@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +13,7 @@ from hasn_cli.images import codecs
 from hasn_cli.images.adapt import adapt
 from hasn_cli.images.formats import FORMATS
 from hasn_cli.images.picture import EncodeOptions, Frame, Picture
-
-TEMPORARY_PREFIX = ".hasn-"
-"""Files called so, then the number of the writing process, then `-….part`, are outputs that are not finished."""
+from hasn_cli.images.unfinished import replacing
 
 
 def write_picture(picture: Picture, target: Path | BinaryIO, format: str, options: EncodeOptions) -> None:
@@ -93,17 +88,5 @@ def _write_file(picture: Picture, target: Path, format: str, options: EncodeOpti
     """Encode into a temporary file beside the target and move it into place; a link is written through."""
     check_target(target)
     target = target.resolve() if target.is_symlink() else target
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.part")
-    try:
-        # not tempfile: its files are private, while this one is to get the permissions of any new file
-        with temporary.open("x+b") as stream:
-            codecs.write(picture, stream, format, options)
-            stream.flush()
-            os.fsync(stream.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            temporary.chmod(target.stat().st_mode & 0o777)
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with replacing(target) as stream:
+        codecs.write(picture, stream, format, options)

@@ -14,13 +14,14 @@ from mmap import mmap
 
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 ORIENTATION = 0x0112
+X_RESOLUTION, Y_RESOLUTION = 0x011A, 0x011B
 THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
 STRIP_OFFSETS, STRIP_LENGTHS = 0x0111, 0x0117
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
 PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003
 
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
-_SHORT, _LONG, _IFD = 3, 4, 13
+_SHORT, _LONG, _RATIONAL, _IFD = 3, 4, 5, 13
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,16 @@ class Exif(Directories):
         packed = struct.pack(self.order + ("H" if type == _SHORT else "L"), value)
         struct.pack_into(self.order + "H", self.data, entry.position + 2, type)
         self.data[entry.position + 8 : entry.position + 12] = packed.ljust(4, b"\0")
+
+    def exchange(self, directory: int, tag: int, other: int) -> None:
+        """Let two single RATIONALs that differ change places; where either is missing do nothing."""
+        one, two = self.find(directory, tag), self.find(directory, other)
+        if one is None or two is None or self.value(one) == self.value(two):
+            return
+        if (one.type, one.count) == (two.type, two.count) == (_RATIONAL, 1):
+            # their values stay where they are, and the pointers to them change places
+            for entry, offset in ((one, two.value_offset), (two, one.value_offset)):
+                struct.pack_into(self.order + "L", self.data, entry.position + 8, offset)
 
     def remove(self, directory: int, tag: int) -> None:
         """Take an entry out of its directory; what follows in the directory moves up, all values stay in place."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from hasn_cli.errors import ImageError, MissingExtraError
@@ -45,7 +45,7 @@ FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
         Format("jpeg", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), 65_500, alpha=False),
-        Format("png", "PNG", (".png", ".apng"), _2_31, deep=True, animation=True),
+        Format("png", "PNG", (".png", ".apng"), 1_000_000, deep=True, animation=True),
         Format("webp", "WebP", (".webp",), 16_383, animation=True),
         Format("tiff", "TIFF", (".tif", ".tiff"), _2_31, deep=True, floats=True, pages=True),
         Format("avif", "AVIF", (".avif", ".avifs"), 32_768, animation=True),
@@ -134,7 +134,7 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         options: how it is going to be written.
 
     Raises:
-        ImageError: too large, transparent or animated for the format, which says what would do.
+        ImageError: it, or what goes with it, is nothing that the format can hold; the message says what would do.
         MissingExtraError: the format needs an optional package.
     """
     entry = FORMATS.get(format)
@@ -149,6 +149,11 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         _check_frames(picture, entry)
     if format != "png" and is_hdr(picture.metadata):
         raise ImageError(f"{picture.name}: {entry.title} cannot be written with its HDR colours", "use -f png")
+    if format == "avif" and options.lossless and picture.frame_count > 1:
+        message = f"{picture.name}: {entry.title} cannot be written as an animation without loss"
+        raise ImageError(message, "use -f webp or png, or leave out --lossless")
+    if format == "jpeg":
+        _check_metadata(replace(picture, size=size), options)
     if picture.dtype.kind == "f" and not entry.floats:
         _check_range(picture, entry)
     if picture.has_alpha and not entry.alpha and options.background is None and not _opaque(picture):
@@ -165,6 +170,14 @@ def _check_frames(picture: Picture, entry: Format) -> None:
         raise ImageError(message, "use -f webp, png or gif, or --first-frame for the first alone")
 
 
+def _check_metadata(picture: Picture, options: EncodeOptions) -> None:
+    # here, lest codecs be loaded where formats are merely named
+    from hasn_cli.images.adapt import metadata_for
+    from hasn_cli.images.codecs.jpeg import check_metadata
+
+    check_metadata(picture.name, metadata_for(picture, "jpeg", options))
+
+
 def _check_range(picture: Picture, entry: Format) -> None:
     pixels = next(iter(picture.frames)).pixels
     low, high = float(pixels.min()), float(pixels.max())
@@ -178,7 +191,8 @@ def _opaque(picture: Picture) -> bool:
 
 
 def _roomier(size: tuple[int, int]) -> str:
-    return "jpg, png or tiff" if max(size) <= FORMATS["jpeg"].max_side else "png or tiff"
+    fitting = [name for name in ("jpeg", "png") if max(size) <= FORMATS[name].max_side]
+    return {2: "jpg, png or tiff", 1: "png or tiff", 0: "tiff"}[len(fitting)]
 
 
 def _has_heif() -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hasn_cli.images.exif import ORIENTATION, Exif
+from hasn_cli.images.exif import ORIENTATION, X_RESOLUTION, Y_RESOLUTION, Exif
 from hasn_cli.images.picture import Metadata, Pixels
 
 
@@ -30,11 +30,22 @@ def orientation_of(exif: bytes | None) -> int:
     return value if value is not None and 1 <= value <= 8 else 1
 
 
-def upright(metadata: Metadata) -> Metadata:
-    """The metadata of a picture whose orientation has been applied: wherever one is stated it becomes 1."""
+def upright(metadata: Metadata, orientation: int | None = None) -> Metadata:
+    """The metadata of a picture whose orientation has been applied: wherever one is stated it becomes 1.
+
+    Args:
+        metadata: as it was stored.
+        orientation: what has been applied, 1 to 8; by default what EXIF states. Where it lays the picture on its side,
+            the horizontal resolution becomes the vertical one.
+    """
+    aside = (orientation_of(metadata.exif) if orientation is None else orientation) >= 5
     block = _parse(metadata.exif)
     if block is not None:
         block.set_number(block.first, ORIENTATION, 1)
+        if aside:
+            block.exchange(block.first, X_RESOLUTION, Y_RESOLUTION)
+    if aside and metadata.dpi is not None:
+        metadata = replace(metadata, dpi=metadata.dpi[::-1])
     xmp = metadata.xmp and _set_in_xmp(metadata.xmp, b"tiff:Orientation", 1)
     return replace(metadata, exif=bytes(block.data) if block else None, xmp=xmp)
 
@@ -62,6 +73,14 @@ def resized(metadata: Metadata, size: tuple[int, int]) -> Metadata:
         for name, value in (("exif:PixelXDimension", width), ("exif:PixelYDimension", height)):
             xmp = _set_in_xmp(xmp, name.encode(), value)
     return replace(metadata, exif=bytes(block.data) if block else None, xmp=xmp)
+
+
+def decoded_comment(data: bytes) -> str:
+    """A comment of a format that says nothing of its encoding: UTF-8, or else Latin-1, which takes any bytes."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _parse(exif: bytes | None) -> Exif | None:

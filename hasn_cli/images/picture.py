@@ -117,8 +117,8 @@ class EncodeOptions:
 
     Attributes:
         quality: 1 to 100, for lossy formats.
-        lossless: no loss where the format can do without (WebP, AVIF, JPEG 2000, JPEG XL); None: as the picture was
-            read, if it came in the same format, else lossy.
+        lossless: no loss where the format can do without (WebP, AVIF unless animated, JPEG 2000, JPEG XL); None: as the
+            picture was read, if it came in the same format, else lossy.
         strip: write no metadata but what the pixels need to be shown rightly (the ICC profile, durations).
         background: a colour name or #rrggbb to lay under transparent pixels when the format cannot hold them.
         first_frame: write only the first frame where the format holds one.

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.animation import changed_area, to_image
+from hasn_cli.images.metadata import decoded_comment
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Limit, Source
 
@@ -133,7 +134,7 @@ def read(source: Source, limit: Limit) -> Picture:
     file = _take_apart(source.read())
     limit.check(source.name, file.height, file.width)
     count = len(file.frames)
-    texts = [Text("Comment", comment.decode("utf-8", "replace")) for comment in file.comments]
+    texts = [Text("Comment", decoded_comment(comment)) for comment in file.comments]
     return Picture(
         name=source.name,
         format="gif",

@@ -12,7 +12,8 @@ import imagecodecs
 import numpy as np
 
 from hasn_cli.images.codecs.boxes import box, boxes
-from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, widen
+from hasn_cli.images.codecs.ratio import nearest_ratio
+from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
 
@@ -23,6 +24,7 @@ _UUIDS = {
     "iptc": UUID("33c7a4d2-b81d-4723-a0ba-f1a3e097ad38").bytes,
 }
 _CMYK, _SRGB, _GRAY = 12, 16, 17
+_COLOR, _OPACITY, _PREMULTIPLIED = range(3)  # what a channel definition says that a component is
 _METRE = 1 / 0.0254  # inches
 
 
@@ -37,7 +39,8 @@ class _File:
     lossless: bool
     color: int | None = None
     palette: bool = False
-    alpha: int | None = None
+    channels: tuple[int, ...] | None = None
+    premultiplied: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -81,8 +84,7 @@ def _take_apart(data: bytes) -> _File:
             file.palette = True
             file.components = body[2]
         elif kind == b"cdef":
-            definitions = struct.iter_unpack(">HHH", body[2:])
-            file.alpha = next((number for number, use, _ in definitions if use == 1), None)
+            file.channels, file.premultiplied = _definitions(body)
         elif kind == b"res ":
             file.metadata |= _resolution(body)
     for kind, body in found:
@@ -93,6 +95,15 @@ def _take_apart(data: bytes) -> _File:
     if file.metadata.get("icc", b"")[16:20] == b"CMYK":
         file.color = _CMYK
     return file
+
+
+def _definitions(body: memoryview) -> tuple[tuple[int, ...], bool]:
+    """Which components are shown, colours in order before opacity, and whether that is multiplied into them."""
+    stated = list(struct.iter_unpack(">HHH", body[2:]))
+    colors = sorted((association, number) for number, use, association in stated if use == _COLOR)
+    opacity = [(number, use) for number, use, _ in stated if use in (_OPACITY, _PREMULTIPLIED)][:1]
+    channels = (*(number for _, number in colors), *(number for number, _ in opacity))
+    return channels, any(use == _PREMULTIPLIED for _, use in opacity)
 
 
 def _bare(data: bytes) -> bytes:
@@ -129,18 +140,30 @@ def _channels(file: _File) -> int:
     Raises:
         ValueError: a colour space that is not supported.
     """
-    if file.color == _CMYK and file.components == 4:
+    count = len(_order(file))
+    if file.color == _CMYK and count == 4:
         return 3
-    if file.color not in (None, _SRGB, _GRAY) or not 1 <= file.components <= 4:
+    if file.color not in (None, _SRGB, _GRAY) or not 1 <= count <= 4:
         raise ValueError(f"{file.components} components in colour space {file.color} are not supported")
-    return file.components
+    return count
+
+
+def _order(file: _File) -> tuple[int, ...]:
+    """Which components are shown, colours before opacity; where a palette is, OpenJPEG has put them in order."""
+    if file.channels is None or file.palette:
+        return tuple(range(file.components))
+    if max(file.channels, default=0) >= file.components:
+        raise ValueError("its channels are defined wrongly")
+    return file.channels
 
 
 def _shown(file: _File, pixels: Pixels, icc: bytes | None) -> Pixels:
     if pixels.shape[2] != file.components:
         raise ValueError("it does not hold what its header says")
-    pixels = pixels if file.palette else widen(pixels, file.depth)
-    return cmyk_to_srgb(pixels, icc) if file.color == _CMYK else pixels
+    pixels = pixels if file.palette else widen(pixels[..., _order(file)], file.depth)
+    if file.color == _CMYK:
+        return cmyk_to_srgb(pixels, icc)
+    return unpremultiply(pixels) if file.premultiplied and not file.palette else pixels
 
 
 def _resolution(body: memoryview) -> dict[str, Any]:
@@ -185,5 +208,14 @@ def _header_boxes(pixels: Pixels, metadata: Metadata) -> Iterator[bytes]:
         uses = [(number, 0, number + 1) for number in range(colors)] + [(colors, 1, 0)]
         yield box(b"cdef", struct.pack(">H", channels), *(struct.pack(">HHH", *use) for use in uses))
     if metadata.dpi:
-        x, y = (min(round(value * _METRE), 0xFFFF) for value in metadata.dpi)
-        yield box(b"res ", box(b"resc", struct.pack(">HHHHbb", y, 1, x, 1, 0, 0)))
+        (*x, x_power), (*y, y_power) = (_scaled(value * _METRE) for value in metadata.dpi)
+        yield box(b"res ", box(b"resc", struct.pack(">HHHHbb", *y, *x, y_power, x_power)))
+
+
+def _scaled(value: float) -> tuple[int, int, int]:
+    """A numerator and a denominator of 16 bits, and the power of ten to multiply them by."""
+    power = 0
+    while value > 0xFFFF and power < 127:
+        value /= 10
+        power += 1
+    return *nearest_ratio(value), power

@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -18,6 +19,7 @@ import simplejpeg
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
+from hasn_cli.images.metadata import decoded_comment
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Limit, Source
 
@@ -30,6 +32,7 @@ _APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _MAX_BODY = 0xFFFF - 2
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xef\xfe]")  # of those that libjpeg knows, such as stand before a length
 _MAX_SCANS = 100  # encoders make some ten; hundreds are there to keep a decoder busy
 _HARMLESS = re.compile(r"Invalid SOS parameters|Corrupt JPEG data: \d\d? extraneous bytes before marker 0xd9")
 _CMYK = ("CMYK", "YCCK")
@@ -70,7 +73,7 @@ def read(source: Source, limit: Limit) -> Picture:
     limit.check(source.name, height, width)
     if depth != 8:
         raise ValueError(f"{depth} bits a sample are not supported")
-    if data.count(b"\xff\xda") > _MAX_SCANS:
+    if sum(1 for _ in islice(_scans(data), _MAX_SCANS + 1)) > _MAX_SCANS:
         raise ValueError("it has absurdly many scans")
     metadata = _metadata(parts)
 
@@ -87,6 +90,20 @@ def read(source: Source, limit: Limit) -> Picture:
         lossless=False,
         metadata=replace(metadata, icc=srgb_profile()) if components == 4 else metadata,
     )
+
+
+def _scans(data: bytes) -> Iterator[int]:
+    """Where each scan begins, up to the end of the first picture: what comes after it, such as a video, is not its own.
+
+    As libjpeg does, whatever lies between a segment's end and the next marker is skipped.
+    """
+    at = 2
+    while (found := _MARKER.search(data, at)) and (marker := data[found.start() + 1]) != _EOI:
+        if marker == _SOS:
+            yield found.start()
+        at = found.end()
+        if at + 2 <= len(data):
+            at += max(2, struct.unpack_from(">H", data, at)[0])
 
 
 def _decode(data: bytes, icc: bytes | None) -> Pixels:
@@ -107,6 +124,7 @@ def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
     profile: dict[int, bytes] = {}
     texts: list[Text] = []
     extended: list[bytes] = []
+    photoshop: list[bytes] = []
     for marker, body in parts:
         if marker == _APP0 and body[:5] == b"JFIF\0" and len(body) >= 12:
             unit, x, y = struct.unpack_from(">BHH", body, 7)
@@ -122,11 +140,13 @@ def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
         elif marker == _APP2 and body.startswith(_ICC) and len(body) > 14:
             profile.setdefault(body[12], body[14:])
         elif marker == _APP13 and body.startswith(_PHOTOSHOP):
-            found.setdefault("iptc", iptc_from_photoshop(body))
+            photoshop.append(body.removeprefix(_PHOTOSHOP))
         elif marker == _COM:
-            texts.append(Text("Comment", body.decode("utf-8", "replace").rstrip("\0")))
+            texts.append(Text("Comment", decoded_comment(body).rstrip("\0")))
     if profile:
         found["icc"] = b"".join(profile[number] for number in sorted(profile))
+    # resources beyond one segment go on in the next, wherever that cuts them
+    found["iptc"] = next(filter(None, map(iptc_from_photoshop, [b"".join(photoshop), *photoshop])), None)
     return Metadata(text=tuple(texts), extended_xmp=tuple(extended), **found)
 
 
@@ -137,12 +157,21 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     # not through Pillow, whose buffer is too small for noise at high quality
     encoded = bytes(imagecodecs.jpeg8_encode(plane, options.quality, subsampling="444", optimize=True))
     (jfif_length,) = struct.unpack_from(">H", encoded, 4)
+    check_metadata(picture.name, picture.metadata)
     stream.write(encoded[:2])
     for marker, body in _metadata_segments(picture.metadata):
-        if len(body) > _MAX_BODY:
-            raise ImageError(f"{picture.name}: its metadata is too large for JPEG", "use --strip, or -f png")
         stream.write(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
     stream.write(encoded[4 + jfif_length :])
+
+
+def check_metadata(name: str, metadata: Metadata) -> None:
+    """See that each piece of metadata fits into a segment.
+
+    Raises:
+        ImageError: one does not.
+    """
+    if any(len(body) > _MAX_BODY for _, body in _metadata_segments(metadata)):
+        raise ImageError(f"{name}: its metadata is too large for JPEG", "use --strip, or -f png")
 
 
 def _metadata_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Pictu
 from hasn_cli.images.source import Limit, Source
 
 _SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"
+_MAX_UNPACKED = 16 * 1024 * 1024
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height
 
 
@@ -26,12 +28,8 @@ def read(source: Source, limit: Limit) -> Picture:
         found = list(boxes(data))
         by_kind = dict(reversed(found))
         codestream = by_kind[b"jxlc"] if b"jxlc" in by_kind else by_kind[b"jxlp"][4:]
-        exif = by_kind.get(b"Exif")
-        xmp = by_kind.get(b"xml ")
         # the codestream's own orientation counts, and libjxl has applied it
-        metadata = upright(
-            Metadata(exif=_exif(bytes(exif)) if exif is not None else None, xmp=bytes(xmp) if xmp is not None else None)
-        )
+        metadata = upright(_metadata(found))
     limit.check(source.name, *_size(bytes(codestream[:32])))
     pixels = _decode(data)
     return Picture(
@@ -59,9 +57,24 @@ def _decode(data: bytes) -> Pixels:
     return pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels
 
 
-def _exif(body: bytes) -> bytes:
-    offset = int.from_bytes(body[:4], "big")
-    return body[4 + offset :]
+def _metadata(found: list[tuple[bytes, memoryview]]) -> Metadata:
+    """EXIF and XMP, bare or packed; the first of a kind counts, and packed ones that are broken are left out."""
+    bodies: dict[bytes, bytes] = {}
+    for kind, body in found:
+        packed = kind == b"brob"
+        inner = bytes(body[:4]) if packed else kind
+        if inner in (b"Exif", b"xml ") and inner not in bodies:
+            with contextlib.suppress(imagecodecs.BrotliError):
+                bodies[inner] = _unpacked(bytes(body[4:])) if packed else bytes(body)
+    exif = bodies.get(b"Exif")
+    if exif is not None:
+        exif = exif[4 + int.from_bytes(exif[:4], "big") :]
+    return Metadata(exif=exif, xmp=bodies.get(b"xml "))
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """Brotli's data, which are refused beyond the limit."""
+    return bytes(imagecodecs.brotli_decode(packed, out=_MAX_UNPACKED))
 
 
 class _Bits:
@@ -114,11 +127,9 @@ def _size(codestream: bytes) -> tuple[int, int]:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a JPEG XL; floats are always kept without loss."""
+    """Write a JPEG XL of 8 or 16 bits."""
     pixels = next(iter(picture.frames)).pixels
-    if pixels.dtype.kind == "f" and (pixels.min() < 0 or pixels.max() > 1):
-        raise ValueError("its samples are not between 0 and 1")
-    lossless = bool(options.lossless) or pixels.dtype.kind == "f"
+    lossless = bool(options.lossless)
     encoded = imagecodecs.jpegxl_encode(
         np.ascontiguousarray(pixels if pixels.shape[2] > 1 else pixels[..., 0]),
         level=None if lossless else options.quality,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,11 +14,13 @@ import numpy as np
 from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugin, WebPImagePlugin
 
 from hasn_cli.images.codecs.animation import Film, to_image
+from hasn_cli.images.codecs.avif_metadata import with_metadata
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.metadata import without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
 from hasn_cli.images.source import Limit, Source
 
+_AVIF_SPEED = 6  # Pillow's own choice
 _METRE = 1 / 0.0254  # inches
 
 
@@ -155,11 +158,22 @@ def write_webp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> No
 
 
 def write_avif(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write an AVIF of 8 bits, colour in full resolution. Frames go to libavif one by one; it keeps them compressed."""
-    quality = 100 if options.lossless else options.quality
+    """Write an AVIF of 8 bits, colour in full resolution, or lossless where it is a still and so asked.
+
+    Frames go to libavif one by one; it keeps them compressed.
+    """
     exif = picture.metadata.exif and without_orientation(picture.metadata.exif)
     picture = replace(picture, metadata=replace(picture.metadata, exif=exif))
+    if options.lossless and picture.frame_count == 1:
+        pixels = np.asarray(to_image(next(iter(picture.frames)).pixels))
+        # not through Pillow, which knows only YCbCr, lossy at any quality
+        encoded = imagecodecs.avif_encode(
+            pixels, level=100, speed=_AVIF_SPEED, primaries=1, transfer=13, numthreads=os.cpu_count()
+        )
+        stream.write(with_metadata(bytes(encoded), picture.metadata))
+        return
     gray = picture.channels == 1 and picture.frame_count == 1
+    quality = 100 if options.lossless else options.quality
     _save(picture, stream, "AVIF", {"quality": quality, "subsampling": "4:0:0" if gray else "4:4:4"})
 
 

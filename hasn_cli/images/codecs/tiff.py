@@ -17,6 +17,7 @@ import tifffile
 
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
+from hasn_cli.images.metadata import apply_orientation, upright
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
 
@@ -27,6 +28,7 @@ _GRAY = (_PHOTOMETRIC.MINISWHITE, _PHOTOMETRIC.MINISBLACK)
 _CONVERTED = (_PHOTOMETRIC.SEPARATED, _PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB)
 _SHOWN = (*_GRAY, _PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, *_CONVERTED)
 _XMP, _IPTC, _ICC, _PHOTOSHOP = 700, 33723, 34675, 34377
+_ORIENTATION = 274
 _RESOLUTION_TAGS = (282, 283, 296)
 _BYTES = 7
 # description, maker, model, orientation, software, time, artist, host, copyright, Windows' XP…, EXIF, GPS
@@ -50,7 +52,7 @@ _4_GIB = 2**32
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read a TIFF's pages; smaller versions of a page and masks are no pages."""
+    """Read a TIFF's pages, each turned as it says itself; smaller versions of a page and masks are no pages."""
     with source.open() as stream, tifffile.TiffFile(stream) as file:
         indices = _pages(file)
         page: Any = file.pages[indices[0]]
@@ -58,6 +60,8 @@ def read(source: Source, limit: Limit) -> Picture:
         channels, dtype = _shown_as(page)
         icc = page.tags.valueof(_ICC)
         converted = page.photometric in _CONVERTED
+        orientation = _orientation(page)
+        size = (page.imagelength, page.imagewidth)
         metadata = _metadata(page)
         classic = not file.is_bigtiff
     if classic:
@@ -66,19 +70,20 @@ def read(source: Source, limit: Limit) -> Picture:
     def frames() -> Iterator[Frame]:
         with source.open() as again, tifffile.TiffFile(again) as opened:
             for index in indices:
-                _check(source, limit, opened.pages[index])
-                yield Frame(_pixels(opened.pages[index], icc))
+                shown = opened.pages[index]
+                _check(source, limit, shown)
+                yield Frame(apply_orientation(_pixels(shown, icc), _orientation(shown)))
 
     return Picture(
         name=source.name,
         format="tiff",
-        size=(page.imagelength, page.imagewidth),
+        size=size if orientation < 5 else size[::-1],
         channels=channels,
         dtype=dtype,
         frames=Again(frames),
         frame_count=len(indices),
         paged=True,
-        metadata=replace(metadata, icc=srgb_profile()) if converted else metadata,
+        metadata=upright(replace(metadata, icc=srgb_profile()) if converted else metadata, orientation),
     )
 
 
@@ -112,6 +117,12 @@ def _check(source: Source, limit: Limit, page: Any) -> None:
         raise ValueError("the file is truncated")
     if page.dtype is None or page.dtype.kind not in "buf" or (page.dtype.kind == "u" and page.dtype.itemsize > 2):
         raise ValueError(f"samples of {page.bitspersample} bits of its kind are not supported")
+
+
+def _orientation(page: Any) -> int:
+    """1 to 8, 1 where the page states none or nonsense."""
+    stated = page.tags.valueof(_ORIENTATION)
+    return int(stated) if stated in range(1, 9) else 1
 
 
 def _colors(page: Any) -> int:
