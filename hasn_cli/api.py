@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from hasn_cli.enlarge import Size, enlarge_pixels
 from hasn_cli.errors import ImageError
+from hasn_cli.images import Metadata
+from hasn_cli.images.color import cmyk_to_srgb, profile_of, srgb_profile
+from hasn_cli.images.metadata import resized
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,8 +30,11 @@ if TYPE_CHECKING:
 Sample = TypeVar("Sample", bound=np.generic)
 Progress = Callable[[float], None]
 
-# Pillow's modes that are worked on as they are; every other becomes the nearest of the first four
+# Pillow's modes that are worked on as they are; I and the other kinds of I;16 become I;16, and every other the nearest
+# of the first four
 KEPT_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "F")
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_EXIF = b"Exif\0\0"
 
 _one_at_a_time = threading.Lock()  # an Upscaler serves one caller at a time
 
@@ -82,8 +88,9 @@ def upscale(
         progress: told the fraction done, 0 to 1; may raise to cancel.
 
     Returns:
-        An array of the same dtype and axes; or a Pillow image that keeps the profile and the EXIF data. Its mode is the
-        given one's where that is L, LA, RGB, RGBA, I;16 or F, else the nearest of the first four.
+        An array of the same dtype and axes; or a Pillow image that keeps the profile and the EXIF data, its size in
+        them corrected. Its mode is the given one's where that is L, LA, RGB, RGBA, I;16 or F, I;16 for I and the other
+        kinds of I;16, else the nearest of the first four; CMYK becomes sRGB by its profile.
 
     Raises:
         HasnError: the picture, the weights or the device cannot be used; the message and its hint say why.
@@ -114,6 +121,17 @@ def _upscaler(weights: str, scale: int, device: str, precision: str, memory: int
     return Upscaler(load_network(weights, scale), device=device, precision=precision, memory=memory, tta=tta)
 
 
+def _begin_anew() -> None:
+    """In a forked child: the upscalers' threads did not come along, and whoever held the lock did not either."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+    _upscaler.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 def _upscale_array(image: NDArray[Any], enlarged: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or image.size == 0:
         raise ImageError(f"an array of shape {image.shape} is no picture", "give H×W, or H×W×C with C from 1 to 4")
@@ -131,15 +149,61 @@ def _upscale_pillow(image: Image.Image, enlarged: Callable[[NDArray[Any]], NDArr
 
     if not isinstance(image, Pillow.Image):
         raise ImageError(f"a {type(image).__name__} is no picture", "give a path, a Pillow image or an array")
-    if image.has_transparency_data and image.mode not in ("LA", "RGBA"):
-        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
-    elif image.mode not in KEPT_MODES:
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    pixels = np.asarray(image)
+    if not all(image.size):
+        raise ImageError(f"an image of {image.width}×{image.height} pixels is no picture")
+    pixels = _pixels_of(image)
     large = enlarged(pixels.reshape(*pixels.shape[:2], -1))
     result = Pillow.fromarray(large if pixels.ndim == 3 else large[..., 0])
-    result.info = dict(image.info)
+    result.info = _info_of(image, result)
     return result
+
+
+def _pixels_of(image: Image.Image) -> NDArray[Any]:
+    """H×W or H×W×C samples, as one of `KEPT_MODES` holds them."""
+    mode = image.mode
+    if mode in _DEEP_MODES:
+        return _deep_pixels_of(image)
+    try:
+        if mode == "CMYK":
+            return cmyk_to_srgb(np.asarray(image), image.info.get("icc_profile"))
+        if image.has_transparency_data and mode not in ("LA", "RGBA"):
+            image = image.convert("LA" if mode in ("1", "L", "La") else "RGBA")
+        elif mode not in KEPT_MODES:
+            image = image.convert("L" if mode == "1" else "RGB")
+    except (ValueError, RuntimeError) as error:  # the latter from Little CMS
+        raise ImageError(f"an image of mode {mode} cannot be converted ({error})", "convert it to RGB first") from error
+    return np.asarray(image)
+
+
+def _deep_pixels_of(image: Image.Image) -> NDArray[Any]:
+    """H×W samples of float32 or uint16."""
+    if "transparency" in image.info:
+        message = f"an image of mode {image.mode} has a transparent value, and no Pillow image of it can hold alpha"
+        raise ImageError(message, "give its pixels as an array, or use the command line")
+    samples = np.asarray(image)
+    if image.mode == "F":
+        return samples
+    low, high = int(samples.min()), int(samples.max())
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        message = f"an image of mode I has values from {low} to {high}, and 0 to 65535 are taken"
+        raise ImageError(message, "scale them to that range, or convert it to mode F")
+    return samples.astype(np.uint16)
+
+
+def _info_of(image: Image.Image, result: Image.Image) -> dict[str | tuple[int, int], Any]:
+    """What Pillow keeps of an image's metadata, as it is true of the result."""
+    info = {key: value for key, value in image.info.items() if key != "transparency"}
+    space = (info.get("icc_profile") or b"")[16:20]
+    if image.mode == "CMYK" and space == b"CMYK":
+        info["icc_profile"] = srgb_profile()
+    elif space not in (b"", b"RGB " if result.mode.startswith("RGB") else b"GRAY"):
+        del info["icc_profile"]
+    old = {key: value for key in ("exif", "xmp") if isinstance(value := info.get(key), bytes)}
+    prefix = _EXIF if old.get("exif", b"").startswith(_EXIF) else b""
+    exif = old["exif"].removeprefix(prefix) if "exif" in old else None
+    new = resized(Metadata(exif=exif, xmp=old.get("xmp")), (result.height, result.width))
+    changed = {"exif": new.exif and prefix + new.exif, "xmp": new.xmp}
+    return info | {key: value for key, value in changed.items() if value}
 
 
 def _open(path: Path) -> Image.Image:
@@ -157,7 +221,7 @@ def _open(path: Path) -> Image.Image:
         )
     image = Pillow.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
     metadata = picture.metadata
-    exif = b"Exif\0\0" + metadata.exif if metadata.exif else None
-    info = {"icc_profile": metadata.icc, "exif": exif, "dpi": metadata.dpi}
+    exif = _EXIF + metadata.exif if metadata.exif else None
+    info = {"icc_profile": profile_of(metadata), "exif": exif, "dpi": metadata.dpi}
     image.info = {key: value for key, value in info.items() if value is not None}
     return image

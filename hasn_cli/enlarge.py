@@ -16,6 +16,7 @@ from hasn_cli.images.color import bleed, is_opaque, rounded, top
 from hasn_cli.images.picture import Again, Frame, Picture
 
 SCALES = (2, 3, 4)
+PLANE_BYTES = 12  # a pixel: the float planes, of one channel at a time, that reducing and --consistent work in
 PROJECTIONS = 5  # steps of --consistent; the docs say what each brings
 Pixels = NDArray[Any]
 Progress = Callable[[float], None]
@@ -54,9 +55,10 @@ class Size:
         wishes = [self.width or self.height, self.fit, self.megapixels]
         if sum(wish is not None for wish in wishes) > 1:
             raise UsageError("--width/--height, --fit and --megapixels exclude each other")
-        numbers = [self.width, self.height, self.megapixels, *(self.fit or ())]
-        if any(number is not None and not number > 0 for number in numbers):
-            raise UsageError("a size must be above 0")
+        pixels = self.megapixels and self.megapixels * 1e6
+        numbers = [self.width, self.height, pixels, *(self.fit or ())]
+        if any(number is not None and not 0 < number < math.inf for number in numbers):
+            raise UsageError("a size must be above 0, and finite")
         if all(wish is None for wish in wishes) and not (self.factor is not None and 1 <= self.factor <= max(SCALES)):
             raise UsageError(f"a factor must lie between 1 and {max(SCALES)}, not {self.factor}")
 
@@ -137,6 +139,8 @@ def enlarge_pixels(
     progress: Progress | None = None,
 ) -> Pixels:
     """Enlarge H×W×C pixels, C = 1 to 4 as in `Frame.pixels`; dtype and channels stay."""
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ImageError("the picture holds infinite or undefined samples", "replace them before enlarging")
     target = size.target(pixels.shape[:2])
     upscaler = upscaler_for(size.network_scale(pixels.shape[:2]))
     if pixels.shape[2] in (1, 3):
@@ -160,10 +164,10 @@ def _enlarge_color(
         large = reduce_to(upscaler.upscale(color, progress), target)
         return _project(large, color) if consistent else large
     low, high = _range(color)
-    if not np.isfinite(color).all():
-        raise ImageError("the picture holds infinite or undefined samples", "replace them before enlarging")
-    large = upscaler.upscale(((color - low) / (high - low)).astype(np.float32), progress)
-    large = np.clip(reduce_to(large, target) * np.float32(high - low) + np.float32(low), low, high)
+    large = reduce_to(upscaler.upscale(((color - low) / (high - low)).astype(np.float32), progress), target)
+    large = large * np.float32(high - low)
+    large += np.float32(low)
+    np.clip(large, low, high, out=large)
     return _project(large, color) if consistent else large
 
 
@@ -188,25 +192,30 @@ def reduce_to(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         return pixels
     from PIL import Image
 
-    planes = []
+    result = np.empty((*size, pixels.shape[2]), pixels.dtype)
+    kind = np.uint8 if pixels.dtype == np.uint8 else np.float32
     for channel in range(pixels.shape[2]):
-        plane = np.ascontiguousarray(pixels[..., channel])
-        image = Image.fromarray(plane if plane.dtype == np.uint8 else plane.astype(np.float32))
-        planes.append(np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS)))
-    result = np.stack(planes, axis=2)
-    return rounded(result, pixels.dtype)
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., channel], kind))
+        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+        result[..., channel] = rounded(np.asarray(image), pixels.dtype)
+    return result
 
 
 def _project(large: Pixels, small: Pixels) -> Pixels:
     """Add, a few times, what the shrunk result lacks of the input: iterative back-projection (Irani & Peleg 1991)."""
     from hasn_cli.evaluation.bicubic import resize
 
-    wanted: Pixels = small.astype(np.float32)
-    estimate: Pixels = large.astype(np.float32)
-    for _ in range(PROJECTIONS):
-        missing: Pixels = wanted - resize(estimate, size=small.shape[:2])
-        estimate = np.clip(estimate + resize(missing, size=large.shape[:2]), *_range(small))
-    return rounded(estimate, large.dtype)
+    low, high = _range(small)
+    result = np.empty_like(large)
+    for channel in range(large.shape[2]):
+        wanted = small[..., channel].astype(np.float32)
+        estimate = large[..., channel].astype(np.float32)
+        for _ in range(PROJECTIONS):
+            missing = wanted - resize(estimate, size=small.shape[:2])
+            estimate += resize(missing, size=large.shape[:2])
+            np.clip(estimate, low, high, out=estimate)
+        result[..., channel] = rounded(estimate, large.dtype)
+    return result
 
 
 def _range(pixels: Pixels) -> tuple[float, float]:

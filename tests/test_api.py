@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,10 +10,14 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from pictures import ICC_FOLDER, WIDE_GAMUT, exif, picture
 from PIL import Image
 
 import hasn_cli
 from hasn_cli import HasnError, upscale
+from hasn_cli.errors import ImageError
+from hasn_cli.images import EncodeOptions, Metadata, write_picture
+from hasn_cli.images.color import cmyk_to_srgb, profile_of, srgb_profile
 from hasn_cli.weights import load_network
 
 
@@ -88,6 +93,110 @@ def test_sixteen_bit_gray_stays_sixteen_bit():
     assert np.asarray(large).max() > 255
 
 
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "I;16L"])
+@pytest.mark.usefixtures("repeating")
+def test_whole_numbers_of_more_than_eight_bits_keep_their_values(mode: str):
+    image = Image.new(mode, (20, 16), 30000)
+    image.putpixel((3, 2), 65535)
+    large = upscale(image, 2)
+    assert (large.mode, large.size) == ("I;16", (40, 32))
+    assert large.getpixel((0, 0)) == 30000
+    assert large.getpixel((6, 4)) == 65535
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_whole_numbers_beyond_sixteen_bits_are_refused(value: int):
+    image = Image.new("I", (20, 16), 30000)
+    image.putpixel((3, 2), value)
+    with pytest.raises(ImageError, match="mode I has values") as caught:
+        upscale(image, 2)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "F"])
+def test_a_transparent_value_among_deep_samples_is_refused_and_not_lost(mode: str):
+    image = Image.new(mode, (20, 16), 300)
+    image.info["transparency"] = 300
+    with pytest.raises(ImageError, match="transparent value"):
+        upscale(image, 2)
+
+
+@pytest.mark.usefixtures("repeating")
+def test_premultiplied_gray_is_divided_out():
+    image = Image.new("LA", (20, 16), (200, 128)).convert("La")
+    large = upscale(image, 2)
+    assert large.mode == "LA"
+    assert abs(large.getpixel((0, 0))[0] - 200) <= 1 and large.getpixel((0, 0))[1] == 128
+
+
+@pytest.mark.usefixtures("repeating")
+def test_what_pillow_cannot_convert_is_said_so(monkeypatch):
+    def fail(self: Image.Image, mode: str) -> None:
+        raise ValueError("conversion not supported")
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ImageError, match="mode HSV cannot be converted"):
+        upscale(Image.new("HSV", (20, 16)), 2)
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ImageError, match="0×5 pixels"):
+        upscale(Image.new("RGB", (0, 5)), 2)
+
+
+@pytest.mark.skipif(not ICC_FOLDER.exists(), reason="no CMYK profile here")
+@pytest.mark.usefixtures("repeating")
+def test_inks_become_srgb_by_their_profile():
+    cmyk = (ICC_FOLDER / "default_cmyk.icc").read_bytes()
+    image = Image.new("CMYK", (20, 16), (255, 0, 0, 0))
+    image.info["icc_profile"] = cmyk
+    large = upscale(image, 2)
+    assert large.mode == "RGB"
+    assert large.info["icc_profile"] == srgb_profile()
+    expected = cmyk_to_srgb(np.uint8([[[255, 0, 0, 0]]]), cmyk)[0, 0]
+    assert large.getpixel((0, 0)) == tuple(expected) != (0, 255, 255)
+
+
+def test_inks_with_a_broken_profile_are_refused():
+    image = Image.new("CMYK", (20, 16))
+    image.info["icc_profile"] = bytes(16) + b"CMYK" + bytes(200)
+    with pytest.raises(ImageError, match="mode CMYK"):
+        upscale(image, 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile", "kept"), [("L", WIDE_GAMUT, False), ("YCbCr", WIDE_GAMUT, True), ("RGB", WIDE_GAMUT, True)]
+)
+@pytest.mark.usefixtures("repeating")
+def test_a_profile_of_another_colour_space_is_left_out(mode: str, profile: bytes, kept: bool):
+    image = Image.new(mode, (20, 16))
+    image.info["icc_profile"] = profile
+    assert upscale(image, 2).info == ({"icc_profile": profile} if kept else {})
+
+
+@pytest.mark.parametrize("prefix", [b"", b"Exif\0\0"])
+@pytest.mark.usefixtures("repeating")
+def test_exif_tells_the_new_size_and_has_no_old_thumbnail(prefix: bytes):
+    image = Image.fromarray(noise(48, 64, 3))
+    image.info |= {"exif": prefix + exif(orientation=6), "xmp": b"<r tiff:ImageWidth='64' exif:PixelYDimension='48'/>"}
+    large = upscale(image, 2)
+    assert large.info["exif"].startswith(prefix + b"MM")
+    found = large.getexif()
+    assert (found.get_ifd(0x8769)[0xA002], found.get_ifd(0x8769)[0xA003]) == (128, 96)
+    assert not found.get_ifd(0x0201) and b"\xff\xd8" not in large.info["exif"]
+    assert (found[0x010F], found[0x0112]) == ("Maker", 6)
+    assert large.info["xmp"] == b"<r tiff:ImageWidth='128' exif:PixelYDimension='96'/>"
+
+
+@pytest.mark.parametrize(
+    "metadata", [Metadata(cicp=bytes([12, 13, 0, 1])), Metadata(gamma=1.0)], ids=["code points", "gamma"]
+)
+@pytest.mark.usefixtures("repeating")
+def test_colours_that_a_file_states_without_a_profile_are_not_lost(tmp_path, metadata: Metadata):
+    write_picture(picture(noise(16, 20, 3), metadata=metadata), tmp_path / "colour.png", "png", EncodeOptions())
+    assert upscale(tmp_path / "colour.png", 2).info["icc_profile"] == profile_of(metadata)
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("P", "RGBA"), ("L", "LA"), ("RGB", "RGBA"), ("PA", "RGBA")])
 @pytest.mark.usefixtures("repeating")
 def test_transparency_of_every_kind_becomes_alpha(mode: str, expected: str):
@@ -109,10 +218,10 @@ def test_a_pillow_image_keeps_profile_and_exif():
 @pytest.mark.usefixtures("repeating")
 def test_a_path_gives_the_picture_upright(tmp_path):
     image = Image.fromarray(noise(16, 20, 3))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter
-    exif[0x010F] = "maker"
-    image.save(tmp_path / "turned.png", exif=exif)
+    tags = Image.Exif()
+    tags[0x0112] = 6  # shown turned by a quarter
+    tags[0x010F] = "maker"
+    image.save(tmp_path / "turned.png", exif=tags)
     for given in (tmp_path / "turned.png", str(tmp_path / "turned.png")):
         large = upscale(given, 2)
         assert large.size == (32, 40)
@@ -149,6 +258,34 @@ def test_what_is_no_picture_is_refused(image: object, message: str):
 def test_what_cannot_be_meant_is_refused(options: dict, message: str):
     with pytest.raises(HasnError, match=message):
         upscale(np.zeros((16, 16), np.uint8), **options)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_upscales_too_even_one_that_was_forked_meanwhile():
+    script = """
+import multiprocessing, numpy as np
+from hasn_cli import upscale
+
+image = np.zeros((24, 24, 3), np.uint8)
+children = []
+
+def fork(fraction):
+    if len(children) < 2:
+        child = multiprocessing.get_context("fork").Process(target=upscale, args=(image, 2))
+        child.start()
+        children.append(child)
+
+upscale(image, 2)
+upscale(image, 2, progress=fork)
+for child in children:
+    child.join(60)
+    if child.exitcode is None:
+        child.kill()
+        raise SystemExit("the child hangs")
+raise SystemExit(max(child.exitcode for child in children))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
 
 
 def test_progress_is_told_and_may_cancel():

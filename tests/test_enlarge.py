@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from pictures import Nearest, Overshooting, animation, full_metadata, photo, picture
 from PIL import Image
 
+from hasn_cli.batch.settings import Settings
+from hasn_cli.batch.work import bytes_needed
 from hasn_cli.enlarge import Size, enlarge, enlarge_pixels, reduce_to
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.evaluation.bicubic import resize
@@ -80,6 +83,11 @@ def test_megapixels_are_met_as_nearly_as_the_proportions_allow(lr, megapixels):
         {"factor": None},
         {"width": 0},
         {"megapixels": -1},
+        {"megapixels": float("inf")},
+        {"megapixels": float("nan")},
+        {"megapixels": 1e308},
+        {"width": float("inf")},
+        {"fit": (9, float("inf"))},
         {"fit": (0, 9)},
         {"width": 9, "fit": (9, 9)},
         {"height": 9, "megapixels": 1},
@@ -142,9 +150,10 @@ def test_floats_keep_their_own_range(low, high):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_floats_that_are_no_numbers_are_refused(bad):
-    pixels = photo(dtype=np.float32)
-    pixels[3, 4, 1] = bad
+@pytest.mark.parametrize("channel", [1, 3])
+def test_floats_that_are_no_numbers_are_refused_in_colour_and_in_alpha(bad, channel):
+    pixels = photo(channels=4, dtype=np.float32)
+    pixels[3, 4, channel] = bad
     with pytest.raises(ImageError, match="undefined"):
         enlarge_pixels(pixels, Nearest, Size(2))
 
@@ -156,6 +165,57 @@ def test_reducing_keeps_range_and_mean(dtype):
     reduced = reduce_to(pixels, (25, 35))
     assert reduced.shape == (25, 35, 3) and reduced.dtype == dtype
     assert abs(float(reduced.mean()) - float(pixels.mean())) < 0.03 * float(pixels.max())
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_and_result(pixels: np.ndarray, size: Size, consistent: bool) -> tuple[int, int]:
+    """The most bytes that enlarging held at once, the result among them; and the result's bytes."""
+    enlarge_pixels(pixels[:8, :8], Nearest, size, consistent)  # imports and tables are not counted
+    tracemalloc.start()
+    try:
+        result = enlarge_pixels(pixels, Nearest, size, consistent)
+        return tracemalloc.get_traced_memory()[1], result.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "consistent", "most"),
+    [
+        (np.uint8, Size(4), True, 6),
+        (np.uint8, Size(3.9), True, 6),
+        (np.uint8, Size(3.9), False, 3.5),
+        (np.uint16, Size(4), True, 4.5),
+        (np.uint16, Size(3.9), False, 4.5),
+        (np.float32, Size(4), False, 2.5),
+        (np.float32, Size(4), True, 3.5),
+        (np.float32, Size(3.9), False, 3.5),
+    ],
+)
+def test_what_follows_the_network_takes_few_times_the_result(dtype, size, consistent, most):
+    peak, result = peak_and_result(photo(300, 400, dtype=dtype), size, consistent)
+    assert peak < most * result
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize(("size", "consistent"), [(Size(4), False), (Size(4), True), (Size(3.9), False)])
+def test_a_batch_counts_what_enlarging_takes(channels, dtype, size, consistent):
+    pixels = photo(300, 400, channels=channels, dtype=dtype)
+    counted = bytes_needed(picture(pixels), size.target((300, 400)), Settings(size=size, consistent=consistent))
+    peak, _ = peak_and_result(pixels, size, consistent)
+    assert pixels.nbytes + peak < counted
+
+
+def test_a_batch_counts_nothing_for_steps_that_are_not_taken():
+    shown = picture(photo(30, 40))
+    plain, consistent = (
+        bytes_needed(shown, (120, 160), Settings(size=Size(4), consistent=wish)) for wish in (False, True)
+    )
+    assert plain == 30 * 40 * 3 * (1 + 3 * 16)
+    assert consistent > plain
 
 
 # --- transparency ----------------------------------------------------------------------------------------------------

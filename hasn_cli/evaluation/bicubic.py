@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUPPORT = 2.0  # half the kernel's width, in pixels of the coarser grid
+BAND = 64  # rows or columns that a pass along the other axis does at a time
 
 
 def resize(image: NDArray[Any], *, scale: float | None = None, size: tuple[int, int] | None = None) -> NDArray[Any]:
@@ -53,10 +54,14 @@ def resize_axis(image: NDArray[Any], axis: int, new_length: int, factor: float) 
     values = np.moveaxis(image, axis, 0)
     kind = np.float64 if image.dtype == np.float64 else np.float32
     columns = weights.astype(kind).reshape(*weights.shape, *(1,) * (values.ndim - 1))
-    result = columns[:, 0] * values[indices[:, 0]]
-    for tap in range(1, indices.shape[1]):
-        result += columns[:, tap] * values[indices[:, tap]]
-    return np.moveaxis(to_type(result, image.dtype), 0, axis)
+    result = np.empty((new_length, *values.shape[1:]), image.dtype)
+    for start in range(0, values.shape[1], BAND):  # so that sums and products take little memory, and lie in the cache
+        band = values[:, start : start + BAND]
+        total = columns[:, 0] * band[indices[:, 0]]
+        for tap in range(1, indices.shape[1]):
+            total += columns[:, tap] * band[indices[:, tap]]
+        result[:, start : start + BAND] = to_type(total, image.dtype)
+    return np.moveaxis(result, 0, axis)
 
 
 def to_type(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
