@@ -7,7 +7,6 @@ there are never more in memory than there are threads, nor more than fit (`room.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -16,7 +15,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.batch.gate import Gate, OnExists, clear_leftovers
+from hasn_cli.batch.gate import Gate, OnExists
 from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
@@ -24,6 +23,7 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import disk_is_full, do_job, look, open_source
 from hasn_cli.errors import DeviceError, MissingExtraError, UsageError, WeightsError
 from hasn_cli.images import unfinished
+from hasn_cli.machine import count_cores
 
 __all__ = [
     "Done",
@@ -78,7 +78,8 @@ def run_batch(
     gate = Gate(settings, on_exists=on_exists, resume=resume, keep=resume or (journal and len(jobs) > 1))
     gate.open(jobs)
     if resume:
-        clear_leftovers({job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None})
+        for folder in {job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None}:
+            unfinished.clear_abandoned(folder)
     try:
         if cluster is not None:
             yield from _run_there(jobs, settings, gate, cluster, workers)
@@ -170,13 +171,14 @@ class _Crew:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._pool.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
-            clear_leftovers(self._folders, owner=unfinished.owner())
+            for folder in self._folders:
+                unfinished.clear_own(folder, unfinished.owner())
 
     def _limit(self) -> int:
         """How many pictures may be under way."""
         if self._workers is not None:
             return max(1, self._workers)
-        return min(MOST_WORKERS, 2 * (os.cpu_count() or WORKERS)) if self._pool.accelerated else WORKERS
+        return min(MOST_WORKERS, 2 * count_cores()) if self._pool.accelerated else WORKERS
 
     def _hand_out(self, job: Job) -> None:
         if isinstance(job.target, Path):

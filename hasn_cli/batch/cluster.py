@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from distributed.utils import silence_logging_cmgr
 from hasn_cli import errors
 from hasn_cli.batch import local_cluster
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.batch.gate import Gate, clear_leftovers, target_state
+from hasn_cli.batch.gate import Gate, target_state
 from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.journal import Mark
 from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER
@@ -150,8 +151,8 @@ class _Run:
         if local is not None:
             _quietly(local_cluster.end, local, within=within)
         if alive or local:
-            for process in self._processes - alive:
-                clear_leftovers(self._folders, owner=process)
+            for process, folder in product(self._processes - alive, self._folders):
+                unfinished.clear_own(folder, process)
 
     def _workers(self) -> list[dict[str, Any]]:
         """What the scheduler knows of its workers, at most a second old."""

@@ -74,7 +74,7 @@ class Walk:
         stems: dict[PurePosixPath, set[str]] = {PurePosixPath(): set()}
         for name in pictures:
             stems.setdefault(name.parent, set()).add(name.stem)
-        own = frozenset[str]().union(*(journal.urls_recorded(_join(url, folder)) for folder in stems))
+        own = frozenset[str]().union(*(journal.urls_recorded(remote.join(url, folder)) for folder in stems))
         outputs = remote.relative(self.avoid, url) if isinstance(self.avoid, str) else None
         return [
             name
@@ -86,7 +86,7 @@ class Walk:
         ]
 
     def _wanted_at(self, url: str, name: PurePosixPath, own: frozenset[str], stems: set[str]) -> bool:
-        place = _join(url, name)
+        place = remote.join(url, name)
         if not self._included(name):
             return False
         if place in own or self._named_as_own(name, stems):
@@ -152,10 +152,6 @@ class Walk:
 
     def _excluded(self, relative: PurePath) -> bool:
         return any(glob_matches(glob, relative) for glob in self.exclude)
-
-
-def _join(url: str, below: PurePosixPath) -> str:
-    return url if below == PurePosixPath() else f"{url}/{below}"
 
 
 def unreachable(path: Path) -> ImageError | None:

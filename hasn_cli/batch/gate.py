@@ -1,8 +1,8 @@
-"""Which jobs are to be run at all: what exists, what an earlier run has done, and what it left lying."""
+"""Which jobs are to be run at all: what exists, and what an earlier run has done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from hasn_cli.batch.journal import Journal, Mark, input_unchanged, state
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt
 from hasn_cli.errors import OutputError
-from hasn_cli.images import check_target, unfinished
+from hasn_cli.images import check_target
 
 OnExists = Literal["error", "overwrite", "skip"]
 
@@ -149,15 +149,6 @@ def target_state(target: Place) -> Mark | None:
     if isinstance(target, Path):
         return state(target)
     return remote.state(target)
-
-
-def clear_leftovers(folders: Iterable[Path], owner: str | None = None) -> None:
-    """Delete half-written files that nobody writes any more, or those of the process that calls itself `owner`."""
-    for folder in folders:
-        if owner is None:
-            unfinished.clear_abandoned(folder)
-        else:
-            unfinished.clear_own(folder, owner)
 
 
 def _source_name(job: Job) -> str:

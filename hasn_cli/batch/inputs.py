@@ -353,7 +353,7 @@ def _is_folder(text: str) -> bool:
 def _join(folder: Place, below: PurePosixPath) -> Place:
     if isinstance(folder, Path):
         return folder / below
-    return folder if str(below) == "." else f"{folder}/{below}"
+    return remote.join(folder, below)
 
 
 def _same_folder(folder: Place, source: Place) -> bool:

@@ -53,6 +53,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
+def join(url: str, below: PurePosixPath) -> str:
+    """The place `below` the folder `url`, which is given without a slash at its end."""
+    return url if below == PurePosixPath() else f"{url}/{below}"
+
+
 def read(url: str) -> bytes:
     """All bytes at `url`.
 

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, NarrowConvolution, Pointwise
 from hasn_cli.network import HASB, HASN, ChannelAttention
 
+Linear = tuple[Tensor, Tensor]
+"""Matrix O×I and bias O of what a 1×1 convolution does to each pixel."""
+
 
 @dataclass(frozen=True)
 class FusedBlock:
@@ -112,10 +115,6 @@ class FusedNetwork:
     def _fuse(self, block: HASB) -> FusedBlock:
         gamma, beta = block.ln.weight.detach().cpu().double(), block.ln.bias.detach().cpu().double()
 
-        def after_norm(conv: nn.Module) -> tuple[Tensor, Tensor]:
-            matrix, bias = _matrix(conv)
-            return matrix * gamma, bias + matrix @ beta
-
         def pointwise(matrix: Tensor, bias: Tensor, **options: Any) -> Pointwise:
             return Pointwise(matrix, bias, self.device, self.dtype, **options)
 
@@ -130,8 +129,8 @@ class FusedNetwork:
             weight, bias = _matrix(channel_attention.attention[index])
             return weight.to(self.device, self.mean_dtype), bias.to(self.device, self.mean_dtype)
 
-        f1, f2, f3 = after_norm(block.f1.conv), after_norm(block.f2.conv), after_norm(block.f3.conv)
-        low_in = _compose(esa.conv1, f3)
+        f1, f2, f3 = (after_norm(_matrix(f.conv), gamma, beta) for f in (block.f1, block.f2, block.f3))
+        low_in = compose(_matrix(esa.conv1), f3)
         depthwise, depthwise_bias = _weights(block.dwconv.conv)
         return FusedBlock(
             depthwise_in=depthwise,
@@ -139,7 +138,7 @@ class FusedNetwork:
             low_in=pointwise(*low_in),
             low_down=plain(esa.conv2, stride=2),
             low_out=plain(esa.conv3, padding=(1, 1)),
-            gate_in=pointwise(*_compose(esa.conv_f, low_in)),
+            gate_in=pointwise(*compose(_matrix(esa.conv_f), low_in)),
             gate=pointwise(*_matrix(esa.conv4), activation=SIGMOID),
             f1=pointwise(*f1, activation=RELU6),
             f2=pointwise(*f2),
@@ -159,13 +158,19 @@ def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:
     return conv.weight.detach().cpu().double(), conv.bias.detach().cpu().double()
 
 
-def _matrix(conv: nn.Module) -> tuple[Tensor, Tensor]:
+def _matrix(conv: nn.Module) -> Linear:
     """Matrix and bias of a 1×1 convolution, likewise."""
     weight, bias = _weights(conv)
     return weight[:, :, 0, 0], bias
 
 
-def _compose(conv: nn.Module, inner: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Matrix and bias of `conv` (1×1) applied to what the matrix and bias `inner` give."""
-    matrix, bias = _matrix(conv)
+def after_norm(linear: Linear, scale: Tensor, shift: Tensor) -> Linear:
+    """`linear` behind a norm of that scale and shift, as one step on what is only centred and scaled."""
+    matrix, bias = linear
+    return matrix * scale, bias + matrix @ shift
+
+
+def compose(outer: Linear, inner: Linear) -> Linear:
+    """`outer` applied to what `inner` gives, as one step."""
+    matrix, bias = outer
     return matrix @ inner[0], matrix @ inner[1] + bias

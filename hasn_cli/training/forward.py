@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hasn_cli.inference.fusion import Linear, after_norm, compose
 from hasn_cli.network import HASB, HASN, pad_to_min_side
 
 
@@ -36,35 +37,32 @@ def forward(network: HASN, lr: Tensor, *, half: bool = False) -> tuple[Tensor, l
 def _block(block: HASB, x: Tensor) -> Tensor:
     """`block(x)`."""
     esa = block.esa
-    (f1, f2, f3), e_of_u = _folded(block)
+    f1, f2, f3, conv1 = _folded(block)
     u = _normed(_depthwise(block.dwconv.conv, x), block.ln.eps)  # N×52×H×W
-    e = F.conv2d(u, *e_of_u)  # N×16×H×W
+    e = _pointwise(u, conv1)  # N×16×H×W
     low = esa.conv3(F.max_pool2d(esa.conv2(e), kernel_size=7, stride=3))
     gate = F.interpolate(low, size=x.shape[-2:], mode="bilinear", align_corners=False)
     attention = torch.sigmoid(esa.conv4(gate + esa.conv_f(e)))  # N×156×H×W
-    gated = F.relu6(F.conv2d(u, *f1)) * F.conv2d(u, *f2) + F.conv2d(u, *f3) * attention
+    gated = F.relu6(_pointwise(u, f1)) * _pointwise(u, f2) + _pointwise(u, f3) * attention
     return block.cab(x + _depthwise(block.dwconv2.conv, block.g(gated)))  # type: ignore[no-any-return]
 
 
-def _folded(block: HASB) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-    """Weight and bias of f1, f2 and f3 with the norm's scale and shift in them, and of ESA's conv1 after f3."""
-    convolutions = (block.f1.conv, block.f2.conv, block.f3.conv)
-    conv1 = block.esa.conv1
-    with torch.autocast(conv1.weight.device.type, enabled=False):
-        wide = torch.cat([f.weight for f in convolutions]).flatten(1)  # 468×52
-        shift = torch.cat([_bias(f) for f in convolutions]) + wide @ block.ln.bias
-        wide = wide * block.ln.weight
-        third = len(shift) // 3  # 156
-        narrow = conv1.weight.flatten(1)  # 16×156
-        esa_weight = narrow @ wide[2 * third :]
-        esa_shift = narrow @ shift[2 * third :] + _bias(conv1)
-    weights, shifts = torch.split(wide[:, :, None, None], third), torch.split(shift, third)
-    return list(zip(weights, shifts, strict=True)), (esa_weight[:, :, None, None], esa_shift)
+def _folded(block: HASB) -> tuple[Linear, Linear, Linear, Linear]:
+    """f1, f2 and f3 with the norm's scale and shift in them, and ESA's conv1 after f3."""
+    with torch.autocast(block.ln.weight.device.type, enabled=False):
+        norm = block.ln.weight, block.ln.bias
+        f1, f2, f3 = (after_norm(_linear(f.conv), *norm) for f in (block.f1, block.f2, block.f3))
+        return f1, f2, f3, compose(_linear(block.esa.conv1), f3)
 
 
-def _bias(convolution: nn.Conv2d) -> Tensor:
+def _linear(convolution: nn.Conv2d) -> Linear:
     assert convolution.bias is not None
-    return convolution.bias
+    return convolution.weight.flatten(1), convolution.bias
+
+
+def _pointwise(x: Tensor, linear: Linear) -> Tensor:
+    matrix, bias = linear
+    return F.conv2d(x, matrix[:, :, None, None], bias)
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

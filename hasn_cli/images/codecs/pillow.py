@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.metadata import without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
 from hasn_cli.images.source import Limit, Source
+from hasn_cli.machine import count_cores
 
 _AVIF_SPEED = 6  # Pillow's own choice
 _METRE = 1 / 0.0254  # inches
@@ -168,7 +168,7 @@ def write_avif(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> No
         pixels = np.asarray(to_image(next(iter(picture.frames)).pixels))
         # not through Pillow, which knows only YCbCr, lossy at any quality
         encoded = imagecodecs.avif_encode(
-            pixels, level=100, speed=_AVIF_SPEED, primaries=1, transfer=13, numthreads=os.cpu_count()
+            pixels, level=100, speed=_AVIF_SPEED, primaries=1, transfer=13, numthreads=count_cores()
         )
         stream.write(with_metadata(bytes(encoded), picture.metadata))
         return
