@@ -222,6 +222,13 @@ def test_verbose_adds_the_traceback_and_the_plan(hasn, tmp_path):
     assert any("a.png  20×16" in line and "cpu" in line.lower() for line in result.err.splitlines())
 
 
+def test_any_command_shows_its_traceback_when_asked(hasn):
+    assert "Traceback" not in hasn("weights", "verify", "none.pth").err
+    result = hasn("-v", "weights", "verify", "none.pth")
+    assert result.code == 1
+    assert "Traceback" in result.err and "error: there are no weights at none.pth" in result.err
+
+
 def test_quiet_says_nothing_but_errors(hasn, tmp_path):
     save(tmp_path / "a.png")
     assert hasn("upscale", "a.png", "-s", 2, "-q").err == ""
