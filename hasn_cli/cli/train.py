@@ -50,7 +50,7 @@ POSITIVE = click.IntRange(1)
 @option("--batch", group=RECIPE, type=POSITIVE, default=8, show_default=True, help="Patches a step.")
 @option("--patch", group=RECIPE, type=click.IntRange(16), default=48, show_default=True, help="Side in LR pixels.")
 @option("--seed", group=RECIPE, type=click.IntRange(0), default=0, show_default=True)
-@option("--adam", group=RECIPE, is_flag=True, help="Adam for all weights, rather than Muon for matrices.")
+@option("--adam", group=RECIPE, is_flag=True, help="Adam for all weights, rather than SOAP for kernels.")
 @option("-d", "--device", group=MACHINE, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @option("-p", "--precision", group=MACHINE, type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
         show_default=True, help="bf16 is for the blocks only.")  # fmt: skip
@@ -117,7 +117,7 @@ def _recipe(
         lanes=cores if on_cpu else 1,
         piece=max(1, min(4, batch // cores)) if on_cpu else batch,
         workers=workers if workers is not None else (0 if on_cpu else min(8, cores)),
-        matrices=not adam,
+        kernels=not adam,
         **others,
     )
 

@@ -1,9 +1,8 @@
 """Which weight moves how far a step.
 
-Matrices (the 1×1 and 3×3 convolutions of the body, flattened to out × in) follow Muon: momentum, orthogonalised, so
-that every direction moves alike and no filter runs away (Jordan et al., "Muon", 2024). All else follows Adam, with a
-rate by its kind, since an Adam step is the same for every weight, and a filter of 468 inputs then moves far more
-than one of 27.
+Kernels follow SOAP, all else Adam, each with a rate by its kind. An image's neighbouring pixels are much alike, so what
+a kernel is shown varies a thousand times more in some directions than in others. Adam, which sees one weight at a time,
+must go slowly for the sake of the first, or shake there, and hardly moves along the others.
 """
 
 from __future__ import annotations
@@ -16,79 +15,145 @@ from torch import Tensor, nn
 
 from hasn_cli.network import HASN
 
-MATRIX_RATE = 4.0  # Muon's rate for a base rate of 1
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: takes singular values from (0, 1] to about 1
+LOOK = 10  # first steps, in which SOAP only learns which directions there are
+REFRESH = 20  # steps from one basis to the next
+LONGEST_LEFT, LONGEST_RIGHT = 64, 512  # sides of more outputs, or inputs times taps, keep their own directions
 
 
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised by five Newton–Schulz steps, scaled so that outputs move by about the rate."""
+class SOAP(torch.optim.Optimizer):
+    """Adam in the directions in which a matrix's gradients vary alone (Vyas et al., arXiv 2409.11321).
 
-    def __init__(self, params: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    A parameter of any shape counts as a matrix, its first axis × the others. For each of its sides the gradients'
+    products are averaged over time; their eigenvectors, brought up to date every `REFRESH` steps by one step of
+    orthogonal iteration, are the basis in which Adam's second moment is kept and its step is made.
+
+    Args:
+        parameters: all of one shape; they are worked on together, and have a gradient all or none.
+        lr: the rate.
+        betas: of the mean gradient, and of its square and the products.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for shape, parameters in _by_shape(group["params"]).items():
-                updates = torch.stack([self._momentum(parameter, group["momentum"]) for parameter in parameters])
-                updates = orthogonalise(updates) * (max(1.0, shape[0] / shape[1]) ** 0.5)
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.add_(update.view_as(parameter), alpha=-group["lr"])
-
-    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
-        gradient = parameter.grad
-        assert gradient is not None
-        state: dict[str, Tensor] = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(gradient)
-        state["momentum"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(state["momentum"], momentum).flatten(1)
-
-
-def _by_shape(parameters: Iterable[Tensor]) -> dict[tuple[int, int], list[Tensor]]:
-    """Parameters that have a gradient, by their shape as matrices: one batched product does for all of a shape."""
-    groups: dict[tuple[int, int], list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            groups.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
-    return groups
-
-
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """N×R×C → the nearest semi-orthogonal matrices, roughly: singular values between about 0.7 and 1.2."""
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[1] > matrices.shape[2]
-    x: Tensor = matrices.transpose(1, 2) if tall else matrices
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-12)
-    for _ in range(steps):
-        gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.transpose(1, 2) if tall else x
+        (group,) = self.param_groups
+        parameters: list[Tensor] = group["params"]
+        gradients = [parameter.grad.flatten(1) for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            return
+        gradient = torch.stack(gradients)  # N×R×C
+        state: dict[str, Any] = self.state[parameters[0]]  # of all of them
+        if not state:
+            state.update(_fresh(gradient))
+        slow, quick = group["betas"]
+        state["step"] += 1
+        state["mean"].lerp_(gradient, 1 - slow)
+        for side, products in _products(gradient).items():
+            state[side].lerp_(products, 1 - quick)
+        looked = state["step"] - LOOK
+        if looked == 0:
+            _find_bases(state)
+        if looked < 0:
+            return
+        state["square"].lerp_(_turn(gradient, state).square(), 1 - quick)
+        mean = _turn(state["mean"], state) / (1 - slow ** state["step"])
+        square = state["square"] / (1 - quick ** (looked + 1))
+        update = _turn_back(mean / (square.sqrt() + group["eps"]), state)
+        for parameter, move in zip(parameters, update, strict=True):
+            parameter.add_(move.view_as(parameter), alpha=-group["lr"])
+        if looked and looked % REFRESH == 0:
+            _refresh_bases(state)
 
 
-def build_optimizers(networks: Iterable[HASN], *, matrices: bool = True) -> list[torch.optim.Optimizer]:
-    """Optimizers for networks that may share a body.
+def _products(gradient: Tensor) -> dict[str, Tensor]:
+    """N×R×C → for each side that has a basis, how its directions go together: N×R×R, N×C×C."""
+    rows, columns = gradient.shape[1:]
+    products = {}
+    if rows <= LONGEST_LEFT:
+        products["left"] = gradient @ gradient.mT
+    if columns <= LONGEST_RIGHT:
+        products["right"] = gradient.mT @ gradient
+    return products
 
-    Every group has a `factor`: its share of the base rate. `matrices` False leaves all to Adam.
+
+def _fresh(gradient: Tensor) -> dict[str, Any]:
+    """State before the first step on N×R×C."""
+    means = {side: torch.zeros_like(products) for side, products in _products(gradient).items()}
+    return {"step": 0, "mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient), **means}
+
+
+def _turn(matrices: Tensor, state: dict[str, Any]) -> Tensor:
+    """N×R×C into the bases."""
+    if "left" in state:
+        matrices = state["left_basis"].mT @ matrices
+    if "right" in state:
+        matrices = matrices @ state["right_basis"]
+    return matrices
+
+
+def _turn_back(matrices: Tensor, state: dict[str, Any]) -> Tensor:
+    """N×R×C out of the bases."""
+    if "left" in state:
+        matrices = state["left_basis"] @ matrices
+    if "right" in state:
+        matrices = matrices @ state["right_basis"].mT
+    return matrices
+
+
+def _find_bases(state: dict[str, Any]) -> None:
+    for side in ("left", "right"):
+        if side in state:
+            state[f"{side}_basis"] = _of_matrices(lambda products: torch.linalg.eigh(products)[1], state[side])
+
+
+def _refresh_bases(state: dict[str, Any]) -> None:
+    """One step of orthogonal iteration, directions of most variance first; `square` keeps to its directions."""
+    for side, axis in (("left", 1), ("right", 2)):
+        if side not in state:
+            continue
+        basis = state[f"{side}_basis"]
+        ahead = state[side] @ basis
+        order = (basis * ahead).sum(1).argsort(dim=1, descending=True)  # N×D, by variance
+        ahead = ahead.gather(2, order[:, None].expand_as(ahead))
+        state[f"{side}_basis"] = _of_matrices(lambda columns: torch.linalg.qr(columns)[0], ahead)
+        along = order[:, :, None] if axis == 1 else order[:, None]
+        state["square"] = state["square"].gather(axis, along.expand_as(state["square"]))
+
+
+def _of_matrices(decompose: Any, matrices: Tensor) -> Tensor:
+    """A decomposition, on the CPU where the device has none (MPS)."""
+    place = "cpu" if matrices.device.type == "mps" else matrices.device
+    found: Tensor = decompose(matrices.to(place)).to(matrices.device)
+    return found
+
+
+def build_optimizers(networks: Iterable[HASN], *, kernels: bool = True) -> list[torch.optim.Optimizer]:
+    """Optimizers for networks that may share a body; they may step at the same time.
+
+    Every group has a `factor`: its share of the base rate. `kernels` False leaves all to Adam.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    seen: set[int] = set()
-    for network in networks:
-        for name, parameter in network.named_parameters():
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            is_matrix = matrices and _is_matrix(name, parameter)
-            factor = MATRIX_RATE if is_matrix else adam_factor(name, parameter)
-            groups.setdefault((is_matrix, factor), []).append(parameter)
-
-    def select(wanted: bool) -> list[dict[str, Any]]:
-        found = sorted((factor, found) for (is_matrix, factor), found in groups.items() if is_matrix == wanted)
-        return [{"params": parameters, "factor": factor} for factor, parameters in found]
-
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(select(False), lr=0.0, betas=(0.9, 0.99))]
-    if matrices:
-        optimizers.append(Muon(select(True), lr=0.0))
+    named = {parameter: name for network in networks for name, parameter in network.named_parameters()}
+    by_adam: dict[float, list[nn.Parameter]] = {}
+    by_soap: dict[tuple[float, tuple[int, ...]], list[nn.Parameter]] = {}
+    for parameter, name in named.items():
+        if kernels and _is_kernel(name, parameter):
+            by_soap.setdefault((soap_factor(name), tuple(parameter.shape)), []).append(parameter)
+        else:
+            by_adam.setdefault(adam_factor(name, parameter), []).append(parameter)
+    groups = [{"params": parameters, "factor": factor} for factor, parameters in by_adam.items()]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99), fused=True)]
+    for (factor, _), parameters in by_soap.items():
+        optimizer = SOAP(parameters, lr=0.0)
+        optimizer.param_groups[0]["factor"] = factor
+        optimizers.append(optimizer)
     return optimizers
 
 
@@ -99,9 +164,14 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
             group["lr"] = rate * group["factor"]
 
 
-def _is_matrix(name: str, parameter: Tensor) -> bool:
-    of_body = name.startswith(("block_", "conv_2"))
-    return of_body and parameter.ndim == 4 and parameter.shape[1] > 1 and ".attention." not in name
+def _is_kernel(name: str, parameter: Tensor) -> bool:
+    """All convolutions but the channel attention's, which see one pixel."""
+    return parameter.ndim == 4 and ".attention." not in name
+
+
+def soap_factor(name: str) -> float:
+    """Share of the base rate that a kernel learns with under SOAP."""
+    return 1.0 if name.startswith(("conv_1", "upsampler")) else 0.5
 
 
 def adam_factor(name: str, parameter: Tensor) -> float:

@@ -53,7 +53,7 @@ class Recipe:
     workers: int = 0
     report_every: int = 50  # iterations
     validate_every: int = 500  # iterations; a checkpoint is written as often
-    matrices: bool = True  # Muon for the body's matrices, else Adam for all
+    kernels: bool = True  # SOAP for the kernels, else Adam for all
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Trainer:
         for network in self.networks.values():
             network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.networks)
-        self.optimizers = build_optimizers(self.networks.values(), matrices=recipe.matrices)
+        self.optimizers = build_optimizers(self.networks.values(), kernels=recipe.kernels)
         self._lanes = ThreadPoolExecutor(recipe.lanes)
         self.step, self.seconds = 0, 0.0
         self.best = dict.fromkeys(recipe.scales, -math.inf)
@@ -204,9 +204,8 @@ class Trainer:
             parameter.grad = torch.stack(grads).sum(0)
         nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         set_rate(self.optimizers, rate)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        list(self._lanes.map(lambda optimizer: optimizer.step(), self.optimizers))
+        network.zero_grad()
         self._average()
         return sum((loss for loss, _, _ in results), torch.zeros(())), [features for _, _, features in results]
 
@@ -257,7 +256,7 @@ class Trainer:
             "--batch": patches.batch,
             "--patch": patches.side,
             "--seed": patches.seed,
-            "--adam": not recipe.matrices,
+            "--adam": not recipe.kernels,
         }
 
     def _resume(self) -> None:
