@@ -260,16 +260,18 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        try:  # on the CPU first: Adam's counters stay where they are loaded, and belong there
+        hint = "give another folder, or delete the file to begin anew"
+        try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             plan = state["plan"]
         except Exception as error:
-            hint = "give another folder, or delete the file to begin anew"
             raise HasnError(f"{self.checkpoint} is damaged, or no checkpoint of a run", hint) from error
         for option, value in self._plan.items():
             if plan.get(option) != value:
                 message = f"{self.folder} holds a run with {option} {plan.get(option)}, not {value}"
                 raise UsageError(message, "give another folder, or the options that the run began with")
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise HasnError(f"{self.checkpoint} is of a version of hasn that optimized otherwise", hint)
         for networks, name in ((self.networks, "networks"), (self.averaged, "averaged")):
             for scale, network in networks.items():
                 network.load_state_dict(state[name][scale])
