@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_the_trainers_forward_and_its_gradients_are_the_networks(started, height
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_an_lr_patch_is_a_piece_of_the_whole_lr_picture(scale):
     picture = drawing(96)
-    batch = Patches([picture], [scale], PatchPlan(side=12, batch=6))[5]
+    batch = Patches([picture], [scale], PatchPlan(side=12, batch=6, shrink=1, recolour=False))[5]
     assert batch.hr.shape == (6, 3, 12 * scale, 12 * scale)
     # a crop may start at any HR pixel, and the LR grid with it
     found = 0
@@ -143,6 +144,41 @@ def _lies_in(picture, patch, scale):
             if (windows == patch).all(axis=(-3, -2, -1)).any():
                 return True
     return False
+
+
+def test_an_lr_patch_is_the_hr_patch_made_smaller():
+    batch = Patches([drawing()], [2], PatchPlan(side=16, batch=8))[0]
+    for lr, hr in zip(*(side.permute(0, 2, 3, 1).numpy() for side in batch[1:]), strict=True):
+        error = np.abs(resize(hr, scale=1 / 2).astype(int) - lr)[2:-2, 2:-2]  # the rim sees what lies beyond
+        assert error.mean() < 0.5
+        assert error.max() <= 12  # turned patches are rounded and clipped in the other order
+
+
+def test_patches_show_pictures_at_their_own_size_and_smaller():
+    x = np.arange(320)
+    waves = np.repeat((128 + 100 * np.sin(2 * np.pi * x / 16))[None, :, None], 320, 0).repeat(3, 2).astype(np.uint8)
+    hr = Patches([waves], [2], PatchPlan(side=36, batch=40, candidates=1, shrink=2))[0].hr[:, 0].float()
+    across = torch.stack([patch if patch.std(0).mean() < patch.std(1).mean() else patch.T for patch in hr])[:, 0]
+    periods = 256 / torch.fft.rfft(across - across.mean(1, keepdim=True), n=256).abs().argmax(1)
+    assert 12 <= int((periods > 15.5).sum()) <= 28, "half of them"
+    assert periods.min() < 9.5
+    assert periods.min() > 7
+
+
+def test_half_the_patches_have_their_colours_in_another_order():
+    colours = np.full((64, 64, 3), (10, 100, 200), np.uint8)
+    batch = Patches([colours], [2], PatchPlan(side=16, batch=60))[0]
+    orders = [tuple(patch[:, 0, 0].tolist()) for patch in batch.hr]
+    assert set(orders) == set(permutations((10, 100, 200)))
+    assert orders.count((10, 100, 200)) > 20
+    assert torch.equal(batch.lr[:, :, 3, 3], batch.hr[:, :, 3, 3])
+
+
+def test_a_picture_just_large_enough_is_taken_whole():
+    plan = PatchPlan(side=16, batch=4, recolour=False)
+    picture = drawing(plan.smallest_side(2))
+    for hr in Patches([picture], [2], plan)[0].hr:
+        assert sorted(hr.flatten().tolist()) == sorted(picture[4:-4, 4:-4].flatten().tolist())
 
 
 def test_batches_depend_on_seed_and_number_alone():

@@ -31,12 +31,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """What to cut: `side` of an LR patch in pixels, patches a batch, and how many places are looked at for each patch
-    (the one with the most detail is taken)."""
+    """What to cut, and what is done with it so that few pictures show much."""
 
-    side: int = 48
-    batch: int = 8
-    candidates: int = 3
+    side: int = 48  # of an LR patch, pixels
+    batch: int = 8  # patches
+    candidates: int = 3  # places looked at for a patch; the one with the most detail is taken
+    shrink: float = 2.0  # half the patches come from a picture made smaller, up to so many times
+    recolour: bool = True  # half the patches have red, green and blue in another order
     seed: int = 0
 
     def smallest_side(self, scale: int) -> int:
@@ -62,16 +63,23 @@ class Patches(Dataset[Batch]):
         return Batch(scale, lr, hr)
 
     def _pair(self, random: np.random.Generator, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        places = [self._place(random, scale) for _ in range(self.plan.candidates)]
+        side = self.plan.smallest_side(scale)
+        wider = 1 + max(0.0, random.uniform(-1, 1)) * (self.plan.shrink - 1)
+        places = [self._place(random, round(side * wider)) for _ in range(self.plan.candidates)]
         hr = max(places, key=_detail)
+        if len(hr) > side:
+            hr = resize(hr, size=(side, side))
+        if self.plan.recolour and random.random() < 0.5:
+            hr = hr[..., random.permutation(3)]
         lr = resize(hr, scale=1 / scale)[MARGIN:-MARGIN, MARGIN:-MARGIN]
         cut = MARGIN * scale
         turn = int(random.integers(8))
         return _turned(lr, turn), _turned(hr[cut:-cut, cut:-cut], turn)
 
-    def _place(self, random: np.random.Generator, scale: int) -> NDArray[np.uint8]:
+    def _place(self, random: np.random.Generator, side: int) -> NDArray[np.uint8]:
+        """A square of a picture, `side` pixels high and wide, or as many as the picture has."""
         picture = self.pictures[int(np.searchsorted(self._shares, random.random(), side="right"))]
-        side = self.plan.smallest_side(scale)
+        side = min(side, *picture.shape[:2])
         top = random.integers(picture.shape[0] - side + 1)
         left = random.integers(picture.shape[1] - side + 1)
         return picture[top : top + side, left : left + side]
