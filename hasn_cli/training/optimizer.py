@@ -1,7 +1,7 @@
 """Which weight moves how far a step.
 
 Kernels follow SOAP, all else Adam, each with a rate by its kind. An image's neighbouring pixels are much alike, so what
-a kernel is shown varies a thousand times more in some directions than in others. Adam, which sees one weight at a time,
+a kernel is shown varies far more in some directions than in others. Adam, which sees one weight at a time,
 must go slowly for the sake of the first, or shake there, and hardly moves along the others.
 """
 
@@ -170,7 +170,7 @@ def _is_kernel(name: str, parameter: Tensor) -> bool:
 
 
 def soap_factor(name: str) -> float:
-    """Share of the base rate that a kernel learns with under SOAP."""
+    """Share of the base rate that a kernel learns with under SOAP, found by paired runs (weights/README.md)."""
     return 1.0 if name.startswith(("conv_1", "upsampler")) else 0.5
 
 
