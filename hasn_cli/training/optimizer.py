@@ -1,13 +1,13 @@
 """Which weight moves how far a step.
 
 Kernels follow SOAP, all else Adam, each with a rate by its kind. An image's neighbouring pixels are much alike, so what
-a kernel is shown varies far more in some directions than in others. Adam, which sees one weight at a time,
-must go slowly for the sake of the first, or shake there, and hardly moves along the others.
+a kernel is shown varies far more in some directions than in others. Adam, which sees one weight at a time, must go
+slowly for the sake of the first, or shake there, and hardly moves along the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,13 +51,14 @@ class SOAP(torch.optim.Optimizer):
             return
         gradient = torch.stack(gradients)  # N×R×C
         state: dict[str, Any] = self.state[parameters[0]]  # of all of them
+        products = _products(gradient)
         if not state:
-            state.update(_fresh(gradient))
+            state.update(_fresh(gradient, products))
         slow, quick = group["betas"]
         state["step"] += 1
         state["mean"].lerp_(gradient, 1 - slow)
-        for side, products in _products(gradient).items():
-            state[side].lerp_(products, 1 - quick)
+        for side, product in products.items():
+            state[side].lerp_(product, 1 - quick)
         looked = state["step"] - LOOK
         if looked == 0:
             _find_bases(state)
@@ -84,10 +85,10 @@ def _products(gradient: Tensor) -> dict[str, Tensor]:
     return products
 
 
-def _fresh(gradient: Tensor) -> dict[str, Any]:
+def _fresh(gradient: Tensor, products: Mapping[str, Tensor]) -> dict[str, Any]:
     """State before the first step on N×R×C."""
-    means = {side: torch.zeros_like(products) for side, products in _products(gradient).items()}
-    return {"step": 0, "mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient), **means}
+    means = {"mean": gradient, "square": gradient, **products}
+    return {"step": 0} | {name: torch.zeros_like(like) for name, like in means.items()}
 
 
 def _turn(matrices: Tensor, state: dict[str, Any]) -> Tensor:
@@ -111,7 +112,7 @@ def _turn_back(matrices: Tensor, state: dict[str, Any]) -> Tensor:
 def _find_bases(state: dict[str, Any]) -> None:
     for side in ("left", "right"):
         if side in state:
-            state[f"{side}_basis"] = _of_matrices(lambda products: torch.linalg.eigh(products)[1], state[side])
+            state[f"{side}_basis"] = _decompose(state[side], lambda products: torch.linalg.eigh(products)[1])
 
 
 def _refresh_bases(state: dict[str, Any]) -> None:
@@ -123,16 +124,15 @@ def _refresh_bases(state: dict[str, Any]) -> None:
         ahead = state[side] @ basis
         order = (basis * ahead).sum(1).argsort(dim=1, descending=True)  # N×D, by variance
         ahead = ahead.gather(2, order[:, None].expand_as(ahead))
-        state[f"{side}_basis"] = _of_matrices(lambda columns: torch.linalg.qr(columns)[0], ahead)
+        state[f"{side}_basis"] = _decompose(ahead, lambda columns: torch.linalg.qr(columns)[0])
         along = order[:, :, None] if axis == 1 else order[:, None]
         state["square"] = state["square"].gather(axis, along.expand_as(state["square"]))
 
 
-def _of_matrices(decompose: Any, matrices: Tensor) -> Tensor:
-    """A decomposition, on the CPU where the device has none (MPS)."""
+def _decompose(matrices: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
+    """`how(matrices)`, on the CPU where the device has no decompositions (MPS)."""
     place = "cpu" if matrices.device.type == "mps" else matrices.device
-    found: Tensor = decompose(matrices.to(place)).to(matrices.device)
-    return found
+    return how(matrices.to(place)).to(matrices.device)
 
 
 def build_optimizers(networks: Iterable[HASN], *, kernels: bool = True) -> list[torch.optim.Optimizer]:

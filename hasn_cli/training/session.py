@@ -11,7 +11,6 @@ from hasn_cli.batch.folders import OnSkip
 from hasn_cli.errors import UsageError, WeightsError
 from hasn_cli.evaluation.pictures import list_pictures, read_all
 from hasn_cli.network import NUM_FEATURES
-from hasn_cli.training.patches import MARGIN
 from hasn_cli.training.trainer import Recipe, Trainer
 from hasn_cli.weights import resolve
 from hasn_cli.weights.checkpoint import StateDict, load_state_dict_file, network_from_state_dict
@@ -45,7 +44,7 @@ def prepare(
         UsageError: a folder is missing or holds nothing usable.
         WeightsError: `initial` cannot be had, or is no HASN of the published width.
     """
-    min_side = max(recipe.scales) * (recipe.patches.side + 2 * MARGIN)
+    min_side = recipe.patches.smallest_side(max(recipe.scales))
     pictures = list(read_all(list_pictures(data_dir, on_skip=on_skip), min_side, on_skip))
     if not pictures:
         raise UsageError(f"{data_dir} holds no picture of at least {min_side}×{min_side} pixels")

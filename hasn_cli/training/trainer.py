@@ -49,7 +49,7 @@ class Recipe:
     device: str = "cpu"
     half: bool = False  # the blocks in bfloat16
     piece: int = 4  # patches whose gradient is worked out at once
-    lanes: int = 1  # threads that work on the pieces of a batch, each on one core
+    lanes: int = 1  # threads that work on the pieces of a batch, and on the optimizers, each on one core
     workers: int = 0
     report_every: int = 50  # iterations
     validate_every: int = 500  # iterations; a checkpoint is written as often
