@@ -213,10 +213,10 @@ def test_every_weight_is_optimized_once():
     assert sorted(optimized) == sorted({id(p) for network in networks for p in network.parameters()})
 
 
-def moved_against(push, steps, rate=1e-3):
+def moved_against(push, steps, **settings):
     """Where a matrix has moved after steps whose gradients `push` gives, each time without what came before."""
     parameter = torch.nn.Parameter(torch.zeros(4, 6))
-    optimizer = SOAP([parameter], lr=rate)
+    optimizer = SOAP([parameter], **({"lr": 1e-3} | settings))
     for step in range(steps):
         parameter.grad = push(step)
         optimizer.step()
@@ -241,6 +241,22 @@ def test_soap_moves_as_far_along_weak_directions_as_along_strong_ones(steps):
     along = (left.T @ moved_against(push, steps) @ right).diagonal()
     expected = torch.full((4,), -1e-3 * (steps - LOOK + 1))
     assert torch.allclose(along, expected, rtol=0.1), along
+
+
+def test_soap_finds_directions_anew_when_they_turn():
+    turned, steps = 20 * REFRESH, 40 * REFRESH
+    generator = torch.Generator().manual_seed(0)
+    bases = [[torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for n in (4, 6)] for _ in range(2)]
+    strengths = torch.diag(torch.tensor([1.0, 0.3, 0.1, 0.03]))
+
+    def push(step):
+        left, right = bases[step >= turned]
+        return left @ torch.nn.functional.pad(strengths, (0, 2)) @ right.T
+
+    late = moved_against(push, steps, betas=(0.9, 0.9)) - moved_against(push, steps - 10, betas=(0.9, 0.9))
+    left, right = bases[1]
+    along = (left.T @ late @ right).diagonal()
+    assert torch.allclose(along, torch.full((4,), -1e-2), rtol=0.1), along
 
 
 def test_soap_descends_a_narrow_valley_that_adam_shakes_in():
