@@ -70,7 +70,7 @@ def plot(history: Sequence[Report], path: Path) -> None:
     bottom.set(ylabel="spatial deviation after", yscale="log", xlabel="LR pixels seen, millions")
     for axes in (middle, bottom):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(ncols=4)
+            axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)  # over no curve
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=100)
     write_atomically(path, image.getvalue())
