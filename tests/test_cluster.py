@@ -29,6 +29,7 @@ from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
+from hasn_cli.images import unfinished  # noqa: E402
 from hasn_cli.weights import bundled_path, resolve  # noqa: E402
 
 
@@ -170,6 +171,15 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_done_twice(folder, process
             assert image.size == (40, 32)
     assert no_halves(folder)
     assert processes.workers[0].wait() == -signal.SIGKILL
+
+
+def test_the_half_file_of_a_worker_that_nobody_knew_is_cleared_away(folder, processes):
+    jobs = save_many(2)
+    half = Path("out") / f"{unfinished.PREFIX}0123abcd-0{unfinished.SUFFIX}"
+    half.parent.mkdir(exist_ok=True)
+    half.write_bytes(b"half")
+    list(run_batch(jobs, TWICE, cluster=processes.address))
+    assert no_halves(folder) and all(job.target.exists() for job in jobs)
 
 
 def test_a_picture_finished_by_a_worker_that_died_is_not_done_again(folder, monkeypatch):

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +149,10 @@ class _Run:
         _quietly(self._client.close, CLEANUP_TIMEOUT)
         if local is not None:
             _quietly(local_cluster.end, local, within=within)
-        if alive or local:
-            for process, folder in product(self._processes - alive, self._folders):
+        dead = self._processes - alive if alive or local else set()
+        for folder in self._folders:
+            unfinished.clear_abandoned(folder)
+            for process in dead:  # whose files a disk without locks does not show to be abandoned
                 unfinished.clear_own(folder, process)
 
     def _workers(self) -> list[dict[str, Any]]:
