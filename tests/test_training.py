@@ -216,7 +216,7 @@ def test_every_weight_is_optimized_once():
 def moved_against(push, steps, **settings):
     """Where a matrix has moved after steps whose gradients `push` gives, each time without what came before."""
     parameter = torch.nn.Parameter(torch.zeros(4, 6))
-    optimizer = SOAP([parameter], **({"lr": 1e-3} | settings))
+    optimizer = SOAP([parameter], lr=1e-3, **settings)
     for step in range(steps):
         parameter.grad = push(step)
         optimizer.step()
