@@ -85,6 +85,11 @@ def test_tiles_that_cannot_be_are_refused(tile, overlap):
         check_tile(tile, overlap)
 
 
+def test_spans_of_which_three_would_meet_are_refused():
+    with pytest.raises(ValueError, match="cannot share"):
+        cut(100, 30, 11)
+
+
 @pytest.mark.parametrize(("tile", "overlap"), [(None, None), (0, None), (24, 8), (64, 0), (None, 64)])
 def test_tiles_that_can_be_are_let_through(tile, overlap):
     check_tile(tile, overlap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import mmap
 import subprocess
 import sys
@@ -161,24 +162,44 @@ def test_beyond_the_budget_large_tiles_are_close_to_the_whole(network):
     assert np.abs(small.upscale(image) - whole.upscale(image)).mean() < 0.01
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_peak_memory_stays_within_the_budget():
-    """Six megapixels in a fresh process: what the budget allows, and 200 MiB for what Python and PyTorch grow by."""
-    script = """
-import resource, sys, numpy as np
+PEAK = """
+import json, resource, sys, numpy as np
 from hasn_cli.inference import Upscaler
 from hasn_cli.weights import load_network
-upscaler = Upscaler(load_network("hasn", 2), device="cpu", memory=int(sys.argv[1]), precision=sys.argv[2], threads=2)
+height, width, options = json.loads(sys.argv[1])
+upscaler = Upscaler(load_network("hasn", 2), device="cpu", threads=2, **options)
 upscaler.upscale(np.zeros((20, 20, 3), np.uint8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-upscaler.upscale(np.zeros((2000, 3000, 3), np.uint8))
+upscaler.upscale(np.zeros((height, width, 3), np.uint8))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
-    for budget, precision in ((2 << 30, "fp32"), (400 << 20, "fp16")):
-        command = [sys.executable, "-c", script, str(budget), precision]
-        grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        assert grown < budget + (200 << 20)
+
+
+def grown(height: int, width: int, **options: object) -> int:
+    """Bytes by which a fresh process that has upscaled once grows with a picture of this size."""
+    command = [sys.executable, "-c", PEAK, json.dumps([height, width, options])]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("budget", "precision"), [(2 << 30, "fp32"), (400 << 20, "fp16")])
+def test_peak_memory_stays_within_the_budget(budget, precision):
+    """Six megapixels: what the budget allows, and 200 MiB for what Python and PyTorch grow by."""
+    assert grown(2000, 3000, memory=budget, precision=precision) < budget + (200 << 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("height", "width", "budget"), [(2400, 160, 150 << 20), (160, 2400, 150 << 20)])
+def test_peak_memory_of_turned_pictures_stays_within_the_budget(height, width, budget):
+    assert grown(height, width, memory=budget, tta=True) < budget + (40 << 20)
+
+
+@pytest.mark.parametrize("size", [(2400, 160), (160, 2400)])
+def test_a_plan_for_turned_pictures_has_room_for_them_upright_and_on_their_side(network, size):
+    turning = Upscaler(network, device="cpu", threads=2, tta=True).plan(size)
+    for sides in (size, size[::-1]):
+        assert turning.bytes > Upscaler(network, device="cpu", threads=2).plan(sides).bytes
 
 
 class FailingEvaluation(streaming.Evaluation):
@@ -230,6 +251,37 @@ def test_out_of_memory_with_the_shortest_strips_takes_to_tiles(network, monkeypa
     failing(monkeypatch, most_pixels=230 * 230)
     tiled = Upscaler(network, device="cpu").upscale(image)
     assert 0 < np.abs(tiled - exact).mean() < 0.01
+
+
+def test_out_of_memory_with_tiles_by_hand_takes_smaller_ones_that_share_as_much_as_suits_them(network, monkeypatch):
+    image = photo(420, 400)
+    exact = Upscaler(network, device="cpu").upscale(image)
+    failing(monkeypatch, most_pixels=230 * 230)
+    tiled = Upscaler(network, device="cpu", tile=390, overlap=128).upscale(image)
+    assert 0 < np.abs(tiled - exact).mean() < 0.01
+
+
+def test_threads_that_the_system_does_not_give_are_said_and_those_that_began_end(network):
+    """In a process of its own, which has to come to its end."""
+    script = """
+import threading
+start = threading.Thread.start
+def second_fails(thread):
+    if thread.name == "hasn_1":
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = second_fails
+import numpy as np
+from hasn_cli.errors import HasnError
+from hasn_cli.inference import Upscaler
+from hasn_cli.weights import load_network
+try:
+    Upscaler(load_network("hasn", 2), device="cpu", threads=3).upscale(np.zeros((20, 20, 3), np.uint8))
+except HasnError as error:
+    print(error.message, "|", error.hint)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "cannot start 3 threads" in ended.stdout and "OMP_NUM_THREADS" in ended.stdout
 
 
 def test_out_of_memory_for_good_is_said_in_words(network, monkeypatch):

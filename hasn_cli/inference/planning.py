@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasn_cli.errors import BudgetError
 from hasn_cli.inference import streaming
@@ -28,7 +28,7 @@ class Task:
     held: int  # bytes of a value in the feature map
     threads: int
     on_host: bool  # input and output lie in the same memory as the feature maps
-    accumulates: bool = False  # the output is summed in float32 first
+    turns: bool = False  # it is evaluated on its side too, and the output summed in float32
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,31 @@ class Plan:
     budget: int | None
     text: str
 
+    def on_its_side(self, height: int, width: int) -> Plan:
+        """The plan for a picture of height×width LR pixels when it is turned by a quarter."""
+        height, width = (min(side, self.tile or side) for side in (height, width))
+        return replace(self, strip=turned_strip(self.strip, width, height))
+
     def __str__(self) -> str:
         cut = "whole" if self.tile is None else f"{self.tiles} tiles of up to {self.tile} px, {self.overlap} px shared"
         budget = "" if self.budget is None else f" of {self.budget / 2**20:.0f}"
         return f"{self.text}, {cut}, strips of {self.strip} rows, {self.bytes / 2**20:.0f}{budget} MiB"
 
 
+def turned_strip(strip: int, width: int, turned_width: int) -> int:
+    """Rows of a strip as large as one of `strip` rows of `width` pixels, in a picture of another width."""
+    return max(1, strip * width // turned_width)
+
+
 def map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> int:
-    """Memory for the feature maps and strips of height×width LR pixels."""
+    """Memory for the feature maps and strips of height×width LR pixels, the more of both ways round if it turns."""
+    need = _map_bytes(task, height, width, strip, keep)
+    if not task.turns:
+        return need
+    return max(need, _map_bytes(task, width, height, turned_strip(strip, width, height), keep))
+
+
+def _map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> int:
     low = height * width // 4 * ESA_CHANNELS * task.computing * 5 // 4  # the strided map, and the small ones behind it
     held = (height + 2 * streaming.GUARD) * width * NUM_FEATURES * task.held
     wide = 0 if task.on_host else (strip + 10) * width * WIDE * task.computing  # on a CPU, in PER_THREAD
@@ -76,13 +93,16 @@ def fixed_bytes(task: Task) -> int:
         return 0
     lr = task.height * task.width * task.channels
     sr = lr * task.scale**2
-    return lr * task.itemsize + sr * task.itemsize + (sr * 4 if task.accumulates else 0)
+    return lr * task.itemsize + sr * task.itemsize + (sr * 4 if task.turns else 0)
 
 
 def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
     """Memory for one tile at a time, and for what is blended."""
     height, width = min(tile, task.height), min(tile, task.width)
-    blended = (2 * task.width * overlap + height * overlap) * task.scale**2 * task.channels * 4 if task.on_host else 0
+    shared = 2 * task.width + height
+    if task.turns:
+        shared = max(shared, 2 * task.height + width)
+    blended = shared * overlap * task.scale**2 * task.channels * 4 if task.on_host else 0
     return map_bytes(task, height, width, strip, False) + 2 * blended
 
 
@@ -97,7 +117,8 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
     Args:
         budget: bytes, or None for no limit.
         tile: None: the whole if it fits, else the largest tiles that do; 0: the whole; else LR pixels a side.
-        overlap: LR pixels, or None for a third of a small tile, AUTO_OVERLAP of a larger one.
+        overlap: LR pixels, or None for a quarter of a small tile, AUTO_OVERLAP of a larger one; at most a third of the
+            tile.
 
     Raises:
         BudgetError: nothing allowed fits.
@@ -113,7 +134,7 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
         return Plan(strip, keep, None, 0, 1, need, budget, text)
 
     def tiled(side: int) -> Plan:
-        shared = min(AUTO_OVERLAP, side // 4) if overlap is None else overlap
+        shared = min(AUTO_OVERLAP, side // 4) if overlap is None else min(overlap, side // 3)
         strip = max(1, strip_rows(task, min(side, task.width)) // 4)
         count = len(cut(task.height, side, shared)) * len(cut(task.width, side, shared))
         return Plan(strip, False, side, shared, count, fixed + tile_bytes(task, side, shared, strip), budget, text)

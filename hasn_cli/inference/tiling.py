@@ -63,7 +63,12 @@ def cut(length: int, tile: int, overlap: int) -> list[Span]:
 
     Args:
         tile: at least three times `overlap`, so that no more than two spans meet anywhere.
+
+    Raises:
+        ValueError: it is less.
     """
+    if tile < 3 * overlap:
+        raise ValueError(f"tiles of {tile} px cannot share {overlap}")
     if length <= tile:
         return [Span(0, length)]
     count = -(-(length - overlap) // (tile - overlap))

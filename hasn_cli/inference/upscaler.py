@@ -166,9 +166,9 @@ class Upscaler:
         total = np.zeros(size, np.float32)
         for i, (turns, flip) in enumerate(TURNS):
             lr, sr = (np.rot90(array[:, ::-1] if flip else array, turns) for array in (image, total))
-            self._cut(
-                lr, Output(sr, 1 / len(TURNS)), plan, computing, held, report.part(i / len(TURNS), 1 / len(TURNS))
-            )
+            turned = plan.on_its_side(height, width) if turns % 2 else plan
+            part = report.part(i / len(TURNS), 1 / len(TURNS))
+            self._cut(lr, Output(sr, 1 / len(TURNS)), turned, computing, held, part)
         return quantised(total, image.dtype)
 
     def _cut(
@@ -228,7 +228,7 @@ class Upscaler:
             held=held.itemsize,
             threads=max(1, self._threads),
             on_host=cpu,
-            accumulates=self.tta,
+            turns=self.tta,
         )  # fmt: skip
         budget = devices.budget(self.device) if self.memory is None and self.tile is None else self.memory
         text = f"{self.device}, {self.precision}"

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from hasn_cli.errors import HasnError
 from hasn_cli.inference.devices import synchronize
 from hasn_cli.machine import count_cores
 
@@ -36,10 +37,7 @@ class Workers:
         self._pool = None
         if count:
             before = torch.get_num_threads()
-            started = Barrier(count)
-            self._pool = ThreadPoolExecutor(count, "hasn", _one_thread, (started,))
-            for task in [self._pool.submit(int) for _ in range(count)]:
-                task.result()
+            self._pool = _started_pool(count)
             torch.set_num_threads(before)  # for threads of others, started later
 
     def run(self, jobs: Sequence[Job[T]], progress: Callable[[float], None]) -> list[T]:
@@ -94,6 +92,24 @@ def alone() -> Iterator[None]:
 
 class Stopped(Exception):
     """Another job failed, or the caller gave up."""
+
+
+def _started_pool(count: int) -> ThreadPoolExecutor:
+    """`count` threads, all of them running.
+
+    Raises:
+        HasnError: the system gives no more threads.
+    """
+    started = Barrier(count)
+    pool = ThreadPoolExecutor(count, "hasn", _one_thread, (started,))
+    try:
+        for task in [pool.submit(int) for _ in range(count)]:
+            task.result()
+    except RuntimeError as error:
+        started.abort()  # those that did start wait there, and would for ever
+        pool.shutdown()
+        raise HasnError(f"cannot start {count} threads: {error}", "set OMP_NUM_THREADS to fewer") from error
+    return pool
 
 
 def _one_thread(started: Barrier) -> None:
