@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from hasn_cli.cli.main import run
-from hasn_cli.errors import HasnError, UsageError, WeightsError
+from hasn_cli.errors import HasnError, OutputError, UsageError, WeightsError
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.network import HASN
@@ -477,6 +477,23 @@ def test_a_run_with_other_options_is_not_taken_up(tmp_path, option, changed):
         Trainer([drawing()], [], tmp_path, Recipe(**(recipe | changed)))
 
 
+@pytest.mark.parametrize("name", ["hasn_x2.safetensors", "log.csv", "curve.png"])
+def test_what_is_no_runs_is_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=name):
+        Trainer([drawing()], [], tmp_path, Recipe(iterations=1, patches=PLAN))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_that_was_ended_before_it_saved_a_step_begins_anew(tmp_path):
+    interrupted = Trainer([drawing()], [], tmp_path, Recipe(iterations=9, patches=PLAN, report_every=1)).run()
+    next(interrupted)
+    interrupted.close()
+    (tmp_path / "log.csv").write_text("of that run")
+    other = Trainer([drawing()], [], tmp_path, Recipe(iterations=1, patches=PatchPlan(side=20, batch=2)))
+    assert [report.step for report in other.run()] == [1]
+
+
 @pytest.mark.parametrize("harm", [lambda data: data[:1000], lambda data: b"", lambda data: b"no checkpoint"])
 def test_a_damaged_checkpoint_is_named(tmp_path, harm):
     recipe = Recipe(iterations=1, patches=PLAN)
@@ -558,9 +575,8 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
 
     killed = train(tmp_path / "killed")
     deadline = time.monotonic() + 60
-    while (
-        not (tmp_path / "killed" / "checkpoint.pt").exists() and killed.poll() is None and time.monotonic() < deadline
-    ):
+    log = tmp_path / "killed" / "log.csv"  # a row is written once its step, here the first that is saved, is saved
+    while "\n4," not in (log.read_text() if log.exists() else "") and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     _, said = killed.communicate()

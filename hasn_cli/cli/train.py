@@ -124,10 +124,11 @@ def _recipe(
 
 def _write_log(trainer: Trainer, plots: bool) -> None:
     from hasn_cli.training.log import plot, write_csv
+    from hasn_cli.training.trainer import CURVE, LOG
 
-    write_csv(trainer.history, trainer.folder / "log.csv")
+    write_csv(trainer.history, trainer.folder / LOG)
     if plots and (trainer.history[-1].psnr or trainer.finished):
-        plot(trainer.history, trainer.folder / "curve.png")
+        plot(trainer.history, trainer.folder / CURVE)
 
 
 @contextmanager
@@ -165,4 +166,6 @@ def _line(report: Report) -> str:
 
 
 def _say_skipped(name: str, reason: str) -> None:
-    click.echo(f"{click.style('skipped:', fg='yellow')} {name}: {reason}", err=True)
+    from hasn_cli.console import printable
+
+    click.echo(f"{click.style('skipped:', fg='yellow')} {printable(name)}: {printable(reason)}", err=True)

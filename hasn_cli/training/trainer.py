@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hasn_cli.errors import HasnError, UsageError
+from hasn_cli.errors import HasnError, OutputError, UsageError
 from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
@@ -30,6 +30,7 @@ from hasn_cli.training.start import adopt, spatial_deviation, start
 from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 Image = NDArray[np.uint8]
+LOG, CURVE = "log.csv", "curve.png"  # names in a run's folder
 DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothing, and never will again
 
 
@@ -85,6 +86,10 @@ class Trainer:
         folder: gets `checkpoint.pt` and `hasn_xS.safetensors` (the averaged weights, best by validation).
         recipe: how.
         initial: a state dict, of any scale, for each scale; the first one's body is taken. None: from nothing.
+
+    Raises:
+        OutputError: the folder holds files by the names of a run's, and no checkpoint of one.
+        UsageError, HasnError: its checkpoint is of another run than the recipe's, or damaged.
     """
 
     def __init__(
@@ -112,6 +117,8 @@ class Trainer:
         self.history: list[Report] = []
         if self.checkpoint.exists():
             self._resume()
+        else:
+            self._refuse_strangers()
 
     @property
     def checkpoint(self) -> Path:
@@ -130,6 +137,8 @@ class Trainer:
             HasnError: a block has died or the loss is no number: the run is lost.
         """
         losses: list[Tensor] = []
+        if not self.step:
+            self._save_checkpoint()  # from here on, what the folder holds is this run's
         reported_at = clock = time.monotonic()
         for batch in self._batches():
             fraction = self._fraction()
@@ -232,7 +241,10 @@ class Trainer:
         for scale, network in self.averaged.items():
             if psnr.get(scale, math.inf) >= self.best[scale]:
                 self.best[scale] = psnr.get(scale, -math.inf)
-                save_network(network, self.folder / f"hasn_x{scale}.safetensors")
+                save_network(network, self._weights(scale))
+        self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
         state = {
             "plan": self._plan,
             "step": self.step,
@@ -246,6 +258,15 @@ class Trainer:
         data = io.BytesIO()
         torch.save(state, data)
         write_atomically(self.checkpoint, data.getvalue())
+
+    def _refuse_strangers(self) -> None:
+        names = [*(self._weights(scale).name for scale in self.recipe.scales), LOG, CURVE]
+        if strange := [name for name in names if (self.folder / name).exists()]:
+            message = f"{self.folder} holds {strange[0]}, which a run would replace, and no checkpoint of one"
+            raise OutputError(message, "give another folder")
+
+    def _weights(self, scale: int) -> Path:
+        return self.folder / f"hasn_x{scale}.safetensors"
 
     @property
     def _plan(self) -> dict[str, object]:
@@ -266,6 +287,8 @@ class Trainer:
             plan = state["plan"]
         except Exception as error:
             raise HasnError(f"{self.checkpoint} is damaged, or no checkpoint of a run", hint) from error
+        if state["step"] == 0:  # nothing is lost by beginning anew, with other options too
+            return
         for option, value in self._plan.items():
             if plan.get(option) != value:
                 message = f"{self.folder} holds a run with {option} {plan.get(option)}, not {value}"
