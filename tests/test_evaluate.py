@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -75,6 +77,15 @@ def test_table_and_csv_hold_each_picture_and_the_mean(folders, capsys, tmp_path)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text())))
     assert [row["name"] for row in rows] == ["a.png", "b10.png", "mean"]
     assert f"{float(rows[-1]['psnr_y']):.2f}" in table.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names elsewhere are Unicode")
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_a_name_that_is_no_unicode_is_escaped(folders, capsys, tmp_path, form):
+    (folders[0] / "a.png").rename(folders[0] / os.fsdecode(b"caf\xe9.png"))
+    code, _, _ = evaluate(capsys, folders[0], "-s", 2, "-f", form, "-o", tmp_path / "scores")
+    assert code == 0
+    assert "caf" in (tmp_path / "scores").read_text("utf-8")
 
 
 def test_a_perfect_score_is_null_in_json(capsys, tmp_path):

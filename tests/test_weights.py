@@ -11,6 +11,7 @@ import random
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import click
@@ -165,6 +166,10 @@ def without(state: dict, *names: str) -> dict:
         (lambda s: without(s, *[f"block_1.{p}.conv.bias" for p in ("f1", "f2", "f3", "g", "dwconv")]), " and 1 more"),
         (lambda s: {**s, "conv_2.bias": torch.zeros(51)}, r"conv_2.bias \[51\] for \[52\]"),
         (lambda s: {**s, "conv_2.bias": torch.full((52,), torch.nan)}, "not finite numbers in conv_2.bias"),
+        (
+            lambda s: {**s, "conv_2.bias": torch.full((52,), 1e300, dtype=torch.float64)},
+            "not finite numbers in conv_2.bias",
+        ),
         (lambda s: {**s, "conv_2.bias": torch.zeros(52, dtype=torch.int64)}, "not finite numbers in conv_2.bias"),
         (lambda s: {**s, "upsampler.0.weight": torch.zeros(75, 52, 3, 3)}, r"for no scale of \(2, 3, 4\)"),
         (lambda s: {"some": torch.zeros(3)}, "is not HASN's"),
@@ -255,6 +260,15 @@ def test_however_a_pytorch_file_is_damaged_it_is_refused_and_not_accused(tmp_pat
             path.write_bytes(content)
             accused += "could run any code" in refusal(path).message
     assert accused < 60  # those where the damage spells the name of something to import
+
+
+def test_a_compressed_file_is_refused_before_it_grows(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"conv_1.weight": torch.zeros(1000, 1000)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "z.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    assert "is compressed" in refusal(tmp_path / "z.pth").message
 
 
 def test_garbage_is_refused(tmp_path):

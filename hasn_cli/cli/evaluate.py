@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ def command(
 
     As the field does it: 8-bit pictures, MATLAB's luma, as many pixels cut off the border as the scale.
     """
+    from hasn_cli.console import printable
     from hasn_cli.evaluation.benchmark import benchmark, mean_score
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
@@ -48,7 +50,7 @@ def command(
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists already", "--overwrite replaces it")
     upscaler = Upscaler(load_network(weights, scale), device=device)
-    scores = list(benchmark(hr_dir, upscaler, lr_dir))
+    scores = [replace(score, name=printable(score.name)) for score in benchmark(hr_dir, upscaler, lr_dir)]
     text = FORMATS[format]([*scores, mean_score(scores)])
     if output is None:
         click.echo(text)

@@ -6,11 +6,11 @@ latter only as far as `torch.load(weights_only=True)` goes, which builds tensors
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import secrets
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -132,6 +132,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path) -> object:
+    _refuse_compressed(path)
     try:
         # given a path, torch would go by its ending; what it warns of is refused below
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
@@ -147,6 +148,17 @@ def _read_torch(path: Path) -> object:
         ) from None
     except Exception as error:  # a damaged pickle stumbles in any way there is
         raise WeightsError(f"{path} is damaged ({_first_line(error)})", "download or copy it again") from None
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores tensors as they are; in a compressed archive a small file would grow to gigabytes when read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):  # a bare pickle, or damage, which reading it will tell
+        return
+    if compressed:
+        raise WeightsError(f"{path} is compressed, as PyTorch writes no file", "ask its author for a .safetensors file")
 
 
 def _bare(content: object, path: Path) -> StateDict:
@@ -216,9 +228,7 @@ def _check_against(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     ]
     if misfits:
         raise WeightsError(f"{origin} does not fit HASN: {_listed(misfits)}")
-    broken = [
-        name for name, t in state.items() if not (t.is_floating_point() and math.isfinite(t.double().sum().item()))
-    ]
+    broken = [name for name, t in state.items() if not (t.is_floating_point() and torch.isfinite(t.float()).all())]
     if broken:
         raise WeightsError(
             f"{origin} holds values that are not finite numbers in {_listed(broken)}", "they are damaged"
