@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +22,19 @@ import pytest
 from PIL import Image
 
 from hasn_cli import batch
-from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, Stopped, plan_batch, run_batch, work
+from hasn_cli.batch import (
+    Done,
+    Failed,
+    Progress,
+    Settings,
+    Skipped,
+    Started,
+    Stopped,
+    plan_batch,
+    remote,
+    run_batch,
+    work,
+)
 from hasn_cli.batch.inputs import Job, find_jobs
 from hasn_cli.batch.journal import NAME
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
@@ -27,6 +42,7 @@ from hasn_cli.batch.room import Room
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
 from hasn_cli.images import EncodeOptions, unfinished
+from hasn_cli.images.picture import Again
 
 TWICE = Settings(size=Size(factor=2))
 
@@ -178,6 +194,63 @@ def test_an_existing_output_is_kept_skipped_or_replaced(folder):
     assert of_type(run_batch(jobs, TWICE, on_exists="overwrite"), Done)
     with Image.open(jobs[0].target) as image:
         assert image.size == (40, 32)
+
+
+MEANWHILE = b"somebody else wrote this meanwhile"
+
+
+def appearing(monkeypatch, job: Job) -> None:
+    """While the picture is computed, somebody else writes to where it is to go."""
+    real = work.enlarge
+
+    def enlarge(*args, **options):
+        if isinstance(job.target, Path):
+            job.target.write_bytes(MEANWHILE)
+        else:
+            remote.write(job.target, MEANWHILE)
+        return real(*args, **options)
+
+    monkeypatch.setattr(work, "enlarge", enlarge)
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("on_exists", ["error", "skip", "overwrite"])
+def test_a_file_that_appears_meanwhile_is_replaced_only_when_asked(folder, fake, monkeypatch, on_exists, links):
+    fake()
+    save("a.png")
+    (job,) = find_jobs(["a.png"], "b.png")
+    appearing(monkeypatch, job)
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+    events = list(run_batch([job], TWICE, on_exists=on_exists))
+    assert no_halves(folder)
+    if on_exists == "overwrite":
+        assert of_type(events, Done) and job.target.read_bytes() != MEANWHILE
+    else:
+        (failed,) = of_type(events, Failed)
+        assert isinstance(failed.error, OutputError) and str(failed.error) == "b.png exists already"
+        assert job.target.read_bytes() == MEANWHILE
+
+
+def refuse_links(self, target):
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_on_a_disk_without_links_a_picture_is_written_all_the_same(folder, fake, monkeypatch):
+    fake()
+    (job,) = save_many(1)
+    monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+    assert of_type(run_batch([job], TWICE), Done)
+    assert Image.open(job.target).size == (40, 32) and no_halves(folder)
+
+
+def test_a_file_that_appears_meanwhile_at_a_url_is_not_replaced(folder, fake, monkeypatch, server):
+    fake()
+    job = Job(0, save("a.png"), "server://large/a.png", "a.png")
+    appearing(monkeypatch, job)
+    (failed,) = of_type(run_batch([job], TWICE), Failed)
+    assert "exists already" in str(failed.error)
+    assert server.store["/large/a.png"].getvalue() == MEANWHILE
 
 
 def test_streams(folder, monkeypatch):
@@ -418,6 +491,57 @@ def test_a_closed_room_turns_all_away():
         room.close()
         thread.join(1)
     assert outcome == ["turned away"]
+
+
+def test_no_more_is_decoded_at_once_than_fits_the_memory(folder, fake, monkeypatch):
+    for number in range(4):
+        Image.new("RGBA", (20, 16), (number, 0, 0, 255)).save(f"{number}.png")
+    fake()
+    inside, most, lock = 0, 0, threading.Lock()
+    real = work.open_source
+
+    def open_source(*args):
+        picture, mark = real(*args)
+
+        def frames():
+            nonlocal inside, most
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            try:
+                time.sleep(0.05)
+                yield from picture.frames
+            finally:
+                with lock:
+                    inside -= 1
+
+        return replace(picture, frames=Again(frames)), mark
+
+    monkeypatch.setattr(work, "open_source", open_source)
+    jobs = find_jobs([f"{number}.png" for number in range(4)], "out/", format="jpeg")
+    assert len(of_type(run_batch(jobs, replace(TWICE, memory=1)), Done)) == 4
+    assert most == 1
+
+
+def test_a_result_does_not_outlive_its_picture(folder, fake, monkeypatch):
+    (job,) = save_many(1)
+    fake()
+    results = []
+    real = FakeUpscaler.upscale_batch
+
+    def upscale_batch(self, images, progress=None):
+        enlarged = real(self, images, progress)
+        results.extend(weakref.ref(image) for image in enlarged)
+        return enlarged
+
+    monkeypatch.setattr(FakeUpscaler, "upscale_batch", upscale_batch)
+    for event in run_batch([job], TWICE):
+        if isinstance(event, Done):
+            deadline = time.monotonic() + 1  # for its threads to come to rest
+            while any(result() is not None for result in results) and time.monotonic() < deadline:
+                gc.collect()
+                time.sleep(0.01)
+            assert len(results) == 1 and results[0]() is None
 
 
 # stopping

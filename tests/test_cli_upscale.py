@@ -189,6 +189,12 @@ def test_a_bad_picture_fails_alone_and_leaves_nothing(hasn, tmp_path, name, cont
         (["a.png", "-d", "toaster"], 1, ["toaster"]),
         (["a.png", "--memory", "lots"], 2, ["lots"]),
         (["a.png", "--tile", "5"], 2, ["tile"]),
+        (["a.png", "--tile", "-1"], 2, ["tile"]),
+        (["a.png", "b.png", "--tile", "100", "--overlap", "40"], 2, ["overlap of 40", "a third"]),
+        (["a.png", "b.png", "-d", "toaster", "--width", "30"], 1, ["toaster"]),
+        (["a.png", "b.png", "-d", "toaster", "--width", "30", "--dry-run"], 1, ["toaster"]),
+        (["a.png", "--resume", "--no-journal"], 2, ["--resume", "--no-journal"]),
+        (["a.png", "--resume", "--no-journal", "--dry-run"], 2, ["--resume", "--no-journal"]),
         (["a.png", "--megapixels", "inf"], 2, ["--megapixels", "inf"]),
         (["a.png", "--megapixels", "1e308"], 2, ["--megapixels", "1e308"]),
         (["a.png", "--max-megapixels", "inf"], 2, ["--max-megapixels", "inf"]),
@@ -202,6 +208,7 @@ def test_a_bad_picture_fails_alone_and_leaves_nothing(hasn, tmp_path, name, cont
 )
 def test_what_cannot_be_done_is_said_in_a_line_with_the_right_code(hasn, tmp_path, args, code, words):
     save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     result = hasn("upscale", *args)
@@ -211,6 +218,13 @@ def test_what_cannot_be_done_is_said_in_a_line_with_the_right_code(hasn, tmp_pat
     assert all(word in result.err for word in words), result.err
     assert "Traceback" not in result.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [["--tile", "24"], ["--tile", "30", "--overlap", "10"]])
+def test_tiles_and_overlaps_that_the_network_takes_are_taken(hasn, tmp_path, options):
+    save(tmp_path / "a.png", (40, 30))
+    assert hasn("upscale", "a.png", "-s", 2, *options).code == 0
+    assert size_of(tmp_path / "a_x2.png") == (80, 60)
 
 
 def test_verbose_adds_the_traceback_and_the_plan(hasn, tmp_path):
@@ -473,6 +487,13 @@ def test_names_that_are_no_unicode_or_hold_control_characters_do_no_harm(hasn, t
         len([line for line in result.err.splitlines() if line.startswith("error:")]) == 1
         and "\x1b[31m" not in result.err
     )
+
+
+def test_a_name_that_is_left_out_is_told_without_its_control_characters(hasn, tmp_path):
+    save(tmp_path / "in/a\x1b[31m.png")
+    save(tmp_path / "in/a\x1b[31m_x4.png")
+    result = hasn("upscale", "in", "-o", "out/", "-v")
+    assert "\\x1b[31m_x4.png  left out" in result.err and "\x1b" not in result.err
 
 
 def test_a_run_that_cannot_begin_says_so_in_json_too(hasn, tmp_path):

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from test_batch import TWICE, no_halves, of_type, save, save_many
+from test_batch import MEANWHILE, TWICE, appearing, no_halves, of_type, save, save_many
 
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
@@ -27,6 +27,7 @@ from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
+from hasn_cli.batch.room import Room  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
 from hasn_cli.images import unfinished  # noqa: E402
@@ -182,18 +183,55 @@ def test_the_half_file_of_a_worker_that_nobody_knew_is_cleared_away(folder, proc
     assert no_halves(folder) and all(job.target.exists() for job in jobs)
 
 
-def test_a_picture_finished_by_a_worker_that_died_is_not_done_again(folder, monkeypatch):
-    save("a.png"), save("a_x4.png", (40, 32))
-    job = Job(0, Path("a.png"), Path("a_x4.png"), "a.png")
+@pytest.fixture
+def task(folder, monkeypatch):
+    """A picture, and a worker in this process that `cluster.run_task` finds itself on."""
+    save("a.png")
     state = cluster.WorkerState("run", TWICE)
-    state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), None
+    state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), Room()
     worker = SimpleNamespace(plugins={"run": state}, log_event=lambda *args: None)
     monkeypatch.setattr(cluster, "get_worker", lambda: worker)
+    return Job(0, Path("a.png"), Path("a_x4.png"), "a.png")
+
+
+def test_a_picture_finished_by_a_worker_that_died_is_not_done_again(task):
+    job = task
+    save(job.target, (40, 32))
     before = identity(job.target)
-    answer = cluster.run_task("run", job, before=None)  # there was no output when the batch began
+    answer = cluster.run_task("run", job, before=None, overwrite=False)  # there was no output when the batch began
     assert answer["done"]["sr_size"] == (32, 40) and identity(job.target) == before
     assert answer["receipt"]["target"] == target_state(job.target)
     assert answer["receipt"]["weights"] == resolve("hasn", 2).sha256
+
+
+@pytest.mark.parametrize("meanwhile", ["gone", "a note", "another picture"])
+def test_an_output_that_changed_otherwise_is_not_taken_for_a_finished_one(task, meanwhile):
+    task.target.write_bytes(b"old")
+    before = target_state(task.target)
+    task.target.unlink()
+    if meanwhile == "another picture":
+        save(task.target, (30, 30))
+    elif meanwhile == "a note":
+        task.target.write_text("mine")
+    answer = cluster.run_task("run", task, before, overwrite=True)
+    with Image.open(task.target) as image:
+        assert image.size == (40, 32)
+    assert answer["receipt"]["target"] == target_state(task.target)
+
+
+def test_a_file_that_appears_on_a_cluster_is_not_replaced(task):
+    task.target.write_text("mine")
+    answer = cluster.run_task("run", task, before=None, overwrite=False)
+    assert "exists already" in answer["error"]["message"] and task.target.read_text() == "mine"
+
+
+def test_a_file_that_appeared_on_a_cluster_meanwhile_is_not_replaced_later(folder, inside, monkeypatch):
+    jobs = save_many(1)
+    appearing(monkeypatch, jobs[0])
+    for _ in range(2):
+        (failed,) = of_type(run_batch(jobs, TWICE, resume=True, cluster=inside.scheduler_address), Failed)
+        assert isinstance(failed.error, OutputError) and "exists already" in str(failed.error)
+        assert jobs[0].target.read_bytes() == MEANWHILE and no_halves(folder)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from hasn_cli.batch.folders import glob_matches
-from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
+from hasn_cli.batch.inputs import _Naming, find_jobs, read_list, size_suffix
 from hasn_cli.batch.journal import NAME, Journal
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import UsageError
@@ -170,10 +170,22 @@ def test_include_and_exclude(tree):
         ("a[1].png", "a1.png", True),
         ("a+(b).png", "a+(b).png", True),
         ("[", "[", True),
+        ("x/a[!b]c", "x/adc", True),
+        ("x/a[!b]c", "x/a/c", False),
+        ("x/a[+-9]c", "x/a/c", False),
     ],
 )
 def test_globs(glob, path, expected):
     assert glob_matches(glob, PurePosixPath(path)) is expected
+
+
+@pytest.mark.parametrize("given", [{"include": ["[z-a].png"]}, {"exclude": ["old", "[]"]}], ids=str)
+@pytest.mark.parametrize("place", ["in", "memory://nowhere/"])
+def test_a_glob_that_is_none_is_wrong_usage(tree, given, place):
+    pytest.importorskip("fsspec")
+    tree("in/a.png")
+    with pytest.raises(UsageError, match=r"\[.*\]"):
+        find_jobs([place], "out", **given)
 
 
 def test_links_out_of_the_tree_are_followed_only_when_asked(tree):
@@ -365,6 +377,28 @@ def test_a_list_keeps_relative_paths_below_the_output(tree):
     assert pairs([], "out/", listed=["x/../y/a.png"]) == {"x/../y/a.png": "out/a.png"}
 
 
+def test_a_folder_in_a_list_keeps_its_relative_path_too(tree):
+    tree("x/a.png", "y/deep/a.png", "z/b.png")
+    found = pairs([], "out/", listed=["x", "./y/deep", "z/b.png"])
+    assert found == {"x/a.png": "out/x/a.png", "y/deep/a.png": "out/y/deep/a.png", "z/b.png": "out/z/b.png"}
+    outside = [str(Path(name).absolute()) for name in ("x", "y/deep")]
+    assert list(pairs([], "out", listed=outside).values()) == ["out/x/a.png", "out/deep/a.png"]
+    assert pairs([], "out", listed=["x/../y/deep"]) == {"x/../y/deep/a.png": "out/a.png"}
+
+
+def test_one_folder_in_a_list_is_as_good_as_several_files(tree):
+    tree("x/a.png")
+    assert pairs([], "new", listed=["x"]) == {"x/a.png": "new/x/a.png"}
+    assert pairs([], "new", listed=["."], recursive=True) == {"x/a.png": "new/x/a.png"}
+    with pytest.raises(UsageError, match="standard output"):
+        find_jobs([], "-", listed=["x"])
+
+
+def test_a_folder_called_dash_in_a_list_is_a_folder(tree):
+    tree("-/a.png")
+    assert pairs([], "new", listed=["-"]) == {"-/a.png": "new/-/a.png"}
+
+
 def test_a_dash_in_a_list_is_a_file(tree):
     Path("-").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert pairs([], listed=["-"]) == {"-": "-_x4.png"}
@@ -420,6 +454,31 @@ def bucket(tmp_path, monkeypatch):
 
     yield make
     memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("key", ["/etc/x.png", "sub//x.png", "../x.png", "sub/../../x.png", "./x.png", "..\\x.png"])
+def test_a_key_that_is_no_path_below_its_folder_is_left_out_and_told(bucket, tree, key):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    bucket("in/a.png")
+    odd = f"/bucket/in/{key}"
+    MemoryFileSystem.store[odd] = MemoryFileSystem.store["/bucket/in/a.png"]  # as object stores allow, and files do not
+    told = []
+    try:
+        found = pairs(["memory://bucket/in"], "out/", recursive=True, on_skip=lambda path, reason: told.append(path))
+    finally:
+        del MemoryFileSystem.store[odd]
+    assert found == {"memory://bucket/in/a.png": "out/a.png"}
+    assert told == [f"memory://bucket/in/{key}"]
+
+
+@pytest.mark.parametrize("output", ["out/", "memory://bucket/out/"])
+@pytest.mark.parametrize("relative", ["/etc/x.png", "../x.png", "a/../../x.png"])
+def test_no_output_leaves_the_output_folder_whatever_its_input_is_called(tree, output, relative):
+    pytest.importorskip("fsspec")
+    naming = _Naming(output, ["memory://bucket/a.png"], [], None, "_x4", None)
+    with pytest.raises(UsageError, match="outside"):
+        naming.target("memory://bucket/a.png", PurePosixPath(relative))
 
 
 def test_own_outputs_are_left_out_of_a_folder_at_a_url(bucket):

@@ -141,6 +141,22 @@ def test_a_file_that_the_journal_does_not_know_is_not_replaced(finished):
     assert Path("out/3.png").read_text() == "mine"
 
 
+def test_a_file_that_appeared_while_its_picture_was_computed_is_not_replaced_later(finished, monkeypatch):
+    target = finished[1].target
+    target.unlink()
+    real = Journal.start
+
+    def start(self, output, source=None):
+        real(self, output, source)
+        target.write_text("mine")
+
+    monkeypatch.setattr(Journal, "start", start)
+    for _ in range(2):
+        with pytest.raises(OutputError, match="exists already"):
+            resume(finished)
+        assert target.read_text() == "mine"
+
+
 def test_an_output_that_appeared_before_the_journal_said_so_is_done_again(finished):
     path = Path("out") / NAME
     lines = [line for line in path.read_text().splitlines() if not ('"done"' in line and "1.png" in line)]

@@ -20,8 +20,8 @@ from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import disk_is_full, do_job, look, open_source
-from hasn_cli.errors import DeviceError, MissingExtraError, UsageError, WeightsError
+from hasn_cli.batch.work import disk_is_full, do_job, is_taken, look, meets_every_picture, open_source
+from hasn_cli.errors import MissingExtraError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.machine import count_cores
 
@@ -71,10 +71,9 @@ def run_batch(
 
     Raises:
         WeightsError, DeviceError: no picture could be done with these settings.
-        UsageError: `resume` without a journal.
+        UsageError: `resume` without a journal, or settings that no picture could be done with.
     """
-    if resume and not journal:
-        raise UsageError("--resume goes by the journal, and --no-journal keeps none", "leave one of them out")
+    _check_resume(resume, journal)
     gate = Gate(settings, on_exists=on_exists, resume=resume, keep=resume or (journal and len(jobs) > 1))
     gate.open(jobs)
     if resume:
@@ -90,21 +89,38 @@ def run_batch(
 
 
 def plan_batch(
-    jobs: Sequence[Job], settings: Settings, *, on_exists: OnExists = "error", resume: bool = False
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    on_exists: OnExists = "error",
+    resume: bool = False,
+    journal: bool = True,
 ) -> Generator[Event, None, None]:
-    """What `run_batch` would begin with: `Started`, `Skipped` or `Failed` for each job. Nothing is written."""
+    """What `run_batch` would begin with: `Started`, `Skipped` or `Failed` for each job. Nothing is written.
+
+    Raises:
+        WeightsError, DeviceError, UsageError: as `run_batch` does.
+    """
+    _check_resume(resume, journal)
     gate = Gate(settings, on_exists=on_exists, resume=resume, keep=False)
     gate.open(jobs)
     pool = UpscalerPool(settings)
     for job in jobs:
         try:
-            reason = gate.check(job)
+            reason = gate.check(job).reason
             if reason is not None:
                 yield Skipped(job, reason)
             else:
                 yield look(job, open_source(job.source, settings, job.name)[0], settings, pool)
         except Exception as error:
+            if meets_every_picture(error, settings):
+                raise
             yield Failed(job, error)
+
+
+def _check_resume(resume: bool, journal: bool) -> None:
+    if resume and not journal:
+        raise UsageError("--resume goes by the journal, and --no-journal keeps none", "leave one of them out")
 
 
 def _run_there(
@@ -154,7 +170,8 @@ class _Crew:
             if isinstance(event, Done | Skipped | Failed):
                 under_way -= 1
             if isinstance(event, Failed):
-                self._raise_if_hopeless(event.error)
+                if meets_every_picture(event.error, self._settings):
+                    raise event.error
                 full = full or (str(event.error) if disk_is_full(event.error) else None)
             yield event
         if full is not None and waiting:
@@ -196,11 +213,6 @@ class _Crew:
             except queue.Empty:
                 continue
 
-    def _raise_if_hopeless(self, error: Exception) -> None:
-        """Raise what has nothing to do with a picture, and would meet every one of them."""
-        if isinstance(error, WeightsError | DeviceError) and self._settings.network_scale is not None:
-            raise error
-
     def _carry(self) -> None:
         """One thread's life: pictures from file to file."""
         while (job := self._inbox.get()) is not None:
@@ -209,18 +221,20 @@ class _Crew:
             except Cancelled:
                 return
             except Exception as error:
+                if is_taken(error):
+                    self._gate.spare(job)
                 self._outbox.put(Failed(job, error))
 
     def _do(self, job: Job) -> Event:
-        reason = self._gate.check(job)
-        if reason is not None:
-            return Skipped(job, reason)
+        verdict = self._gate.check(job)
+        if verdict.reason is not None:
+            return Skipped(job, verdict.reason)
 
         def tell(event: Started | Progress) -> None:
             if isinstance(event, Started):
                 self._gate.begin(job)
             self._outbox.put(event)
 
-        done, receipt = do_job(job, self._settings, self._pool, self._room, tell)
+        done, receipt = do_job(job, self._settings, self._pool, self._room, tell, verdict.overwrite)
         self._gate.finish(job, receipt)
         return done

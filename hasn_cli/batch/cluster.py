@@ -5,11 +5,13 @@ plugin gives each worker its pool, so that the network is loaded once there. The
 stay here.
 
 A worker may die at any moment, and Dask gives its pictures to others. One that it had already finished may be among
-them: so each task is told what the output looked like before, and one that finds it changed has nothing to do.
+them: so each task is told what the output looked like before, and one that finds it to be another, and a picture of the
+size that it is to have, has nothing to do.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -39,8 +41,8 @@ from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import Receipt, disk_is_full, do_job, open_source
-from hasn_cli.errors import DeviceError, HasnError, UsageError, WeightsError
+from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
+from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.weights import NAMES, files_of, hub
 
@@ -128,7 +130,7 @@ class _Run:
                 continue
             event = self._next()
             if isinstance(event, Failed):
-                if isinstance(event.error, WeightsError | DeviceError) and self._settings.network_scale is not None:
+                if meets_every_picture(event.error, self._settings):
                     raise event.error
                 full = full or (str(event.error) if disk_is_full(event.error) else None)
             if event is not None:
@@ -183,10 +185,9 @@ class _Run:
     def _submit(self, job: Job) -> Event | None:
         """Give one job to the cluster; an event if that is all there is to it."""
         try:
-            reason = self._gate.check(job)
-            if reason is not None:
-                return Skipped(job, reason)
-            before = target_state(job.target)
+            verdict = self._gate.check(job)
+            if verdict.reason is not None:
+                return Skipped(job, verdict.reason)
             self._gate.begin(job)
         except Exception as error:
             return Failed(job, error)
@@ -194,9 +195,8 @@ class _Run:
         if isinstance(job.target, Path):
             self._folders.add(job.target.parent)
         resources = {"GPU": GPU_SHARE} if any("GPU" in worker["resources"] for worker in self._workers()) else None
-        future = self._client.submit(
-            run_task, self.id, _absolute(job), before, key=f"{self.id}-{job.index}", resources=resources, pure=False
-        )
+        task = (self.id, _absolute(job), verdict.found, verdict.overwrite)
+        future = self._client.submit(run_task, *task, key=f"{self.id}-{job.index}", resources=resources, pure=False)
         self._flight[future] = job
         future.add_done_callback(self._inbox.put)
         return None
@@ -252,7 +252,10 @@ class _Run:
         finally:
             future.release()
         if "error" in outcome:
-            return Failed(job, _error_from(outcome["error"]))
+            failed = Failed(job, _error_from(outcome["error"]))
+            if is_taken(failed.error):
+                self._gate.spare(job)
+            return failed
         done = Done(job=job, **outcome["done"])
         self._gate.finish(job, Receipt(**outcome["receipt"]))
         return done
@@ -321,8 +324,15 @@ def _unpack(files: _Files, folder: Path) -> str:
     return str(folder / name)
 
 
-def run_task(run: str, job: Job, before: Mark | None) -> dict[str, Any]:
-    """One picture, on a worker; errors are part of the answer, since not all of them can travel as they are."""
+def run_task(run: str, job: Job, before: Mark | None, overwrite: bool) -> dict[str, Any]:
+    """One picture, on a worker; errors are part of the answer, since not all of them can travel as they are.
+
+    Args:
+        run: the run's name.
+        job: with absolute paths.
+        before: the output's state when the gate let the job in.
+        overwrite: whether what is there at the output may be replaced.
+    """
     worker = get_worker()
     state: WorkerState = worker.plugins[run]
 
@@ -330,24 +340,15 @@ def run_task(run: str, job: Job, before: Mark | None) -> dict[str, Any]:
         worker.log_event(run, event.to_dict())
 
     try:
-        if target_state(job.target) != before:
-            return _finished_before(job, state.settings, state.pool)
-        done, receipt = do_job(job, state.settings, state.pool, state.room, tell)
+        found = target_state(job.target)
+        changed = found if found != before else None
+        finished = changed and finished_before(job, changed, state.settings, state.pool)
+        done, receipt = finished or do_job(job, state.settings, state.pool, state.room, tell, overwrite)
     except Cancelled:
         return {"error": {"kind": "HasnError", "message": f"{job.name}: cancelled", "hint": None}}
     except Exception as error:
         return {"error": _error_to_dict(error)}
     return {"done": _without_job(done), "receipt": asdict(receipt)}
-
-
-def _finished_before(job: Job, settings: Settings, pool: UpscalerPool) -> dict[str, Any]:
-    """The answer that a worker no longer there would have given."""
-    picture, mark = open_source(job.source, settings, job.name)
-    state = target_state(job.target) or {}
-    target_size = settings.size.target(picture.size)
-    done = Done(job, 0.0, 0.0, picture.size, target_size, int(state.get("size", 0)))
-    scale = settings.size.network_scale(picture.size)
-    return {"done": _without_job(done), "receipt": asdict(Receipt(mark, state, scale, pool.digest(scale)))}
 
 
 def _without_job(done: Done) -> dict[str, Any]:
@@ -369,7 +370,7 @@ def _error_to_dict(error: Exception) -> dict[str, Any]:
         "message": str(error) if known else f"{type(error).__name__}: {error}",
         "hint": error.hint if isinstance(error, HasnError) else None,
         "traceback": "".join(traceback.format_exception(error)),
-        "disk_is_full": disk_is_full(error),
+        "errno": errno.ENOSPC if disk_is_full(error) else errno.EEXIST if is_taken(error) else None,
     }
 
 
@@ -378,10 +379,8 @@ def _error_from(values: dict[str, Any]) -> HasnError:
     error: HasnError = kind.__new__(kind)
     HasnError.__init__(error, values["message"], values["hint"])
     error.add_note(f"On the worker:\n{values.get('traceback', '')}")
-    if values.get("disk_is_full"):
-        import errno
-
-        error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if number := values.get("errno"):
+        error.__cause__ = OSError(number, os.strerror(number))
     return error
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 
 from hasn_cli.batch import journal, remote
-from hasn_cli.errors import ImageError
+from hasn_cli.errors import ImageError, UsageError
 
 OnSkip = Callable[[str, str], None]
 """Told of each file or folder that is left out, and why."""
@@ -40,6 +40,9 @@ class Walk:
         avoid: the outputs' folder, resolved, which is not entered; or its URL.
         on_skip: told of what is left out for a reason that may surprise.
         on_closed: told of folders that cannot be listed.
+
+    Raises:
+        UsageError: a glob that is none.
     """
 
     readable: frozenset[str]
@@ -51,6 +54,10 @@ class Walk:
     avoid: Path | str | None = None
     on_skip: OnSkip = field(default=lambda path, reason: None)
     on_closed: OnSkip = field(default=lambda path, reason: None)
+
+    def __post_init__(self) -> None:
+        for glob in (*self.include, *self.exclude):
+            _compiled(glob)
 
     def files(self, root: Path) -> list[Path]:
         """The pictures in `root`, in natural order (a2 before a10), folder by folder.
@@ -69,7 +76,7 @@ class Walk:
         """
         from natsort import natsorted, ns
 
-        found = natsorted(remote.files(url, self.recursive), alg=ns.PATH | ns.IGNORECASE)
+        found = natsorted(remote.files(url, self.recursive, self.on_skip), alg=ns.PATH | ns.IGNORECASE)
         pictures = [PurePosixPath(name) for name in found if is_picture(name, self.readable)]
         stems: dict[PurePosixPath, set[str]] = {PurePosixPath(): set()}
         for name in pictures:
@@ -186,11 +193,20 @@ def glob_matches(pattern: str, relative: PurePath) -> bool:
     """
     whole = "/" in pattern.rstrip("/")
     subject = relative.as_posix() if whole else relative.name
-    return _compiled(pattern.strip("/")).fullmatch(subject) is not None
+    return _compiled(pattern).fullmatch(subject) is not None
 
 
 @lru_cache
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(glob: str) -> re.Pattern[str]:
+    try:
+        return re.compile(_translated(glob.strip("/")), re.DOTALL)
+    except re.error as error:
+        raise UsageError(
+            f"the glob {glob!r} is none: {error.msg}", "a [ that is meant itself is written [[]"
+        ) from error
+
+
+def _translated(pattern: str) -> str:
     translated = ""
     for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
         if token == "**/":
@@ -203,7 +219,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             translated += "[^/]"
         elif len(token) > 1:
             members = token[1:-1].replace("\\", "\\\\").replace("[", "\\[")
-            translated += f"[{'^' + members[1:] if members.startswith('!') else members}]"
+            translated += f"(?!/)[{'^' + members[1:] if members.startswith('!') else members}]"
         else:
             translated += re.escape(token)
-    return re.compile(translated, re.DOTALL)
+    return translated

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,11 +12,26 @@ from hasn_cli.batch import remote
 from hasn_cli.batch.inputs import Job, Place
 from hasn_cli.batch.journal import Journal, Mark, input_unchanged, state
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import Receipt
+from hasn_cli.batch.work import Receipt, exists_already
 from hasn_cli.errors import OutputError
 from hasn_cli.images import check_target
 
 OnExists = Literal["error", "overwrite", "skip"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a job.
+
+    Attributes:
+        reason: why there is nothing to do; None: it is to be run.
+        found: the state of what is there at its output; None where nothing is.
+        overwrite: whether what is there when the output is written may be replaced.
+    """
+
+    reason: str | None
+    found: Mark | None
+    overwrite: bool
 
 
 class Gate:
@@ -43,8 +60,8 @@ class Gate:
         if self.keep or self.resume:
             self._journals = {root: Journal(root) for root in {job.root for job in jobs} if root is not None}
 
-    def check(self, job: Job) -> str | None:
-        """None for a job that is to be run; for one that is not, the reason why there is nothing to do.
+    def check(self, job: Job) -> Verdict:
+        """Whether a job is to be run, and over what.
 
         Raises:
             HasnError: its input is none.
@@ -54,9 +71,11 @@ class Gate:
             raise job.problem
         if isinstance(job.target, Path):
             check_target(job.target)
-        now = target_state(job.target)
-        if now is None:
-            return None
+        found = target_state(job.target)
+        reason = None if found is None else self._reason_to_leave(job, found)
+        return Verdict(reason, found, self.on_exists == "overwrite" or found is not None)
+
+    def _reason_to_leave(self, job: Job, now: Mark) -> str | None:
         asked = self.resume or self.on_exists == "error"
         record = self._record_of_same_input(job) if asked else None
         if self.resume and record:
@@ -67,10 +86,8 @@ class Gate:
         if self.on_exists == "skip":
             return f"{job.target} exists"
         if self.on_exists == "error":
-            hint = "--overwrite replaces it, --skip-existing leaves it"
-            if record and not self.resume:
-                hint = f"--resume goes on from there, {hint}"
-            raise OutputError(f"{job.target} exists already", hint)
+            hint = "--resume goes on from there, " if record and not self.resume else ""
+            raise exists_already(job.target, hint)
         return None
 
     def begin(self, job: Job) -> None:
@@ -105,6 +122,12 @@ class Gate:
             journal.done(job.target, facts)
         except OSError:
             return  # a full disk; the output stands all the same, and the next picture will tell
+
+    def spare(self, job: Job) -> None:
+        """What is there at the job's output is another's: no later run may take it for the one begun here."""
+        if journal := self._journal_to_keep(job):
+            with suppress(OSError):
+                journal.done(job.target, {"source": _source_name(job)})
 
     def close(self) -> None:
         """Close the journals."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,8 @@ def find_jobs(
         raise UsageError("an input's name is empty", "a shell variable may be unset: quote it and check it")
     if not inputs and not listed:
         raise UsageError("no input", "name pictures, folders, or - for the standard input")
-    inputs, listed = [remote.local_path(entry) for entry in inputs], [remote.local_path(entry) for entry in listed]
+    inputs = [remote.local_path(entry) for entry in inputs]
+    listed = ["./-" if entry == "-" else remote.local_path(entry) for entry in listed]
     output = None if output is None else remote.local_path(output)
     naming = _Naming(output, inputs, listed, suffix, default_suffix, format)
     walk = Walk(
@@ -106,7 +108,7 @@ def find_jobs(
     )
     found = [job for entry in inputs for job in _jobs_of(entry, walk, naming)]
     for entry in listed:
-        found += _jobs_of("./-" if entry == "-" else entry, walk, naming, listed=True)
+        found += _jobs_of(entry, walk, naming, listed=True)
     jobs = [replace(job, index=index) for index, job in enumerate(without_repeats(found))]
     refuse_clashes(jobs)
     return jobs
@@ -172,13 +174,18 @@ class _Naming:
         self.suffix = suffix
         self.default_suffix = default_suffix
         self.format = format
-        self._many = len(inputs) + len(listed) > 1 or any(_is_folder(str(entry)) for entry in inputs)
-        folders = [entry for entry in inputs if _is_folder(str(entry))]
-        self.keep_folder_names = len(folders) > 1
+        self._entries = [str(entry) for entry in (*inputs, *listed)]
+        self._many = len(self._entries) > 1 or any(_is_folder(entry) for entry in self._entries)
         if self._many and self.output == "-":
             raise UsageError("several pictures cannot all go to the standard output", "give a folder: -o OUT/")
         if self.folder is None and self.output not in (None, "-"):
             self._check_file_name()
+
+    @cached_property
+    def keep_folder_names(self) -> bool:
+        """Whether there is more than one input folder; asked for late, since of URLs it takes a while to tell."""
+        folders = (entry for entry in self._entries if _is_folder(entry))
+        return len(list(islice(folders, 2))) > 1
 
     @cached_property
     def folder(self) -> Place | None:
@@ -204,7 +211,11 @@ class _Naming:
             raise UsageError(f"{self.output}: the name tells no format", "give one: -f png")
 
     def target(self, source: Place, relative: PurePosixPath) -> Place:
-        """The output of `source`, whose path below what the user named is `relative`."""
+        """The output of `source`, whose path below what the user named is `relative`.
+
+        Raises:
+            UsageError: that path would lead out of the output folder.
+        """
         if self.output is not None and self.folder is None:
             return self.output if self.output == "-" or remote.is_url(self.output) else Path(self.output)
         if source == "-" and self.folder is None:
@@ -217,7 +228,12 @@ class _Naming:
             below = _join(folder, relative.parent)
             beside = _same_folder(below, source)
         suffix = self.suffix if self.suffix is not None else self.default_suffix if beside else ""
-        return _join(below, self._name(relative.name, source, suffix))
+        target = _join(below, self._name(relative.name, source, suffix))
+        if folder is not None and not _lies_below(target, folder):
+            raise UsageError(
+                f"{source} would be written to {target}, outside {folder}", "name its file, and the output"
+            )
+        return target
 
     def _name(self, name: str, source: Place, suffix: str) -> PurePosixPath:
         from hasn_cli.images.formats import SUFFIXES, WRITABLE, suffix_for_format
@@ -259,16 +275,20 @@ def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = Fals
     elif problem := unreachable(Path(text)):
         yield Job(0, Path(text), "", text, problem=problem)
     elif Path(text).is_dir():
-        yield from _jobs_of_folder(Path(text), walk, naming)
+        yield from _jobs_of_folder(Path(text), walk, naming, listed)
     else:
         path = Path(text)
-        inside = listed and not path.is_absolute() and ".." not in path.parts
-        relative = PurePosixPath(path.as_posix() if inside else path.name)
+        relative = PurePosixPath(path.as_posix() if listed and _is_inside(path) else path.name)
         target = naming.target(path, relative)
         yield Job(0, path, target, text, _journal_root(naming, target))
 
 
-def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming) -> Iterator[Job]:
+def _is_inside(path: Path) -> bool:
+    """Whether a path of a list, kept below the output folder, stays there."""
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming, listed: bool) -> Iterator[Job]:
     left_out: list[str] = []
     closed: list[Job] = []
 
@@ -288,6 +308,8 @@ def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming) -> Iterator[Job]:
     if not files and not closed:
         yield Job(0, folder, "", str(folder), problem=_nothing_in(folder, walk, OWN_OUTPUT in left_out))
     kept = PurePosixPath(folder.resolve().name) if naming.keep_folder_names else PurePosixPath()
+    if listed and _is_inside(folder):
+        kept = PurePosixPath(folder.as_posix())
     for path in files:
         target = naming.target(path, kept / path.relative_to(folder).as_posix())
         root = folder if naming.folder is None else _journal_root(naming, target)
@@ -354,6 +376,14 @@ def _join(folder: Place, below: PurePosixPath) -> Place:
     if isinstance(folder, Path):
         return folder / below
     return remote.join(folder, below)
+
+
+def _lies_below(target: Place, folder: Place) -> bool:
+    """Whether the names between the two lead nowhere else; what links there are is the user's business."""
+    if isinstance(target, Path):
+        return Path(os.path.normpath(target.absolute())).is_relative_to(os.path.normpath(Path(folder).absolute()))
+    below = PurePosixPath(target.removeprefix(f"{folder}/"))
+    return not below.is_absolute() and ".." not in below.parts
 
 
 def _same_folder(folder: Place, source: Place) -> bool:

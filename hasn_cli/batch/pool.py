@@ -179,15 +179,23 @@ class UpscalerPool:
             thread.start()
 
     def _serve(self, device: str) -> None:
-        while (first := self._take()) is not None:
-            group = [first]
-            try:
-                upscaler = self.loaded(first.scale, device)
-                group += self._alike(first, upscaler.batch_size(first.image.shape[:2]) - 1)
-                self._run(upscaler, group)
-            except BaseException as error:
-                for request in group:
-                    request.result.set_exception(error)
+        while self._serve_next(device):
+            pass
+
+    def _serve_next(self, device: str) -> bool:
+        """Wait for a request and answer it; False if the pool was stopped. No array is held when it returns."""
+        first = self._take()
+        if first is None:
+            return False
+        group = [first]
+        try:
+            upscaler = self.loaded(first.scale, device)
+            group += self._alike(first, upscaler.batch_size(first.image.shape[:2]) - 1)
+            self._run(upscaler, group)
+        except BaseException as error:
+            for request in group:
+                request.result.set_exception(error)
+        return True
 
     def _take(self) -> _Request | None:
         with self._change:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -159,8 +160,11 @@ def relative(url: str, folder: str) -> PurePosixPath | None:
     return PurePosixPath(path[len(below) :]) if system == other and path.startswith(below) else None
 
 
-def files(url: str, recursive: bool) -> list[str]:
-    """The files below the folder `url`, as paths relative to it."""
+def files(url: str, recursive: bool, on_skip: Callable[[str, str], None]) -> list[str]:
+    """The files below the folder `url`, as paths relative to it; told of those whose names are no such paths.
+
+    Object stores take any name, also one such as `//etc/a.png` or `../a.png`, which on a disk would lead elsewhere.
+    """
     system, path = filesystem(url)
     below = path.rstrip("/") + "/"
     try:
@@ -169,7 +173,15 @@ def files(url: str, recursive: bool) -> list[str]:
         return []
     except Exception as error:
         raise ImageError(f"{url}: cannot be listed ({_reason(error)})") from error
-    return [name[len(below) :] for name in found if name.startswith(below)]
+    names = [name[len(below) :] for name in found if name.startswith(below)]
+    for name in names:
+        if not _is_plain(name) and not name.endswith("/"):  # stores mark folders so
+            on_skip(f"{url}/{name}", "no path below the folder")
+    return [name for name in names if _is_plain(name)]
+
+
+def _is_plain(name: str) -> bool:
+    return "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _reason(error: BaseException) -> str:

@@ -31,6 +31,9 @@ class Settings:
         max_pixels: inputs that declare more are refused; None for no limit.
         device: see `hasn_cli.inference.Upscaler`; several, with commas between them, share a batch's pictures.
         precision, tile, overlap, memory, tta, compile: see `hasn_cli.inference.Upscaler`.
+
+    Raises:
+        UsageError: tiles that are too small, or cannot share the overlap.
     """
 
     size: Size = field(default_factory=Size)
@@ -47,6 +50,12 @@ class Settings:
     memory: int | None = None
     tta: bool = False
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tile is not None or self.overlap is not None:
+            from hasn_cli.inference.tiling import check_tile  # here, since it brings PyTorch with it
+
+            check_tile(self.tile, self.overlap)
 
     @property
     def network_scale(self) -> int | None:

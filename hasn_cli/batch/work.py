@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +19,16 @@ from hasn_cli.batch.pool import PooledUpscaler, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PLANE_BYTES, enlarge
-from hasn_cli.errors import OutputError
-from hasn_cli.images import WRITABLE, Picture, check_can_hold, format_for_name, open_picture, write_picture
+from hasn_cli.errors import DeviceError, HasnError, OutputError, UsageError, WeightsError
+from hasn_cli.images import (
+    WRITABLE,
+    Picture,
+    check_can_hold,
+    format_for_name,
+    open_picture,
+    unfinished,
+    write_picture,
+)
 from hasn_cli.images.formats import sniff
 
 READ_WHOLE = 64 << 20  # files up to so many bytes are read once, for the decoder and for the fingerprint alike
@@ -47,8 +55,10 @@ class Receipt:
     weights: str
 
 
-def do_job(job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell) -> tuple[Done, Receipt]:
-    """Open, enlarge and write one picture.
+def do_job(
+    job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell, overwrite: bool
+) -> tuple[Done, Receipt]:
+    """Open, enlarge and write one picture; what is there at its output by then is replaced only with `overwrite`.
 
     Raises:
         HasnError: what a user can understand; there is no output then.
@@ -56,27 +66,55 @@ def do_job(job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: T
     """
     began = time.perf_counter()
     picture, mark = open_source(job.source, settings, job.name)
-    started = look(job, picture, settings, pool)
+    target_size = settings.size.target(picture.size)
     upscaler = PooledUpscaler(pool)
     asked = time.perf_counter()
-    with room.take(bytes_needed(picture, started.target_size, settings)):
+    with room.take(bytes_needed(picture, target_size, settings)):
         waited = time.perf_counter() - asked
-        if picture.frame_count == 1:
-            picture = picture.load()  # ahead, while the network has another picture
-        tell(started)
-        progress = _reporter(job, picture, tell)
-        sr = enlarge(picture, upscaler.for_scale, settings.size, consistent=settings.consistent, progress=progress)
-        if sr.frame_count == 1:
-            sr = sr.load()
-        length, state = write_result(sr, job, started.format, settings)
+        started = look(job, picture, settings, pool)
+        length, state = _make(picture, started, settings, upscaler, tell, overwrite)
     seconds = time.perf_counter() - began - waited - upscaler.waited
-    done = Done(job, seconds, upscaler.seconds, picture.size, started.target_size, length)
+    done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length)
     scale = settings.size.network_scale(picture.size)
     return done, Receipt(mark, state, scale, pool.digest(scale))
 
 
+def _make(
+    picture: Picture, started: Started, settings: Settings, upscaler: PooledUpscaler, tell: Tell, overwrite: bool
+) -> tuple[int, journal.Mark]:
+    """Decode, enlarge and write. All that this takes room for is gone when it returns."""
+    job = started.job
+    if picture.frame_count == 1:
+        picture = picture.load()  # ahead, while the network has another picture
+    tell(started)
+    progress = _reporter(job, picture, tell)
+    sr = enlarge(picture, upscaler.for_scale, settings.size, consistent=settings.consistent, progress=progress)
+    if sr.frame_count == 1:
+        sr = sr.load()
+    return write_result(sr, job, started.format, settings, overwrite)
+
+
+def finished_before(
+    job: Job, found: journal.Mark, settings: Settings, pool: UpscalerPool
+) -> tuple[Done, Receipt] | None:
+    """What `do_job` would have given, if what is found at the output can be its work: a picture of the right size."""
+    picture, mark = open_source(job.source, settings, job.name)
+    target_size = settings.size.target(picture.size)
+    try:
+        output, _ = open_source(job.target, replace(settings, max_pixels=None), job.target_name)
+    except HasnError:
+        return None
+    if output.size != target_size:
+        return None
+    scale = settings.size.network_scale(picture.size)
+    done = Done(job, 0.0, 0.0, picture.size, target_size, int(found.get("size", 0)))
+    return done, Receipt(mark, found, scale, pool.digest(scale))
+
+
 def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> Started:
     """What is going to be done with a picture that has been opened; whatever forbids it is raised here.
+
+    It may take decoding a frame to tell.
 
     Raises:
         ImageError: it is out of reach, or the format cannot hold it.
@@ -89,6 +127,23 @@ def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> 
     channels = 1 if picture.channels < 3 else 3
     plan = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     return Started(job, picture.size, target_size, picture.frame_count, format, plan)
+
+
+def meets_every_picture(error: Exception, settings: Settings) -> bool:
+    """Whether an error has nothing to do with a picture, so that every other would fail with it, too."""
+    if isinstance(error, WeightsError):  # there may be some for the scale that another picture takes
+        return settings.network_scale is not None
+    return isinstance(error, DeviceError | UsageError)
+
+
+def exists_already(target: Place, hint: str = "") -> OutputError:
+    """An output that is there and may not be replaced; `hint` stands before what can be done in any case."""
+    return OutputError(f"{target} exists already", f"{hint}--overwrite replaces it, --skip-existing leaves it")
+
+
+def is_taken(error: Exception) -> bool:
+    """Whether the output came to be there while it was computed, by another's hand."""
+    return isinstance(error, OutputError) and isinstance(error.__cause__, FileExistsError)
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -154,15 +209,22 @@ def bytes_needed(picture: Picture, target_size: tuple[int, int], settings: Setti
     return features + planes + pictures
 
 
-def write_result(picture: Picture, job: Job, format: str, settings: Settings) -> tuple[int, journal.Mark]:
-    """Encode `picture` to where the job says; returns the number of bytes, and the output's state."""
+def write_result(
+    picture: Picture, job: Job, format: str, settings: Settings, overwrite: bool
+) -> tuple[int, journal.Mark]:
+    """Encode `picture` to where the job says; returns the number of bytes, and the output's state.
+
+    Raises:
+        OutputError: it cannot be written; or it is there, and `overwrite` is not given.
+        ImageError: the format cannot hold it.
+    """
     target = job.target
     if isinstance(target, Path):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{target.parent}: {error.strerror}") from error
-        write_picture(picture, target, format, settings.encode)
+        _write_file(picture, target, format, settings, overwrite)
         if settings.keep_times and isinstance(job.source, Path):
             times = job.source.stat()
             os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -172,8 +234,20 @@ def write_result(picture: Picture, job: Job, format: str, settings: Settings) ->
     if target == "-":
         _write_stream(sys.stdout.buffer, encoded)
         return encoded.tell(), {}
+    if not overwrite and remote.state(target) is not None:  # stores know no way to look and write at once
+        raise exists_already(target) from FileExistsError(target)
     remote.write(target, encoded.getvalue())
     return encoded.tell(), dict(remote.state(target) or {})
+
+
+def _write_file(picture: Picture, target: Path, format: str, settings: Settings, overwrite: bool) -> None:
+    try:
+        with unfinished.may_replace(overwrite):
+            write_picture(picture, target, format, settings.encode)
+    except OutputError as error:
+        if is_taken(error):
+            raise exists_already(target) from error.__cause__
+        raise
 
 
 def _write_stream(stream: BinaryIO, encoded: io.BytesIO) -> None:

@@ -106,12 +106,9 @@ class TileSide(click.ParamType[int | None]):
         if value == "auto" or value is None:
             return None
         try:
-            side = int(value)
+            return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither auto nor a number", param, ctx)
-        if side < 0 or 0 < side < 32:
-            self.fail(f"a tile side is 0 (never), or at least 32, not {side}", param, ctx)
-        return side
 
 
 precision_option = option(

@@ -134,8 +134,6 @@ def _refuse_contradictions(inputs: tuple[str, ...], given: dict[str, Any]) -> No
         raise UsageError("an empty name was given", "a shell variable may be unset: quote it and check it")
     if given["overlap"] is not None and not given["tile"]:
         raise UsageError("--overlap is about tiles by hand, and there are none", "give --tile N as well")
-    if given["overlap"] is not None and 2 * given["overlap"] >= given["tile"]:
-        raise UsageError("--overlap must be less than half of --tile")
     if given["quiet"] and given["verbose"]:
         raise UsageError("--quiet and --verbose exclude each other")
     if given["null"] and given["files_from"] is None:
@@ -195,10 +193,11 @@ def make_settings(given: dict[str, Any]) -> Settings:
 def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]) -> list[Job]:
     """Every picture that is meant, with its output's name."""
     from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
+    from hasn_cli.console import printable
 
     def tell_skipped(path: str, reason: str) -> None:
         if given["verbose"]:
-            click.echo(f"{path}  left out: {reason}", err=True)
+            click.echo(f"{printable(path)}  left out: {printable(reason)}", err=True)
 
     listed = read_list(given["files_from"], null=given["null"]) if given["files_from"] else ()
     if given["files_from"] and not listed and not inputs:
@@ -242,15 +241,16 @@ def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Ge
     from hasn_cli import batch
 
     on_exists: OnExists = "overwrite" if given["overwrite"] else "skip" if given["skip_existing"] else "error"
+    journal = not given["no_journal"]
     if given["dry_run"]:
-        return batch.plan_batch(jobs, settings, on_exists=on_exists, resume=given["resume"])
+        return batch.plan_batch(jobs, settings, on_exists=on_exists, resume=given["resume"], journal=journal)
     return batch.run_batch(
         jobs,
         settings,
         on_exists=on_exists,
         workers=given["jobs"],
         resume=given["resume"],
-        journal=not given["no_journal"],
+        journal=journal,
         cluster=given["cluster"],
     )
 

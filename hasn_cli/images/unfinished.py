@@ -8,10 +8,12 @@ Windows knows no such locks, but neither does it delete or move a file that is o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,7 @@ PREFIX = ".hasn-"
 SUFFIX = ".part"
 LOCKS = sys.platform != "win32"
 _START = secrets.token_hex(6)
+_MAY_REPLACE = ContextVar("may_replace", default=True)
 
 
 def owner() -> str:
@@ -30,10 +33,21 @@ def owner() -> str:
 
 
 @contextlib.contextmanager
+def may_replace(allowed: bool) -> Iterator[None]:
+    """Whether `replacing`, called inside by this thread, replaces a target that is there, as it else does."""
+    token = _MAY_REPLACE.set(allowed)
+    try:
+        yield
+    finally:
+        _MAY_REPLACE.reset(token)
+
+
+@contextlib.contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
     """A file to write, which is flushed to the disk and becomes `target` in the end, or vanishes with an exception.
 
     Raises:
+        FileExistsError: there is a target by then, and `may_replace` forbids to replace it.
         OSError: it cannot be made, written or moved.
     """
     stream, path = _create(target.parent)
@@ -45,13 +59,29 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 path.chmod(target.stat().st_mode & 0o777)
             if LOCKS:
-                path.replace(target)  # while it is locked, lest someone take it for abandoned
+                _move(path, target)  # while it is locked, lest someone take it for abandoned
         if not LOCKS:
-            path.replace(target)
+            _move(path, target)
     except BaseException:
         with contextlib.suppress(OSError):
             path.unlink()
         raise
+
+
+def _move(path: Path, target: Path) -> None:
+    if _MAY_REPLACE.get():
+        path.replace(target)
+        return
+    try:
+        target.hardlink_to(path)  # alone of all ways to move it, this fails where there is a target
+    except FileExistsError:
+        raise
+    except OSError as error:  # a disk without links
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        path.rename(target)
+    else:
+        path.unlink()
 
 
 def clear_own(folder: Path, owner: str) -> None:
