@@ -34,27 +34,35 @@ POSITIVE = click.IntRange(1)
     "--valid-side",
     group=DATA,
     type=click.IntRange(64),
+    metavar="N",
     default=384,
     show_default=True,
-    help="Of their middle, HR pixels.",
+    help="Validate on the middle N×N HR pixels of each picture.",
 )
-@option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Steps.")
-@option("--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Or time.")
-@option("--validate-every", group=LENGTH, type=POSITIVE, default=500, show_default=True, help="Steps; saves as often.")
-@option("--report-every", group=LENGTH, type=POSITIVE, default=50, show_default=True, help="Steps.")
-@option("--rate", group=RECIPE, type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True,
-        help="Of learning, at its highest.")  # fmt: skip
-@option("--end-rate", group=RECIPE, type=click.FloatRange(0), default=0.0, show_default=True,
-        help="At the end; above 0 for a run that another goes on from.")  # fmt: skip
-@option("--warm-up", group=RECIPE, type=click.IntRange(0), default=100, show_default=True, help="Steps.")
-@option("--batch", group=RECIPE, type=POSITIVE, default=8, show_default=True, help="Patches a step.")
-@option("--patch", group=RECIPE, type=click.IntRange(16), default=48, show_default=True, help="Side in LR pixels.")
-@option("--seed", group=RECIPE, type=click.IntRange(0), default=0, show_default=True)
+@option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Steps to train.")
+@option(
+    "--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Minutes to train, instead."
+)
+@option("--validate-every", group=LENGTH, type=POSITIVE, metavar="N", default=500, show_default=True,
+        help="Steps from one validation, and checkpoint, to the next.")  # fmt: skip
+@option("--report-every", group=LENGTH, type=POSITIVE, metavar="N", default=50, show_default=True,
+        help="Steps from one line of the log to the next.")  # fmt: skip
+@option("--rate", group=RECIPE, type=click.FloatRange(0, min_open=True), metavar="N", default=1e-3, show_default=True,
+        help="Learning rate at its highest.")  # fmt: skip
+@option("--end-rate", group=RECIPE, type=click.FloatRange(0), metavar="N", default=0.0, show_default=True,
+        help="Learning rate at the end; above 0 for a run that another goes on from.")  # fmt: skip
+@option("--warm-up", group=RECIPE, type=click.IntRange(0), metavar="N", default=100, show_default=True,
+        help="Steps until the rate is at its highest.")  # fmt: skip
+@option("--batch", group=RECIPE, type=POSITIVE, metavar="N", default=8, show_default=True, help="Patches in a step.")
+@option("--patch", group=RECIPE, type=click.IntRange(16), metavar="N", default=48, show_default=True,
+        help="Side of a patch in LR pixels.")  # fmt: skip
+@option("--seed", group=RECIPE, type=click.IntRange(0), metavar="N", default=0, show_default=True,
+        help="Of where patches are cut, and how they are turned.")  # fmt: skip
 @option("--adam", group=RECIPE, is_flag=True, help="Adam for all weights, rather than SOAP for kernels.")
 @option("-d", "--device", group=MACHINE, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @option("-p", "--precision", group=MACHINE, type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
-        show_default=True, help="bf16 is for the blocks only.")  # fmt: skip
-@option("-j", "--workers", group=MACHINE, type=click.IntRange(0), help="Processes that cut patches.")
+        show_default=True, help="bf16: the blocks in bfloat16.")  # fmt: skip
+@option("-j", "--workers", group=MACHINE, type=click.IntRange(0), metavar="N", help="Processes that cut patches.")
 def command(data_dir: Path, output: Path, initial: str | None, valid: Path | None, **options: Any) -> None:
     """Train on the pictures in DATA_DIR; started again with the same RUN folder, a run goes on where it was.
 
