@@ -78,7 +78,7 @@ def upscale(
     Args:
         image: an array, H×W or H×W×C with C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA, of uint8, uint16 or any float
             ([0, 1], or a range of its own); a Pillow image; or a picture's path: its first frame is taken, upright.
-        scale: times the sides, above 1 and up to 4; between 2, 3 and 4 the next one up is shrunk.
+        scale: times the sides, from 1 to 4; between 2, 3 and 4 the next one up is shrunk.
         weights: as the command line's `-w`: `hasn`, `released`, a path, or a hub id.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: of the feature maps: `auto`, `fp32`, `fp16`, `bf16`.
@@ -100,7 +100,7 @@ def upscale(
     size = Size(factor=scale)
 
     def upscaler_for(network_scale: int) -> Upscaler:
-        return _upscaler(weights, network_scale, device, precision, memory, tta)
+        return _upscaler(weights, network_scale, device, precision, memory, tta, _state_of(weights))
 
     def enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
         with _one_at_a_time:
@@ -113,8 +113,23 @@ def upscale(
     return _upscale_pillow(image, enlarged)
 
 
+def _state_of(weights: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, time of change in nanoseconds and size of a file or of those in a folder; nothing of what is neither."""
+    path = Path(weights)
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 @lru_cache(maxsize=4)
-def _upscaler(weights: str, scale: int, device: str, precision: str, memory: int | None, tta: bool) -> Upscaler:
+def _upscaler(
+    weights: str,
+    scale: int,
+    device: str,
+    precision: str,
+    memory: int | None,
+    tta: bool,
+    state: tuple[tuple[str, int, int], ...],  # unused but to tell a file that has changed from what it was
+) -> Upscaler:
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
 
@@ -222,6 +237,6 @@ def _open(path: Path) -> Image.Image:
     image = Pillow.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
     metadata = picture.metadata
     exif = _EXIF + metadata.exif if metadata.exif else None
-    info = {"icc_profile": profile_of(metadata), "exif": exif, "dpi": metadata.dpi}
+    info = {"icc_profile": profile_of(metadata, pixels.shape[2]), "exif": exif, "dpi": metadata.dpi}
     image.info = {key: value for key, value in info.items() if value is not None}
     return image

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ from hasn_cli.images.picture import Again, Frame, Picture
 
 SCALES = (2, 3, 4)
 PLANE_BYTES = 12  # a pixel: the float planes, of one channel at a time, that reducing and --consistent work in
+ROWS = 64  # that are worked on in double precision at a time
+PLAIN = 1 / 16  # the least that floats within [0, 1] span to be taken as they are
 PROJECTIONS = 5  # steps of --consistent; the docs say what each brings
 Pixels = NDArray[Any]
 Progress = Callable[[float], None]
@@ -36,7 +39,7 @@ class Size:
     """How large the result is to be; just one kind of wish at a time, but `width` and `height` may come together.
 
     Attributes:
-        factor: times the input's sides, above 1 and up to 4; what counts when nothing else is given.
+        factor: times the input's sides, from 1 to 4; what counts when nothing else is given.
         width, height: in pixels; one alone keeps the proportions, both together need not.
         fit: (height, width) of the box that the result just fits into, proportions kept.
         megapixels: height times width in millions, as nearly as the proportions allow.
@@ -52,6 +55,8 @@ class Size:
     megapixels: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.factor, bool) or not isinstance(self.factor, Real | None):
+            raise UsageError(f"{self.factor!r} is no number to enlarge by")
         wishes = [self.width or self.height, self.fit, self.megapixels]
         if sum(wish is not None for wish in wishes) > 1:
             raise UsageError("--width/--height, --fit and --megapixels exclude each other")
@@ -128,7 +133,8 @@ def enlarge(
             share = progress and _part(progress, index / picture.frame_count, 1 / picture.frame_count)
             yield replace(frame, pixels=enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share))
 
-    return replace(picture, size=size.target(picture.size), frames=Again(frames))
+    pages = tuple(replace(shape, size=size.target(shape.size)) for shape in picture.page_shapes)
+    return replace(picture, size=size.target(picture.size), page_shapes=pages, frames=Again(frames))
 
 
 def enlarge_pixels(
@@ -162,13 +168,47 @@ def _enlarge_color(
     """H×W×(1 or 3), of any dtype and (float) any range, to the target size."""
     if color.dtype.kind != "f":
         large = reduce_to(upscaler.upscale(color, progress), target)
-        return _project(large, color) if consistent else large
-    low, high = _range(color)
-    large = reduce_to(upscaler.upscale(((color - low) / (high - low)).astype(np.float32), progress), target)
-    large = large * np.float32(high - low)
-    large += np.float32(low)
-    np.clip(large, low, high, out=large)
+    else:
+        large = _enlarge_floats(color, upscaler, target, progress)
     return _project(large, color) if consistent else large
+
+
+def _enlarge_floats(color: Pixels, upscaler: Upscales, target: tuple[int, int], progress: Progress | None) -> Pixels:
+    """H×W×(1 or 3) floats of any range to the target size, kept in that range.
+
+    The network gets what most samples span as its [0, 1]. What a few have beyond it (the sun in a picture of high
+    dynamic range, heights that stand for missing data) is enlarged by bicubic interpolation, and added.
+    """
+    from hasn_cli.evaluation.bicubic import resize
+
+    low, high = _range(color)
+    black, white = _bulk(color, low, high)
+    if black == white:
+        return np.full((*target, color.shape[2]), black, np.float32)
+    inside = np.clip(color, black, white)
+    unit = ((inside.astype(np.float64) - black) / (white - black)).astype(np.float32)
+    large = reduce_to(upscaler.upscale(unit, progress), target)
+    for channel in range(color.shape[2]):
+        beyond = color[..., channel].astype(np.float64) - inside[..., channel]
+        peak = float(np.abs(beyond).max())
+        added = resize((beyond / peak).astype(np.float32), size=target) if peak else None
+        for start in range(0, target[0], ROWS):
+            rows = slice(start, start + ROWS)
+            values = np.clip(large[rows, :, channel].astype(np.float64) * (white - black) + black, black, white)
+            if added is not None:
+                values = np.clip(values + added[rows].astype(np.float64) * peak, low, high)
+            large[rows, :, channel] = values
+    return large
+
+
+def _bulk(pixels: Pixels, low: float, high: float) -> tuple[float, float]:
+    """What most of the samples span, where that is far less than all of them do, from `low` to `high`."""
+    first, last = (float(value) for value in np.percentile(pixels, (1, 99)))
+    margin = (last - first) / 2
+    if not 0 < 16 * margin < high - low:
+        return low, high
+    bulk = pixels[(pixels >= first - margin) & (pixels <= last + margin)]
+    return float(bulk.min()), float(bulk.max())
 
 
 def _enlarge_alpha(alpha: Pixels, upscaler: Upscales, target: tuple[int, int], progress: Progress | None) -> Pixels:
@@ -206,23 +246,26 @@ def _project(large: Pixels, small: Pixels) -> Pixels:
     from hasn_cli.evaluation.bicubic import resize
 
     low, high = _range(small)
+    peak = max(abs(low), abs(high)) if small.dtype.kind == "f" else 1.0  # sums of the largest floats would overflow
     result = np.empty_like(large)
     for channel in range(large.shape[2]):
-        wanted = small[..., channel].astype(np.float32)
-        estimate = large[..., channel].astype(np.float32)
+        wanted, estimate = (pixels[..., channel].astype(np.float32) / np.float32(peak) for pixels in (small, large))
         for _ in range(PROJECTIONS):
             missing = wanted - resize(estimate, size=small.shape[:2])
             estimate += resize(missing, size=large.shape[:2])
-            np.clip(estimate, low, high, out=estimate)
+            np.clip(estimate, low / peak, high / peak, out=estimate)
+        estimate *= np.float32(peak)
         result[..., channel] = rounded(estimate, large.dtype)
     return result
 
 
 def _range(pixels: Pixels) -> tuple[float, float]:
-    """The values between which a result stays: the dtype's, and for floats [0, 1], widened to those that occur."""
+    """The values between which a result stays: the dtype's; of floats [0, 1], as of integers, where they plainly are a
+    picture in that range, else those that occur."""
     if pixels.dtype.kind != "f":
         return 0.0, top(pixels)
-    return min(0.0, float(pixels.min())), max(1.0, float(pixels.max()))
+    low, high = float(pixels.min()), float(pixels.max())
+    return (0.0, 1.0) if low >= 0 and high <= 1 and high - low >= PLAIN else (low, high)
 
 
 def _part(progress: Progress, start: float, share: float) -> Progress:

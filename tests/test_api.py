@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from pictures import ICC_FOLDER, WIDE_GAMUT, exif, picture
 from PIL import Image
@@ -19,6 +20,7 @@ from hasn_cli.errors import ImageError
 from hasn_cli.images import EncodeOptions, Metadata, write_picture
 from hasn_cli.images.color import cmyk_to_srgb, profile_of, srgb_profile
 from hasn_cli.weights import load_network
+from hasn_cli.weights.checkpoint import save_network
 
 
 def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
@@ -253,11 +255,28 @@ def test_what_is_no_picture_is_refused(image: object, message: str):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"scale": 5}, "must lie between"), ({"weights": "nothing"}, "no weights called"), ({"device": "warp"}, "device")],
+    [
+        ({"scale": 5}, "must lie between"),
+        ({"scale": "2"}, "is no number"),
+        ({"scale": True}, "is no number"),
+        ({"weights": "nothing"}, "no weights called"),
+        ({"device": "warp"}, "device"),
+    ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict, message: str):
     with pytest.raises(HasnError, match=message):
         upscale(np.zeros((16, 16), np.uint8), **options)
+
+
+def test_weights_that_have_changed_in_their_file_are_read_again(tmp_path):
+    path, image = tmp_path / "w.safetensors", noise(20, 20, 3)
+    network = load_network("hasn", 2)
+    save_network(network, path)
+    before = upscale(image, 2, weights=str(path))
+    with torch.no_grad():
+        network.upsampler[0].bias += 0.1
+    save_network(network, path)
+    assert (upscale(image, 2, weights=str(path)) != before).any()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")

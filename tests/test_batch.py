@@ -73,30 +73,24 @@ def save_many(count: int, size: tuple[int, int] = (20, 16)) -> list[Job]:
 class FakeUpscaler:
     """Doubles by repetition; takes its time, and remembers what it was given."""
 
-    def __init__(self, seconds: float = 0.0, batch_size: int = 1, steps: int = 1) -> None:
+    def __init__(self, seconds: float = 0.0, steps: int = 1) -> None:
         self.scale = 2
         self.device = SimpleNamespace(type="cpu")
-        self.seconds, self.limit, self.steps = seconds, batch_size, steps
-        self.groups: list[int] = []
+        self.seconds, self.steps = seconds, steps
+        self.calls = 0
         self.threads: set[int] = set()
 
     def plan(self, size, channels=3, itemsize=1):
         return "repeated"
 
-    def batch_size(self, size):
-        return self.limit
-
     def upscale(self, image, progress=None):
-        return self.upscale_batch([image], progress)[0]
-
-    def upscale_batch(self, images, progress=None):
-        self.groups.append(len(images))
+        self.calls += 1
         self.threads.add(threading.get_ident())
         for step in range(self.steps):
             time.sleep(self.seconds / self.steps)
             if progress:
                 progress((step + 1) / self.steps)
-        return [image.repeat(2, axis=0).repeat(2, axis=1) for image in images]
+        return image.repeat(2, axis=0).repeat(2, axis=1)
 
 
 @pytest.fixture
@@ -421,6 +415,28 @@ def test_no_more_pictures_are_under_way_than_workers(folder, fake, monkeypatch):
     assert most == 3
 
 
+def test_every_result_comes_back_to_its_owner(folder, fake):
+    save_many(12), save("in/odd.png", (24, 16))
+    fake(seconds=0.01)
+    jobs = find_jobs(["in"], "out")
+    assert len(of_type(run_batch(jobs, TWICE, workers=8), Done)) == 13
+    for job in jobs:
+        with Image.open(job.source) as small, Image.open(job.target) as large:
+            assert np.array_equal(np.asarray(small).repeat(2, 0).repeat(2, 1), np.asarray(large))
+
+
+def test_a_closed_folder_is_told_by_a_dry_run_too(folder, fake, monkeypatch):
+    jobs = save_many(1)
+    fake()
+    access = os.access
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: path != folder and access(path, mode)
+    )  # root may write anywhere
+    for events in (plan_batch(jobs, TWICE), run_batch(jobs, TWICE)):
+        (failed,) = of_type(events, Failed)
+        assert isinstance(failed.error, OutputError) and str(folder) in str(failed.error)
+
+
 def test_a_slow_reader_of_events_slows_the_batch(folder, fake):
     jobs = save_many(20)
     fake()
@@ -432,24 +448,12 @@ def test_a_slow_reader_of_events_slows_the_batch(folder, fake):
     events.close()
 
 
-def test_small_pictures_of_one_size_are_batched_and_come_back_to_their_owners(folder, fake):
-    save_many(12), save("in/odd.png", (24, 16))
-    made = fake(seconds=0.05, batch_size=4)
-    jobs = find_jobs(["in"], "out")
-    assert len(of_type(run_batch(jobs, TWICE, workers=8), Done)) == 13
-    groups = made["auto"].groups
-    assert max(groups) == 4 and sum(groups) == 13 and len(groups) <= 7
-    for job in jobs:
-        with Image.open(job.source) as small, Image.open(job.target) as large:
-            assert np.array_equal(np.asarray(small).repeat(2, 0).repeat(2, 1), np.asarray(large))
-
-
 def test_several_devices_share_a_batch_one_thread_each(folder, fake):
     jobs = save_many(12)
     made = fake(seconds=0.03)
     assert len(of_type(run_batch(jobs, Settings(size=Size(factor=2), device="cuda:0, cuda:1")), Done)) == 12
     assert set(made) == {"cuda:0", "cuda:1"}
-    assert all(len(upscaler.threads) == 1 and len(upscaler.groups) >= 3 for upscaler in made.values())
+    assert all(len(upscaler.threads) == 1 and upscaler.calls >= 3 for upscaler in made.values())
 
 
 def test_the_room_admits_what_fits_and_the_too_large_alone():
@@ -527,14 +531,14 @@ def test_a_result_does_not_outlive_its_picture(folder, fake, monkeypatch):
     (job,) = save_many(1)
     fake()
     results = []
-    real = FakeUpscaler.upscale_batch
+    real = FakeUpscaler.upscale
 
-    def upscale_batch(self, images, progress=None):
-        enlarged = real(self, images, progress)
-        results.extend(weakref.ref(image) for image in enlarged)
+    def upscale(self, image, progress=None):
+        enlarged = real(self, image, progress)
+        results.append(weakref.ref(enlarged))
         return enlarged
 
-    monkeypatch.setattr(FakeUpscaler, "upscale_batch", upscale_batch)
+    monkeypatch.setattr(FakeUpscaler, "upscale", upscale)
     for event in run_batch([job], TWICE):
         if isinstance(event, Done):
             deadline = time.monotonic() + 1  # for its threads to come to rest
@@ -572,7 +576,7 @@ def test_a_codec_that_cannot_be_stopped_is_left_behind_and_its_half_removed(fold
     fake()
     writing, release = threading.Event(), threading.Event()
 
-    def write(picture, target, format, options):
+    def write(picture, target, format, options, overwrite):
         for owner in (unfinished.owner(), "another"):
             target.with_name(f".hasn-{owner}-abc.part").write_text("half")
         writing.set()

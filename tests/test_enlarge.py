@@ -143,10 +143,59 @@ def test_sixteen_bits_stay_sixteen():
 def test_floats_keep_their_own_range(low, high):
     pixels = (photo(dtype=np.float32) * (high - low) + low).astype(np.float32)
     large = enlarge_pixels(pixels, Overshooting, Size(2))
-    bounds = min(0.0, float(pixels.min())), max(1.0, float(pixels.max()))
+    bounds = (0.0, 1.0) if 0 <= low < high <= 1 else (float(pixels.min()), float(pixels.max()))
     assert bounds[0] <= large.min() and large.max() <= bounds[1]
     same = enlarge_pixels(pixels, Nearest, Size(2))
     np.testing.assert_allclose(same[::2, ::2], pixels, rtol=1e-5, atol=1e-6 * max(1.0, high - low))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The real one, x2, in the box."""
+    from hasn_cli.inference import Upscaler
+    from hasn_cli.weights import load_network
+
+    upscaler = Upscaler(load_network("hasn", 2), device="cpu")
+    return lambda scale: upscaler
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1e-3), (0.0, 1e-5), (8020.0, 8100.0), (-979.0, -900.0), (-1.6e38, 3.4e38)]
+)
+def test_floats_of_any_range_are_enlarged_as_well_as_those_from_0_to_1(network, low, high, recwarn):
+    unit = photo(channels=1, dtype=np.float32)
+    unit = (unit - unit.min()) / np.ptp(unit)
+    expected = enlarge_pixels(unit, network, Size(2)).astype(np.float64)
+    large = enlarge_pixels((unit.astype(np.float64) * (high - low) + low).astype(np.float32), network, Size(2))
+    assert np.abs((large.astype(np.float64) - low) / (high - low) - expected).max() < 1e-3
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("missing", [-9999.0, -3.4028235e38, 1e30])
+@pytest.mark.parametrize("consistent", [False, True])
+def test_a_few_samples_far_from_all_others_leave_those_alone(network, missing, consistent, recwarn):
+    heights = photo(64, 64, channels=1).astype(np.float32) / 255 * 95 + 405
+    expected = enlarge_pixels(heights, network, Size(2), consistent)
+    heights[:3, :3] = missing
+    large = enlarge_pixels(heights, network, Size(2), consistent)
+    assert abs(float(large[0, 0, 0]) / missing - 1) < 1e-3
+    difference = np.abs(large[64:, 64:] - expected[64:, 64:])
+    assert difference.mean() < 0.2  # of 95
+    assert consistent or difference.max() < 2
+    assert not recwarn.list
+
+
+def test_what_is_brighter_than_white_stays_so_and_dims_nothing(network):
+    dim = photo(64, 64, dtype=np.float32)
+    expected = enlarge_pixels(dim, network, Size(2))
+    dim[50:53, 50:53] = 5000
+    large = enlarge_pixels(dim, network, Size(2))
+    assert large.max() > 4000
+    assert np.abs(large[:64] - expected[:64]).max() < 0.1
+
+
+def test_a_flat_picture_of_floats_stays_flat(network):
+    assert (enlarge_pixels(np.full((20, 20, 3), -500, np.float32), network, Size(2)) == -500).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

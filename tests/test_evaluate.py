@@ -100,6 +100,15 @@ def test_a_perfect_score_is_null_in_json(capsys, tmp_path):
     assert scores["pictures"][0]["bicubic_psnr_y"] is None
 
 
+def test_a_picture_of_one_colour_does_not_spoil_the_mean(folders, capsys):
+    before = json.loads(evaluate(capsys, folders[0], "-s", 2, "-f", "json")[1])["mean"]
+    Image.new("RGB", (40, 40), (90, 90, 90)).save(folders[0] / "flat.png")
+    code, out, err = evaluate(capsys, folders[0], "-s", 2, "-f", "json")
+    assert code == 0 and "leaves out 1 of 3" in err
+    assert {**json.loads(out)["mean"], "seconds": 0} == {**before, "seconds": 0}
+    assert "nan" not in evaluate(capsys, folders[0], "-s", 2)[1]
+
+
 def test_what_cannot_be_measured_is_said(folders, capsys, tmp_path):
     hr, lr = folders
     (tmp_path / "empty").mkdir()

@@ -11,7 +11,10 @@ from dataclasses import replace
 import format_table
 import numpy as np
 import pytest
-from pictures import animation, exif, photo, picture
+import simplejpeg
+import tifffile
+from pictures import WIDE_GAMUT, animation, exif, photo, picture
+from PIL import Image
 
 from hasn_cli.errors import ImageError, MissingExtraError, UsageError
 from hasn_cli.images import (
@@ -146,6 +149,117 @@ def test_a_large_thumbnail_which_is_dropped_anyway_does_no_harm():
     block[at + 8 : at + 12] = struct.pack(">L", end - start + 70_000)
     shown = picture(photo(), metadata=Metadata(exif=bytes(block) + bytes(70_000)))
     check_can_hold(shown, shown.size, "jpeg", EncodeOptions())
+
+
+def test_a_profile_of_more_segments_than_jpeg_can_number_is_refused_before_anything_runs():
+    room = 255 * (65_533 - 14)
+    shown = picture(photo(), metadata=Metadata(icc=WIDE_GAMUT.ljust(room + 1, b"\0")))
+    for options in (EncodeOptions(), EncodeOptions(strip=True)):
+        with pytest.raises(ImageError, match="too large for JPEG") as caught:
+            check_can_hold(shown, shown.size, "jpeg", options)
+        assert "-f png" in str(caught.value.hint)
+    check_can_hold(shown, shown.size, "png", EncodeOptions())
+    largest = replace(shown, metadata=Metadata(icc=WIDE_GAMUT.ljust(room, b"\0")))
+    check_can_hold(largest, largest.size, "jpeg", EncodeOptions())
+    buffer = io.BytesIO()
+    write_picture(largest, buffer, "jpeg", EncodeOptions())
+    assert open_picture(buffer.getvalue()).metadata.icc == largest.metadata.icc
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "bmp"])
+def test_a_resolution_past_all_sense_in_a_tiff_keeps_it_from_no_format(format):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, photo(), photometric="rgb", resolution=(4294967295, 4294967295), resolutionunit="inch")
+    before = open_picture(buffer.getvalue())
+    assert before.metadata.dpi == (4294967295, 4294967295)
+    written = io.BytesIO()
+    write_picture(before, written, format, EncodeOptions())
+    after = open_picture(written.getvalue())
+    assert after.size == before.size
+    assert after.metadata.dpi is None
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "bmp"])
+def test_a_resolution_that_differs_by_direction_is_kept(format):
+    buffer = io.BytesIO()
+    write_picture(picture(photo(), metadata=Metadata(dpi=(204.0, 98.0))), buffer, format, EncodeOptions())
+    assert open_picture(buffer.getvalue()).metadata.dpi == pytest.approx((204, 98), rel=1e-3)
+
+
+def decoded_filled_up(filling: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray | None, int]:
+    """A JPEG's pixels with other bytes before its end, None where it is refused; and how often they were decoded."""
+    buffer = io.BytesIO()
+    Image.fromarray(photo()).save(buffer, "JPEG", quality=95)
+    attempts = []
+    decode = simplejpeg.decode_jpeg
+
+    def counted(*given: object, **named: object) -> np.ndarray:
+        attempts.append(given)
+        return decode(*given, **named)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", counted)
+    data = buffer.getvalue()
+    try:
+        return next(iter(open_picture(data[:-2] + filling + data[-2:]).frames)).pixels, len(attempts)
+    except ImageError:
+        return None, len(attempts)
+
+
+@pytest.mark.parametrize(
+    "filling",
+    [b"\0" + b"\xff" * 20_000, b"\xff\0" * 40, b"\1\2\3\xff\xff\xff\0"],
+    ids=["0xff", "zeros after 0xff", "mixed"],
+)
+def test_a_jpeg_filled_up_before_its_end_is_read_in_a_few_attempts(filling, monkeypatch):
+    whole, _ = decoded_filled_up(b"", monkeypatch)
+    found, attempts = decoded_filled_up(filling, monkeypatch)
+    assert found is not None
+    np.testing.assert_array_equal(found, whole)
+    assert attempts <= 4
+
+
+def test_a_jpeg_filled_up_so_as_to_keep_a_decoder_busy_is_soon_refused(monkeypatch):
+    found, attempts = decoded_filled_up((b"\xff" * 200 + b"\0") * 40, monkeypatch)
+    assert found is None
+    assert attempts <= 8
+
+
+@pytest.mark.parametrize("inside", ["bmp", "png"])
+@pytest.mark.parametrize("stated", [(1, 1), (0, 0), (48, 64), (64, 48)])
+def test_an_icon_is_as_large_as_the_picture_in_it_whatever_its_directory_says(inside, stated):
+    buffer = io.BytesIO()
+    Image.fromarray(photo()).save(buffer, "ICO", sizes=[(64, 48)], bitmap_format=inside)
+    data = bytearray(buffer.getvalue())
+    data[6:8] = bytes(stated)
+    found = open_picture(bytes(data), max_pixels=64 * 48)
+    assert found.size == (48, 64)
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels[..., :3], photo())
+    with pytest.raises(ImageError, match=r"declares 64×48 pixels, .* over the limit"):
+        open_picture(bytes(data), max_pixels=64 * 48 - 1)
+
+
+@pytest.mark.parametrize("kind", ["core", "info", "first row on top", "beyond the directory"])
+def test_every_header_of_a_bitmap_in_an_icon_tells_its_size(kind):
+    height, width = (40, 320) if kind == "beyond the directory" else (40, 64)
+    if kind == "core":
+        header = struct.pack("<LHHHH", 12, width, 2 * height, 1, 24)
+    else:
+        rows = -2 * height if kind == "first row on top" else 2 * height
+        header = struct.pack("<LllHHLLllLL", 40, width, rows, 1, 24, 0, 0, 0, 0, 0, 0)
+    pixels = photo(height, width)
+    rows = pixels if kind == "first row on top" else pixels[::-1]
+    bitmap = header + rows[..., ::-1].tobytes() + bytes(height * width // 8)
+    data = struct.pack("<HHHBBBBHHLL", 0, 1, 1, 16, 16, 0, 0, 1, 24, len(bitmap), 22) + bitmap
+    found = open_picture(data)
+    assert found.size == (height, width)
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels[..., :3], pixels)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8])
+def test_an_icon_whose_bitmap_ends_in_its_header_is_refused(size):
+    data = struct.pack("<HHHBBBBHHLL", 0, 1, 1, 16, 16, 0, 0, 1, 24, size, 22) + struct.pack("<LL", 40, 16)[:size]
+    with pytest.raises(ImageError, match="broken"):
+        open_picture(data)
 
 
 def test_pages_are_no_animation():

@@ -28,6 +28,7 @@ from pictures import (
     SKIMAGE,
     WIDE_GAMUT,
     XMP,
+    Nearest,
     animation,
     exif,
     full_metadata,
@@ -37,11 +38,16 @@ from pictures import (
 )
 from PIL import Image, ImageCms, ImageOps
 
+from hasn_cli.batch.settings import Settings
+from hasn_cli.batch.work import bytes_needed
+from hasn_cli.enlarge import Size, enlarge
 from hasn_cli.errors import HasnError, ImageError, OutputError
 from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Text, check_can_hold, open_picture, write_picture
+from hasn_cli.images.adapt import adapt
 from hasn_cli.images.color import to_srgb
 from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
 from hasn_cli.images.metadata import apply_orientation, resized, upright
+from hasn_cli.images.picture import Picture, Shape
 
 LOSSLESS = EncodeOptions(lossless=True)
 
@@ -363,11 +369,6 @@ def test_gray_profiles_stay_with_gray_pictures():
         assert (found.channels, found.metadata.icc) == (1, path.read_bytes())
 
 
-def test_a_broken_profile_costs_nothing_but_itself():
-    shown = picture(photo(), metadata=Metadata(icc=b"no profile at all" * 20))
-    np.testing.assert_array_equal(pixels_of(encoded(shown, "bmp")), photo())
-
-
 def test_a_linear_png_is_not_darkened_in_a_format_without_gamma():
     linear = np.rint((photo() / 255) ** 2.2 * 65535).astype(np.uint16)
     shown = picture(linear, metadata=Metadata(gamma=1.0))
@@ -406,6 +407,121 @@ def test_the_background_is_of_srgb_whatever_the_pictures_profile():
     shown = picture(clear, "tiff", metadata=Metadata(icc=WIDE_GAMUT))
     found = pixels_of(encoded(shown, "pfm", EncodeOptions(background="#20c040")))
     np.testing.assert_allclose(found[0, 0], np.array([0x20, 0xC0, 0x40]) / 255, atol=1e-6)
+
+
+LINEAR = bytes(imagecodecs.cms_profile("rgb", whitepoint=(0.3127, 0.329),
+               primaries=(0.64, 0.33, 0.3, 0.6, 0.15, 0.06), gamma=1.0))  # fmt: skip
+LINEAR_GRAY = bytes(imagecodecs.cms_profile("gray", whitepoint=(0.3127, 0.329), gamma=1.0))
+
+
+def from_light(samples: np.ndarray) -> np.ndarray:
+    """8-bit linear samples, none of them dark, as sRGB has them."""
+    return 255 * (1.055 * (samples / 255) ** (1 / 2.4) - 0.055)
+
+
+def shown_in_srgb(data: bytes) -> np.ndarray:
+    """H×W×3 of a file's first frame without its alpha, through its profile, which has to be of its kind of colour."""
+    with Image.open(io.BytesIO(data)) as image:
+        shown = image.convert("RGB" if image.mode.startswith("RGB") else "L")
+        if image.info.get("icc_profile"):
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+            assert profile.profile.xcolor_space.strip() == {"L": "GRAY", "RGB": "RGB"}[shown.mode]
+            shown = ImageCms.profileToProfile(shown, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return np.asarray(shown.convert("RGB")).astype(float)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [Metadata(gamma=1.0), Metadata(icc=LINEAR_GRAY), Metadata(icc=LINEAR), Metadata(cicp=b"\x09\x08\0\1")],
+    ids=["gamma", "gray profile", "RGB profile", "code points"],
+)
+@pytest.mark.parametrize(
+    ("format", "channels"),
+    [("jpeg", 1), ("bmp", 1), ("ppm", 1)]
+    + [(name, channels) for name in ("tiff", "webp", "avif") for channels in (1, 2)],
+)
+def test_gray_is_as_bright_in_every_format_as_its_profile_says(format, channels, stated):
+    pixels = photo(channels=channels) // 2 + np.uint8(100)
+    found = shown_in_srgb(encoded(picture(pixels, metadata=stated), format))
+    assert np.abs(found - from_light(pixels[..., :1])).max() < (8 if format == "jpeg" else 2)
+
+
+@pytest.mark.parametrize("format", ["webp", "avif"])
+def test_gray_that_moves_is_as_bright_as_its_profile_says(format):
+    frames = [Frame(photo(channels=1)[:, ::step] // 2 + np.uint8(100), 50.0) for step in (1, -1)]
+    film = picture(frames[0].pixels, frames=frames, frame_count=2, loop=0, metadata=Metadata(icc=LINEAR_GRAY))
+    found = shown_in_srgb(encoded(film, format, EncodeOptions()))
+    assert np.abs(found - from_light(frames[0].pixels)).mean() < 2
+
+
+@pytest.mark.parametrize("format", ["tiff", "webp", "png"])
+def test_a_gray_profile_of_a_gray_picture_is_kept_only_where_the_file_is_gray(format):
+    found = open_picture(encoded(picture(photo(channels=2), metadata=Metadata(icc=LINEAR_GRAY)), format)).metadata
+    assert found == Metadata(icc=None if format == "webp" else LINEAR_GRAY)
+
+
+def test_a_palette_of_grays_with_a_profile_goes_through_it():
+    image = Image.fromarray(photo(channels=1)[..., 0] // 2 + np.uint8(100)).convert("P")
+    image.putpalette([level for level in range(256) for _ in range(3)])
+    found = open_picture(saved(image, "PNG", icc_profile=LINEAR))
+    with Image.open(io.BytesIO(encoded(found))) as again:
+        assert again.info["icc_profile"] == LINEAR
+    for format in ("png", "jpeg", "tiff", "bmp"):
+        shown = shown_in_srgb(encoded(found, format))
+        assert np.abs(shown - from_light(np.asarray(image)[..., None])).max() < (8 if format == "jpeg" else 2)
+
+
+@pytest.mark.parametrize(("mode", "profile"), [("L", LINEAR), ("LA", LINEAR), ("RGB", LINEAR_GRAY)])
+def test_a_pngs_profile_of_another_kind_of_colour_is_passed_over_as_browsers_do(mode, profile):
+    image = Image.fromarray(photo()).convert(mode)
+    found = open_picture(saved(image, "PNG", icc_profile=profile))
+    assert found.metadata.icc is None
+    np.testing.assert_array_equal(shown_in_srgb(encoded(found, "bmp")), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("profile", [LINEAR[:300], LINEAR_GRAY[:200], b"no profile at all" * 20])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("format", ["bmp", "webp"])
+def test_a_broken_profile_costs_nothing_but_itself(format, channels, profile):
+    shown = picture(photo(channels=channels), metadata=Metadata(icc=profile))
+    with Image.open(io.BytesIO(encoded(shown, format))) as image:
+        np.testing.assert_array_equal(
+            np.asarray(image.convert("RGB")), np.broadcast_to(photo(channels=channels), (48, 64, 3))
+        )
+
+
+@pytest.mark.parametrize("stated", [Metadata(gamma=1.0), Metadata(icc=LINEAR)], ids=["gamma", "profile"])
+def test_a_jpegs_background_is_of_srgb_whatever_the_pictures_profile(stated):
+    pixels = np.full((32, 64, 4), 150, np.uint8)
+    pixels[..., 3] = np.repeat([0, 255], 32)
+    data = encoded(picture(pixels, metadata=stated), "jpeg", EncodeOptions(background="#20c040"))
+    found = shown_in_srgb(data)
+    assert np.abs(found[:, :24] - (0x20, 0xC0, 0x40)).max() <= 3
+    assert np.abs(found[:, 40:] - from_light(pixels[:, 40:, :3])).max() <= 3
+
+
+@pytest.mark.parametrize("stated", [Metadata(gamma=1.0), Metadata(icc=LINEAR_GRAY)], ids=["gamma", "profile"])
+@pytest.mark.parametrize("background", ["#ff0000", "#808080"])
+def test_gray_laid_on_a_background_is_as_bright_as_its_profile_says(background, stated):
+    pixels = np.full((32, 64, 2), 150, np.uint8)
+    pixels[..., 1] = np.repeat([0, 255], 32)
+    found = shown_in_srgb(encoded(picture(pixels, metadata=stated), "jpeg", EncodeOptions(background=background)))
+    assert np.abs(found[:, :24] - tuple(bytes.fromhex(background[1:]))).max() <= 3
+    assert np.abs(found[:, 40:] - from_light(pixels[:, 40:, :1])).max() <= 3
+
+
+@pytest.mark.parametrize(("alpha", "background", "channels"), [(9, "red", 3), (9, "gray", 1), (255, "red", 1)])
+def test_gray_on_a_background_has_as_many_channels_as_it_says(alpha, background, channels):
+    pixels = np.full((8, 8, 2), alpha, np.uint8)
+    adapted = adapt(picture(pixels), "jpeg", EncodeOptions(background=background))
+    assert adapted.channels == channels == next(iter(adapted.frames)).pixels.shape[2]
+
+
+def test_a_profile_is_kept_where_nothing_lets_the_background_show():
+    pixels = np.concatenate([photo(), np.full((48, 64, 1), 255, np.uint8)], axis=2)
+    shown = picture(pixels, metadata=Metadata(icc=WIDE_GAMUT))
+    with Image.open(io.BytesIO(encoded(shown, "jpeg", EncodeOptions(background="red")))) as image:
+        assert image.info["icc_profile"] == WIDE_GAMUT
 
 
 def test_sixteen_bits_are_converted_as_exactly_as_eight():
@@ -456,6 +572,27 @@ def test_exif_changes_only_where_it_must(format, order):
     assert (block.number(private, 0xA002), block.number(private, 0xA003)) == (128, 96)
     assert b"\xff\xd8\xff" not in after
     assert after.index(MAKER_NOTE) == before.index(MAKER_NOTE)
+
+
+@pytest.mark.parametrize("holder", ["main", "interoperability"])
+def test_a_value_behind_the_thumbnail_in_exif_is_kept(holder):
+    def directory(following, *entries):
+        packed = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
+        return struct.pack("<H", len(entries)) + packed + struct.pack("<L", following)
+
+    thumbnail = b"\xff\xd8" + b"T" * 40 + b"\xff\xd9"
+    start, end = 100, 100 + len(thumbnail)
+    small = directory(0, (0x0201, 4, 1, start), (0x0202, 4, 1, len(thumbnail)))
+    if holder == "main":
+        above = directory(26, (0x011A, 5, 1, end)) + small
+    else:
+        above = directory(62, (EXIF_IFD, 4, 1, 26)) + directory(0, (0xA005, 4, 1, 44))
+        above += directory(0, (0x011A, 5, 1, end)) + small
+    block = (b"II*\0" + struct.pack("<L", 8) + above).ljust(start, b"\0") + thumbnail + struct.pack("<LL", 300, 1)
+    after = Exif(resized(Metadata(exif=block), (96, 128)).exif)
+    value = after.find(after.first if holder == "main" else 44, 0x011A)
+    assert value is not None and after.value(value) == struct.pack("<LL", 300, 1)
+    assert b"TTTT" not in after.data
 
 
 def test_sizes_past_16_bits_fit_into_exif():
@@ -626,9 +763,18 @@ def test_large_profiles_and_packets_are_split_or_refused_but_never_cut():
     large = WIDE_GAMUT + bytes(200_000)
     found = open_picture(encoded(picture(photo(), metadata=Metadata(icc=large)), "jpeg"))
     assert found.metadata.icc == large
-    with pytest.raises(ImageError, match="too large for JPEG") as caught:
-        encoded(picture(photo(), metadata=Metadata(xmp=b"x" * 70_000)), "jpeg")
-    assert "--strip" in str(caught.value.hint)
+    for metadata in (Metadata(xmp=b"x" * 70_000), Metadata(icc=WIDE_GAMUT + bytes(17_000_000))):
+        with pytest.raises(ImageError, match="too large for JPEG") as caught:
+            check_can_hold(picture(photo(), metadata=metadata), (48, 64), "jpeg", LOSSLESS)
+        assert "--strip" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("dpi", [(4294967295.0, 4294967295.0), (300.0, 1e30), (300.0, float("inf")), (1e-5, 300.0)])
+@pytest.mark.parametrize("format", ["jpeg", "png", "bmp"])
+def test_a_resolution_that_a_format_cannot_state_is_left_out(format, dpi):
+    found = open_picture(encoded(picture(photo(), metadata=Metadata(dpi=dpi)), format))
+    assert found.metadata.dpi is None
+    np.testing.assert_array_equal(found.size, (48, 64))
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].icc])
@@ -727,6 +873,35 @@ def test_loop_counts_survive(format, loop):
     assert open_picture(encoded(animation(loop=loop), format)).loop == loop
 
 
+def durations_after(durations: list[float], format: str) -> list[float]:
+    """What the durations of an animation become in a format."""
+    shown = [frame.pixels for frame in animation().frames]
+    frames = [Frame(shown[index % 3], duration) for index, duration in enumerate(durations)]
+    film = picture(shown[0], frames=frames, frame_count=len(frames), loop=0)
+    return [frame.duration for frame in open_picture(encoded(film, format)).frames]
+
+
+@pytest.mark.parametrize(("format", "tick"), [("gif", 10), ("webp", 1), ("avif", 1)])
+@pytest.mark.parametrize("durations", [10 * [33.3], 12 * [1000 / 30], [40.4, 12.2, 33.3, 7.7, 104.9, 66.6], 40 * [4.2]])
+def test_durations_are_rounded_so_that_the_whole_lasts_as_long_as_before(format, tick, durations):
+    found = durations_after(durations, format)
+    assert np.abs(np.cumsum(found) - np.cumsum(durations)).max() <= tick / 2 + 1e-6
+    assert len(found) == len(durations)
+
+
+def test_webp_joins_equal_frames_which_last_as_long_together():
+    one, other = (frame.pixels for frame in animation(count=2).frames)
+    frames = [Frame(pixels, 50.0) for pixels in (one, other, other, other, one)]
+    film = picture(one, frames=frames, frame_count=5, loop=0)
+    assert [frame.duration for frame in open_picture(encoded(film, "webp")).frames] == [50, 150, 50]
+
+
+def test_no_frame_of_a_gif_pays_for_what_is_no_rounding_of_another():
+    assert durations_after([1e6, 100.0, 100.0], "gif") == [655_350.0, 100.0, 100.0]
+    # a frame of less than two hundredths would be shown for ten
+    assert durations_after([*(9 * [1000 / 60]), 100.0], "gif") == [*(9 * [20.0]), 100.0]
+
+
 @pytest.mark.parametrize("duration", [0.0, 10.0, 1000 / 30, 1000 / 60, 1001 / 30, 16.7, 120_000.0, 65_535_000.0])
 def test_apng_keeps_any_duration(duration):
     frames = [replace(frame, duration=duration) for frame in animation().frames]
@@ -788,6 +963,20 @@ def test_a_still_that_is_no_part_of_the_apng_is_left_out():
     np.testing.assert_array_equal(next(iter(found.frames)).pixels[..., 3], np.asarray(frames[0])[..., 3])
 
 
+def test_an_apng_whose_first_frame_goes_back_to_nothing_is_clear_there():
+    second = np.zeros((48, 64, 3), np.uint8)
+    second[10:20, 30:40] = 200
+    frames = [Image.fromarray(photo()), Image.fromarray(second)]
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], disposal=[2, 0], blend=0, duration=50)
+    assert struct.pack(">IIII", 10, 10, 30, 10) in data  # the second frame is the patch alone
+    found = open_picture(data)
+    first, last = (frame.pixels for frame in found.frames)
+    np.testing.assert_array_equal(first, np.dstack([photo(), np.full((48, 64), 255, np.uint8)]))
+    np.testing.assert_array_equal(last[..., 3] == 255, second[..., 0] > 0)
+    np.testing.assert_array_equal(last[10:20, 30:40, :3], second[10:20, 30:40])
+    assert found.channels == 4
+
+
 def test_sixteen_bit_apng_comes_back():
     frames = [Frame(np.roll(photo(channels=4, dtype=np.uint16), shift, axis=1), 40.0) for shift in (0, 3, 9)]
     film = picture(frames[0].pixels, frames=frames, frame_count=3, loop=0)
@@ -805,6 +994,93 @@ def test_pages_keep_their_own_size_and_kind():
     for got, wanted in zip(found.frames, pages, strict=True):
         assert got.pixels.dtype == wanted.dtype
         np.testing.assert_array_equal(got.pixels, wanted)
+
+
+def document(*pages: np.ndarray) -> Picture:
+    return picture(pages[0], "tiff", frames=[Frame(page) for page in pages], frame_count=len(pages), paged=True)
+
+
+def test_the_shape_of_every_page_is_known_before_any_is_decoded():
+    pages = [photo(8, 9), photo(20, 30, channels=1), photo(25, 15, channels=4, dtype=np.uint16)]
+    found = open_picture(encoded(document(*pages), "tiff"))
+    assert found.shapes == tuple(Shape(page.shape[:2], page.shape[2], page.dtype) for page in pages)
+    assert found.nbytes == sum(page.nbytes for page in pages)
+    large = enlarge(found, Nearest, Size(width=30))
+    assert [shape.size for shape in large.shapes] == [frame.pixels.shape[:2] for frame in large.frames]
+    alike = open_picture(encoded(document(photo(), photo()), "tiff"))
+    assert alike.shapes == (Shape((48, 64), 3, np.dtype(np.uint8)),)
+    assert alike.nbytes == 2 * photo().nbytes
+
+
+def test_a_page_that_lies_on_its_side_is_known_by_the_shape_it_is_shown_in():
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(photo(8, 8), photometric="rgb")
+        writer.write(photo(20, 30), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    found = open_picture(buffer.getvalue())
+    assert [shape.size for shape in found.shapes] == [frame.pixels.shape[:2] for frame in found.frames]
+
+
+def test_a_page_that_cannot_be_read_is_refused_only_when_its_turn_comes():
+    data = encoded(document(photo(10, 10), photo(100, 100), photo(20, 20)), "tiff")
+    found = open_picture(data, max_pixels=5000)
+    assert [shape.size for shape in found.shapes] == [(10, 10), (20, 20)]
+    assert next(iter(found.frames)).pixels.shape == (10, 10, 3)
+
+
+@pytest.mark.parametrize("pages", [(photo(8, 8), photo(100, 100)), (photo(100, 100), photo(8, 8))])
+def test_all_pages_together_decide_whether_a_tiff_is_big(pages, monkeypatch):
+    source = open_picture(encoded(document(*pages), "tiff"))
+    for limit, version in ((40_000, 42), (20_000, 43)):
+        monkeypatch.setattr("hasn_cli.images.codecs.tiff._4_GIB", limit)
+        assert struct.unpack_from("<H", encoded(source, "tiff"), 2) == (version,)
+
+
+def test_a_batch_counts_the_largest_page():
+    small, large = photo(8, 8), photo(300, 200, dtype=np.uint16)
+    settings = Settings(size=Size(2), memory=2**30)
+    counted = bytes_needed(open_picture(encoded(document(small, large), "tiff")), (16, 16), settings)
+    assert counted == bytes_needed(picture(large), (600, 400), settings)
+
+
+def test_a_page_that_is_out_of_reach_is_counted_for_nothing():
+    pages = open_picture(encoded(document(photo(20, 20), photo(20, 4)), "tiff"))
+    settings = Settings(size=Size(width=40))
+    assert bytes_needed(pages, (40, 40), settings) == bytes_needed(picture(photo(20, 20)), (40, 40), settings)
+
+
+def test_each_page_keeps_its_own_profile_and_resolution():
+    gray = bytes(imagecodecs.cms_profile("gray", whitepoint=(0.3127, 0.329), gamma=1.8))
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(photo(channels=1)[..., 0], photometric="minisblack", iccprofile=gray)
+        writer.write(photo(), photometric="rgb", iccprofile=WIDE_GAMUT, resolution=(300, 300), resolutionunit="inch")
+        writer.write(photo(), photometric="rgb")
+    source = open_picture(buffer.getvalue())
+    for strip, unit in ((False, 2), (True, 1)):
+        with tifffile.TiffFile(io.BytesIO(encoded(source, "tiff", EncodeOptions(strip=strip)))) as file:
+            assert [page.iccprofile for page in file.pages] == [gray, WIDE_GAMUT, None]
+            assert [page.tags.valueof(296) for page in file.pages] == [1, unit, 1]
+            assert strip or file.pages[1].get_resolution("inch") == (300, 300)
+
+
+def test_images_that_share_a_directory_are_not_lost_but_refused(tmp_path):
+    stack = np.zeros((4, 20, 24), np.uint8)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, truncate=True, metadata={"axes": "ZYX"})
+    with pytest.raises(ImageError, match="several images into one directory"):
+        open_picture(tmp_path / "stack.tif")
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    assert open_picture(tmp_path / "stack.tif").frame_count == 4
+
+
+@pytest.mark.parametrize("kind", [{"ome": True}, {}])
+def test_a_description_of_sizes_that_are_no_longer_true_is_left_out(tmp_path, kind):
+    stack = np.zeros((2, 20, 24), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack", metadata={"axes": "ZYX"}, **kind)
+    large = enlarge(open_picture(tmp_path / "in.tif"), Nearest, Size(2))
+    with tifffile.TiffFile(io.BytesIO(encoded(large, "tiff"))) as file:
+        assert [series.shape for series in file.series] == [(2, 40, 48)]
+        assert 270 not in file.pages[0].tags
 
 
 def test_a_thumbnail_in_a_tiff_is_no_page():
@@ -1021,6 +1297,34 @@ def test_jpegs_of_absurdly_many_scans_are_refused(between):
     with pytest.raises(ImageError, match="scans"):
         open_picture(data[:-2] + 100 * (between + data[last:-2]) + data[-2:])
     assert open_picture(data).size == (48, 64)
+
+
+def with_odd_scan(jpeg: bytes, spectrum: bytes) -> bytes:
+    """A JPEG whose scan header ends in other bytes, as some encoders write it."""
+    end = jpeg.index(b"\xff\xda") + 8 + 2 * jpeg[jpeg.index(b"\xff\xda") + 4]
+    return jpeg[: end - 3] + spectrum + jpeg[end:]
+
+
+@pytest.mark.parametrize("spectrum", [b"\0\0\0", b"\0\x3e\0", b"\1\x3f\0", b"\0\x3f\x10"])
+@pytest.mark.parametrize("left_over", [b"", b"\0", bytes(range(1, 40)), b"\xff\0" * 9])
+def test_what_encoders_write_wrongly_in_a_jpeg_costs_nothing(spectrum, left_over):
+    data = saved(Image.fromarray(photo()), "JPEG", quality=90)
+    odd = with_odd_scan(data[:-2] + left_over + data[-2:], spectrum)
+    np.testing.assert_array_equal(pixels_of(odd), pixels_of(data))
+
+
+@pytest.mark.parametrize("restarts", [0, 8])
+@pytest.mark.parametrize("left_over", [b"", bytes(20)])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_what_encoders_write_wrongly_in_a_jpeg_hides_no_damage(restarts, left_over, damage):
+    data = saved(Image.fromarray(photo(256, 256)), "JPEG", quality=90, restart_marker_blocks=restarts)
+    middle = data.index(b"\xff\xd3", len(data) // 2) if restarts else len(data) * 6 // 10
+    noise = np.random.default_rng(0).integers(0, 254, 200, np.uint8).tobytes() if damage == "overwritten" else b""
+    rest = data[middle + 200 : -2] if damage == "overwritten" else b""
+    broken = data[:middle] + noise + rest + left_over + data[-2:]
+    for each in (broken, with_odd_scan(broken, b"\0\0\0")):
+        with pytest.raises(ImageError, match="broken"):
+            pixels_of(each)
 
 
 def test_every_page_is_held_to_the_limit():

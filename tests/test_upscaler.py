@@ -101,15 +101,6 @@ def test_tiles_by_hand_are_near_the_whole_and_go_by_themselves_where_one_holds_i
     assert 0 < np.abs(tiled.upscale(image) - whole).mean() < 0.02
 
 
-def test_a_batch_gives_what_single_pictures_give(network):
-    images = [photo(30, 30), photo(30, 30)[::-1].copy()]
-    upscaler, seen = Upscaler(network, device="cpu"), []
-    results = upscaler.upscale_batch(images, seen.append)
-    for image, result in zip(images, results, strict=True):
-        assert np.array_equal(upscaler.upscale(image), result)
-    assert seen == sorted(seen) and seen[-1] == 1
-
-
 @pytest.mark.parametrize("options", [{}, {"tta": True}, {"tile": 32}])
 def test_progress_rises_to_one(network, options):
     seen: list[float] = []

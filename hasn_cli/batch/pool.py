@@ -1,7 +1,7 @@
 """`UpscalerPool`: the networks of one run, shared by all threads that have pictures.
 
 Each device has one thread, which alone runs networks there. The others hand it their arrays and wait: while they decode
-and encode, it computes. Requests of one kind that have piled up are evaluated together where the device is quicker so.
+and encode, it computes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,6 @@ class _Request:
     image: Image
     progress: Progress | None
     result: Future[tuple[Image, float]] = field(default_factory=Future)
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """Requests of one kind can be evaluated together."""
-        return self.scale, self.image.shape, self.image.dtype
 
 
 class UpscalerPool:
@@ -184,17 +179,13 @@ class UpscalerPool:
 
     def _serve_next(self, device: str) -> bool:
         """Wait for a request and answer it; False if the pool was stopped. No array is held when it returns."""
-        first = self._take()
-        if first is None:
+        request = self._take()
+        if request is None:
             return False
-        group = [first]
         try:
-            upscaler = self.loaded(first.scale, device)
-            group += self._alike(first, upscaler.batch_size(first.image.shape[:2]) - 1)
-            self._run(upscaler, group)
+            request.result.set_result(self._run(self.loaded(request.scale, device), request))
         except BaseException as error:
-            for request in group:
-                request.result.set_exception(error)
+            request.result.set_exception(error)
         return True
 
     def _take(self) -> _Request | None:
@@ -203,32 +194,19 @@ class UpscalerPool:
                 self._change.wait()
             return None if self._stopped else self._requests.popleft()
 
-    def _alike(self, first: _Request, limit: int) -> list[_Request]:
-        """Up to `limit` waiting requests of `first`'s kind, taken off the queue."""
-        with self._change:
-            alike = [request for request in self._requests if request.kind == first.kind][: max(0, limit)]
-            for request in alike:
-                self._requests.remove(request)
-        return alike
-
-    def _run(self, upscaler: Upscaler, group: list[_Request]) -> None:
+    def _run(self, upscaler: Upscaler, request: _Request) -> tuple[Image, float]:
         def progress(fraction: float) -> None:
             if self._stopped:
                 raise Cancelled
-            for request in group:
-                if request.progress is not None:
-                    request.progress(fraction)
+            if request.progress is not None:
+                request.progress(fraction)
 
         began = time.perf_counter()
-        if len(group) == 1:
-            images = [upscaler.upscale(group[0].image, progress)]
-        else:
-            images = upscaler.upscale_batch([request.image for request in group], progress)
+        image = upscaler.upscale(request.image, progress)
         seconds = time.perf_counter() - began
         with self._change:
             self.network_seconds += seconds
-        for request, image in zip(group, images, strict=True):
-            request.result.set_result((image, seconds / len(group)))
+        return image, seconds
 
 
 class PooledUpscaler:

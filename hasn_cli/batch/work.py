@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -19,17 +20,10 @@ from hasn_cli.batch.pool import PooledUpscaler, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PLANE_BYTES, enlarge
-from hasn_cli.errors import DeviceError, HasnError, OutputError, UsageError, WeightsError
-from hasn_cli.images import (
-    WRITABLE,
-    Picture,
-    check_can_hold,
-    format_for_name,
-    open_picture,
-    unfinished,
-    write_picture,
-)
+from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, UsageError, WeightsError
+from hasn_cli.images import WRITABLE, Picture, check_can_hold, format_for_name, open_picture, write_picture
 from hasn_cli.images.formats import sniff
+from hasn_cli.images.picture import Shape
 
 READ_WHOLE = 64 << 20  # files up to so many bytes are read once, for the decoder and for the fingerprint alike
 FEATURE_BYTES = 700  # of the network's feature maps, an LR pixel
@@ -193,17 +187,25 @@ def output_format(target: Place, picture: Picture, settings: Settings) -> str:
 
 
 def bytes_needed(picture: Picture, target_size: tuple[int, int], settings: Settings) -> int:
-    """About how much memory a picture takes on its way.
+    """About how much memory a picture takes on its way; of pages, the one that takes most counts.
 
     The network's feature maps count only against a budget: without one, there is room for those of one picture at a
     time besides.
     """
-    pixel = picture.channels * picture.dtype.itemsize
-    scale = settings.size.network_scale(picture.size)
-    lr = picture.size[0] * picture.size[1]
+    needed = [_page_bytes(Shape(picture.size, picture.channels, picture.dtype), target_size, settings)]
+    for shape in picture.page_shapes:
+        with contextlib.suppress(ImageError):  # out of reach, which is said when its turn comes
+            needed.append(_page_bytes(shape, settings.size.target(shape.size), settings))
+    return max(needed)
+
+
+def _page_bytes(shape: Shape, target_size: tuple[int, int], settings: Settings) -> int:
+    pixel = shape.channels * shape.dtype.itemsize
+    scale = settings.size.network_scale(shape.size)
+    lr = shape.size[0] * shape.size[1]
     sr = max(target_size[0] * target_size[1], lr * scale * scale)
     features = FEATURE_BYTES * lr if settings.memory is not None else 0
-    whole = target_size == (scale * picture.size[0], scale * picture.size[1])
+    whole = target_size == (scale * shape.size[0], scale * shape.size[1])
     planes = 0 if whole and not settings.consistent else PLANE_BYTES * sr
     pictures = pixel * (lr + 3 * sr)  # 3: the result, the encoder's copy of it, and what it encodes into
     return features + planes + pictures
@@ -242,8 +244,7 @@ def write_result(
 
 def _write_file(picture: Picture, target: Path, format: str, settings: Settings, overwrite: bool) -> None:
     try:
-        with unfinished.may_replace(overwrite):
-            write_picture(picture, target, format, settings.encode)
+        write_picture(picture, target, format, settings.encode, overwrite=overwrite)
     except OutputError as error:
         if is_taken(error):
             raise exists_already(target) from error.__cause__

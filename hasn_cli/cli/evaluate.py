@@ -42,7 +42,7 @@ def command(
     As the field does it: 8-bit pictures, MATLAB's luma, as many pixels cut off the border as the scale.
     """
     from hasn_cli.console import printable
-    from hasn_cli.evaluation.benchmark import benchmark, mean_score
+    from hasn_cli.evaluation.benchmark import benchmark, is_finite, mean_score
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
     from hasn_cli.weights.checkpoint import write_atomically
@@ -51,6 +51,9 @@ def command(
         raise OutputError(f"{output} exists already", "--overwrite replaces it")
     upscaler = Upscaler(load_network(weights, scale), device=device)
     scores = [replace(score, name=printable(score.name)) for score in benchmark(hr_dir, upscaler, lr_dir)]
+    perfect = sum(not is_finite(score) for score in scores)
+    if 0 < perfect < len(scores):
+        click.echo(f"the mean leaves out {perfect} of {len(scores)} pictures, whose PSNR is infinite", err=True)
     text = FORMATS[format]([*scores, mean_score(scores)])
     if output is None:
         click.echo(text)
@@ -62,12 +65,14 @@ def command(
 
 
 def _table(scores: Sequence[Score]) -> str:
+    from hasn_cli.evaluation.benchmark import is_finite
+
     width = max(len("picture"), *(len(score.name) for score in scores))
     lines = [f"{'picture':{width}}  PSNR-Y  bicubic    gain  SSIM-Y  bicubic  seconds"]
     for score in scores:
-        gain = score.psnr_y - score.bicubic_psnr_y
+        gain = f"{score.psnr_y - score.bicubic_psnr_y:+6.2f}" if is_finite(score) else f"{'–':>6}"
         lines.append(
-            f"{score.name:{width}}  {score.psnr_y:6.2f}  {score.bicubic_psnr_y:7.2f}  {gain:+6.2f}"
+            f"{score.name:{width}}  {score.psnr_y:6.2f}  {score.bicubic_psnr_y:7.2f}  {gain}"
             f"  {score.ssim_y:.4f}   {score.bicubic_ssim_y:.4f}  {score.seconds:7.2f}"
         )
     lines.insert(-1, "─" * len(lines[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,9 +59,15 @@ def benchmark(hr_folder: Path, upscaler: Upscaler, lr_folder: Path | None = None
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of each column, under the name "mean"."""
+    """The mean of each column, under the name "mean", over the pictures whose PSNR is finite, if there are any."""
+    scores = [score for score in scores if is_finite(score)] or scores
     columns = [field.name for field in fields(Score) if field.name != "name"]
     return Score("mean", *(float(np.mean([getattr(score, column) for score in scores])) for column in columns))
+
+
+def is_finite(score: Score) -> bool:
+    """Whether neither result is the HR picture itself, as those of a picture of one colour are."""
+    return math.isfinite(score.psnr_y) and math.isfinite(score.bicubic_psnr_y)
 
 
 def whole_multiple(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from hasn_cli.errors import ImageError
-from hasn_cli.images.color import lay_on, profile_of, to_dtype, to_srgb
+from hasn_cli.images.color import is_opaque, lay_on, profile_of, to_dtype, to_srgb
 from hasn_cli.images.formats import FORMATS, Format
 from hasn_cli.images.metadata import resized
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, parse_color
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape, parse_color
 
 
 def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     """The picture as `format` is going to hold it, frames still made one by one.
 
-    Samples are rounded to 8 bits where the format has no more; where it has no profiles, colours are converted to sRGB;
-    transparency is laid on the background, and must not be there if none is given.
+    Samples are rounded to 8 bits where the format has no more; where it has no profiles, or none of the picture's kind,
+    colours are converted to sRGB. Where it has no transparency, the first frame is made at once and laid on the
+    background; nothing must be transparent if none is given.
 
     Raises:
         ImageError: it holds one frame only, and the first one alone is not what was asked for.
@@ -28,24 +29,47 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     alone = not (entry.pages if picture.paged else entry.animation)
     if alone and picture.frame_count > 1 and not options.first_frame:
         raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
-    background = parse_color(options.background) if options.background else None
+    if picture.has_alpha and not entry.alpha:
+        picture = _without_alpha(picture, parse_color(options.background) if options.background else None)
     metadata = metadata_for(picture, format, options)
-    profile = None if entry.icc else profile_of(picture.metadata)
+    profile = _misfit(picture, format)
 
     def frames() -> Iterator[Frame]:
-        for frame in picture.frames:
-            yield replace(frame, pixels=_fit(frame.pixels, entry, profile, background))
+        for index, frame in enumerate(picture.frames):
+            by = None if picture.paged and index else profile  # a later page has its own
+            yield replace(frame, pixels=_fit(frame.pixels, entry, by))
             if alone:
                 return
 
+    def fitted(shape: Shape) -> Shape:
+        return replace(shape, dtype=_dtype(shape.dtype, entry))
+
     return replace(
         picture,
-        channels=picture.channels - (picture.has_alpha and not entry.alpha),
         dtype=_dtype(picture.dtype, entry),
+        page_shapes=() if alone else tuple(map(fitted, picture.page_shapes)),
         frames=Again(frames),
         frame_count=1 if alone else picture.frame_count,
         metadata=metadata,
     )
+
+
+def _without_alpha(picture: Picture, background: tuple[int, int, int] | None) -> Picture:
+    """The first frame without its alpha channel; what has a profile goes to sRGB where the background shows.
+
+    The frame is made now, since only its pixels tell whether the background shows, and so whether gray becomes RGB.
+
+    Raises:
+        ValueError: something is transparent and there is no background.
+    """
+    frame = next(iter(picture.frames))
+    pixels, metadata = frame.pixels, picture.metadata
+    profile = profile_of(metadata, picture.channels)
+    if profile is not None and background is not None and not is_opaque(pixels):
+        pixels, metadata = to_srgb(pixels, profile), _of_srgb(metadata)
+    pixels = lay_on(pixels, background)
+    frames = [replace(frame, pixels=pixels)]
+    return replace(picture, channels=pixels.shape[2], frames=frames, metadata=metadata)
 
 
 def _dtype(dtype: np.dtype[Any], entry: Format) -> np.dtype[Any]:
@@ -56,15 +80,13 @@ def _dtype(dtype: np.dtype[Any], entry: Format) -> np.dtype[Any]:
     return np.dtype(np.uint16 if entry.deep and dtype.itemsize > 1 else np.uint8)
 
 
-def _fit(pixels: Pixels, entry: Format, profile: bytes | None, background: tuple[int, int, int] | None) -> Pixels:
-    """Colours go to sRGB before they lose depth, and before they are laid on a background, which is of sRGB."""
+def _fit(pixels: Pixels, entry: Format, profile: bytes | None) -> Pixels:
+    """Pixels of the format's dtype; by a profile that it does not hold, colours go to sRGB before they lose depth."""
     dtype = _dtype(pixels.dtype, entry)
     if pixels.dtype.kind == "f" != dtype.kind and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError("its samples are not between 0 and 1")
     if profile is not None:
         pixels = to_srgb(pixels, profile)
-    if not entry.alpha:
-        pixels = lay_on(pixels, background)
     return to_dtype(pixels, dtype)
 
 
@@ -74,6 +96,28 @@ def metadata_for(picture: Picture, format: str, options: EncodeOptions) -> Metad
     if options.strip:
         shown = ("icc", "gamma", "chromaticities", "srgb_intent", "cicp")
         old = Metadata(**{name: getattr(old, name) for name in shown})
-    if format != "png":  # no other format has gamma and chromaticities
-        old = replace(old, icc=profile_of(old))
+    if _misfit(picture, format) is not None:
+        old = _of_srgb(old)
+    elif format != "png":  # no other format has gamma and chromaticities
+        old = replace(old, icc=profile_of(old, _colors(picture, format)))
     return resized(old, picture.size)
+
+
+def _misfit(picture: Picture, format: str) -> bytes | None:
+    """The profile of a picture that the file is not going to hold, so that colours go to sRGB; None where it is."""
+    colors = _colors(picture, format)
+    profile = profile_of(picture.metadata, colors)
+    fits = FORMATS[format].icc and profile is not None and profile[16:20] == (b"GRAY" if colors == 1 else b"RGB ")
+    return None if fits else profile
+
+
+def _colors(picture: Picture, format: str) -> int:
+    """Channels of the file without its alpha: 3 even for gray where the format has no gray of that kind."""
+    if picture.channels >= 3 or format == "webp":
+        return 3
+    moves = format == "avif" and picture.frame_count > 1
+    return 3 if moves or (format in ("avif", "heic") and picture.channels == 2) else 1
+
+
+def _of_srgb(metadata: Metadata) -> Metadata:
+    return replace(metadata, icc=None, gamma=None, chromaticities=None, srgb_intent=None, cicp=None)

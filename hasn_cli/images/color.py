@@ -181,37 +181,46 @@ def is_hdr(metadata: Metadata) -> bool:
     return metadata.cicp is not None and metadata.cicp[1] in _HDR_CURVES
 
 
-def profile_of(metadata: Metadata) -> bytes | None:
-    """The ICC profile, or one made of what code points, or PNG's gAMA and cHRM, say; None stands for sRGB."""
+def profile_of(metadata: Metadata, channels: int = 3) -> bytes | None:
+    """The ICC profile, or one made of what code points, or PNG's gAMA and cHRM, say; None stands for sRGB.
+
+    Args:
+        metadata: of the picture.
+        channels: of its pixels; a profile made for 1 or 2 is one of gray.
+    """
     if metadata.icc is not None:
         return metadata.icc
+    gray = channels <= 2
     if metadata.cicp is not None:
-        return _profile_of_code_points(metadata.cicp[0], metadata.cicp[1])
+        return _profile_of_code_points(metadata.cicp[0], metadata.cicp[1], gray)
     if metadata.srgb_intent is not None or not metadata.gamma:
         return None
     chromaticities = metadata.chromaticities or _D65 + _SRGB_PRIMARIES
-    usual = np.allclose(chromaticities, _D65 + _SRGB_PRIMARIES, atol=0.002)
+    usual = gray or np.allclose(chromaticities, _D65 + _SRGB_PRIMARIES, atol=0.002)
     if usual and abs(metadata.gamma - _SRGB_GAMMA) < 0.01:
         return None
-    return _make_profile(chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
+    return _make_profile(gray, chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
 
 
-def _profile_of_code_points(primaries: int, transfer: int) -> bytes | None:
+def _profile_of_code_points(primaries: int, transfer: int, gray: bool) -> bytes | None:
     """Of H.273's code points; None for sRGB, and for such as no profile of this kind can express (HDR)."""
-    if primaries not in _H273_PRIMARIES or (primaries == 1 and transfer in _H273_SRGB_CURVES):
+    if primaries not in _H273_PRIMARIES or ((gray or primaries == 1) and transfer in _H273_SRGB_CURVES):
         return None
     if transfer in _H273_GAMMAS:
-        return _make_profile(_D65, _H273_PRIMARIES[primaries], gamma=_H273_GAMMAS[transfer])
+        return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], gamma=_H273_GAMMAS[transfer])
     if transfer not in _H273_SRGB_CURVES:
         return None
     signal = np.linspace(0, 1, 1024)
     light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
-    return _make_profile(_D65, _H273_PRIMARIES[primaries], transferfunction=np.rint(light * 65535).astype(np.uint16))
+    curve = np.rint(light * 65535).astype(np.uint16)
+    return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], transferfunction=curve)
 
 
-def _make_profile(white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
+def _make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
     import imagecodecs
 
+    if gray:
+        return bytes(imagecodecs.cms_profile("gray", whitepoint=white, **curve))
     return bytes(imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, **curve))
 
 
@@ -247,17 +256,21 @@ def lab_to_srgb(samples: Pixels, signed: bool) -> Pixels:
 def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
     """H×W×C pixels, C = 1 to 4, through their profile to sRGB (gray to a gray with sRGB's curve); alpha stays.
 
-    Pixels whose profile is of another colour space are returned as they are. Floats stay beyond 1 where they are
-    brighter than white, and become 0 where sRGB would need less of a primary than none.
+    Gray whose profile is of RGB is taken as equal parts of it. Other pixels whose profile is of another colour space,
+    or broken, are returned as they are. Floats stay beyond 1 where they are brighter than white, and become 0 where
+    sRGB would need less of a primary than none.
     """
+    import imagecodecs
+
     colors = 1 if pixels.shape[2] <= 2 else 3
-    if icc[16:20] != (b"GRAY" if colors == 1 else b"RGB "):
+    space = {b"GRAY": "gray", b"RGB ": "rgb"}.get(icc[16:20])
+    if space is None or (space == "gray" and colors == 3):
         return pixels
-    color = np.ascontiguousarray(pixels[..., :colors])
-    if colors == 1:
-        converted = _transform(color[..., 0], icc, "gray", srgb_profile(), "rgb")[..., :1]
-    else:
-        converted = _transform(color, icc, "rgb", srgb_profile(), "rgb")
+    color = pixels[..., 0] if space == "gray" else np.broadcast_to(pixels[..., :colors], (*pixels.shape[:2], 3))
+    try:
+        converted = _transform(color, icc, space, srgb_profile(), "rgb")[..., :colors]
+    except imagecodecs.CmsError:
+        return pixels
     if pixels.dtype.kind == "f":
         converted = np.maximum(converted, 0)
     return np.concatenate([converted, pixels[..., colors:]], axis=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,9 @@ from hasn_cli.images.picture import EncodeOptions, Frame, Picture
 from hasn_cli.images.unfinished import replacing
 
 
-def write_picture(picture: Picture, target: Path | BinaryIO, format: str, options: EncodeOptions) -> None:
+def write_picture(
+    picture: Picture, target: Path | BinaryIO, format: str, options: EncodeOptions, *, overwrite: bool = True
+) -> None:
     """Encode a picture; its frames are asked for one by one, so this is where lazy ones are computed.
 
     Args:
@@ -24,10 +28,11 @@ def write_picture(picture: Picture, target: Path | BinaryIO, format: str, option
         target: a path: the file appears there complete, or not at all; or a stream, which gets the bytes at the end.
         format: the name of a format, as in `Picture.format`.
         options: how.
+        overwrite: whether a file that is there when all is written may be replaced.
 
     Raises:
         ImageError: the format cannot hold the picture, or its frames turn out to be broken.
-        OutputError: the target cannot be written.
+        OutputError: the target cannot be written; because of a `FileExistsError` if it is not to be overwritten.
         Exception: whatever the picture's frames raise.
     """
     if format not in FORMATS:
@@ -38,7 +43,7 @@ def write_picture(picture: Picture, target: Path | BinaryIO, format: str, option
     try:
         adapted = adapt(replace(picture, frames=frames), format, options)
         if isinstance(target, Path):
-            _write_file(adapted, target, format, options)
+            _write_file(adapted, target, format, options, overwrite)
         else:
             buffer = io.BytesIO()
             codecs.write(adapted, buffer, format, options)
@@ -75,18 +80,22 @@ def _title(target: Path | BinaryIO) -> str:
 
 
 def check_target(target: Path) -> None:
-    """See that no pipe, device or folder would be replaced by a picture.
+    """See that no pipe, device or folder would be replaced by a picture, and that its folder can be written to.
 
     Raises:
-        OutputError: `target` is there, and is no regular file nor a link to one.
+        OutputError: `target` is there, and is no regular file nor a link to one; or its folder, or where that is to be
+            made, is closed.
     """
     if target.exists() and not target.is_file():
         raise OutputError(f"{target}: is no regular file", "to write into a pipe or a device, use -o - and redirect it")
+    folder = next(folder for folder in target.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: {os.strerror(errno.EACCES)}", "choose another place with -o")
 
 
-def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions) -> None:
+def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions, overwrite: bool) -> None:
     """Encode into a temporary file beside the target and move it into place; a link is written through."""
     check_target(target)
     target = target.resolve() if target.is_symlink() else target
-    with replacing(target) as stream:
+    with replacing(target, overwrite=overwrite) as stream:
         codecs.write(picture, stream, format, options)

@@ -160,13 +160,14 @@ class Exif(Directories):
             return
         start, end = thumbnail
         self.data[start:end] = bytes(end - start)
-        if end + 8 >= len(self.data):
+        if end + 8 >= len(self.data) and not self._overlaps(start, len(self.data)):
             del self.data[start:]
 
     def _overlaps(self, start: int, end: int) -> bool:
         """Whether the main picture's own directories or values reach into a range, as in a block that is broken."""
         directories = [self.first]
-        directories += [at for tag in (EXIF_IFD, GPS_IFD) if (at := self.number(self.first, tag)) is not None]
+        for tag in (EXIF_IFD, GPS_IFD, INTEROP_IFD):  # the last lies below the first
+            directories += [at for above in directories if (at := self.number(above, tag)) is not None]
         for directory in directories:
             link = self.link(directory)
             if link is None or (directory < end and link + 4 > start):

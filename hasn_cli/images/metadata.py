@@ -75,6 +75,14 @@ def resized(metadata: Metadata, size: tuple[int, int]) -> Metadata:
     return replace(metadata, exif=bytes(block.data) if block else None, xmp=xmp)
 
 
+def whole_resolution(dpi: tuple[float, float] | None, length: float, most: int) -> tuple[int, int] | None:
+    """A resolution as whole numbers of pixels per `length` inches; None where one of them is not from 1 to `most`."""
+    if dpi is None or not all(0.5 < value * length <= most for value in dpi):
+        return None
+    across, down = (round(value * length) for value in dpi)
+    return across, down
+
+
 def decoded_comment(data: bytes) -> str:
     """A comment of a format that says nothing of its encoding: UTF-8, or else Latin-1, which takes any bytes."""
     try:

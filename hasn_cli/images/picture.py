@@ -22,10 +22,13 @@ class Frame:
         pixels: H×W×C; C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA (alpha never multiplied into the colour); uint8 or
             uint16 over their whole range, or float32 in a range of its own (alpha in [0, 1]).
         duration: how long it is shown, in milliseconds; None where nothing moves.
+        icc, dpi: of a document's page after the first, as `Metadata` has the first one's.
     """
 
     pixels: Pixels
     duration: float | None = None
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,19 @@ class Metadata:
     cicp: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a frame is going to be: (height, width) as shown, channels and dtype as in `Frame.pixels`."""
+
+    size: tuple[int, int]
+    channels: int
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return self.size[0] * self.size[1] * self.channels * self.dtype.itemsize
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A picture as read or as computed: a header that is known at once, and frames that are made when asked for.
@@ -84,6 +100,7 @@ class Picture:
         loop: how many times an animation is played, 0 for ever; None for what is no animation.
         paged: the frames are pages of a document, which may differ in size, and not an animation.
         lossless: the file it was read from kept each pixel exactly.
+        page_shapes: of each page, as far as its header can be read; empty where all frames are as the first.
     """
 
     name: str
@@ -97,6 +114,19 @@ class Picture:
     paged: bool = False
     lossless: bool = True
     metadata: Metadata = field(default_factory=Metadata)
+    page_shapes: tuple[Shape, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of each page; of an animation or a still, one, which stands for every frame."""
+        return self.page_shapes or (Shape(self.size, self.channels, self.dtype),)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all frames together."""
+        if self.page_shapes:
+            return sum(shape.nbytes for shape in self.page_shapes)
+        return self.frame_count * self.shapes[0].nbytes
 
     @property
     def has_alpha(self) -> bool:

@@ -13,7 +13,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +23,6 @@ PREFIX = ".hasn-"
 SUFFIX = ".part"
 LOCKS = sys.platform != "win32"
 _START = secrets.token_hex(6)
-_MAY_REPLACE = ContextVar("may_replace", default=True)
 
 
 def owner() -> str:
@@ -33,21 +31,11 @@ def owner() -> str:
 
 
 @contextlib.contextmanager
-def may_replace(allowed: bool) -> Iterator[None]:
-    """Whether `replacing`, called inside by this thread, replaces a target that is there, as it else does."""
-    token = _MAY_REPLACE.set(allowed)
-    try:
-        yield
-    finally:
-        _MAY_REPLACE.reset(token)
-
-
-@contextlib.contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
+def replacing(target: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     """A file to write, which is flushed to the disk and becomes `target` in the end, or vanishes with an exception.
 
     Raises:
-        FileExistsError: there is a target by then, and `may_replace` forbids to replace it.
+        FileExistsError: there is a target by then, and it is not to be overwritten.
         OSError: it cannot be made, written or moved.
     """
     stream, path = _create(target.parent)
@@ -59,17 +47,17 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 path.chmod(target.stat().st_mode & 0o777)
             if LOCKS:
-                _move(path, target)  # while it is locked, lest someone take it for abandoned
+                _move(path, target, overwrite)  # while it is locked, lest someone take it for abandoned
         if not LOCKS:
-            _move(path, target)
+            _move(path, target, overwrite)
     except BaseException:
         with contextlib.suppress(OSError):
             path.unlink()
         raise
 
 
-def _move(path: Path, target: Path) -> None:
-    if _MAY_REPLACE.get():
+def _move(path: Path, target: Path, overwrite: bool) -> None:
+    if overwrite:
         path.replace(target)
         return
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -82,16 +82,6 @@ class Upscaler:
             BudgetError: it does not fit the memory budget in any allowed way.
         """
         return self._plan(size, channels, itemsize, self._computing, self._held)
-
-    def batch_size(self, size: tuple[int, int]) -> int:
-        """How many pictures of `size` are best evaluated together."""
-        return 1
-
-    def upscale_batch(self, images: Sequence[Image], progress: Progress | None = None) -> list[Image]:
-        """`upscale` for several pictures of one size and dtype; `progress` is that of all of them."""
-        report = Report(progress)
-        parts = [report.part(i / len(images), 1 / len(images)) for i in range(len(images))]
-        return [self.upscale(image, part.tell) for image, part in zip(images, parts, strict=True)]
 
     def close(self) -> None:
         """End the threads. The next picture would start new ones."""

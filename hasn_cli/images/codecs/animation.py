@@ -28,6 +28,27 @@ def to_image(pixels: Pixels) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
+class Ticks:
+    """Durations in whole units; what rounding takes from one frame the next gets, so that the whole lasts as long.
+
+    Args:
+        unit: in milliseconds.
+        least: what no frame is shortened below that is as long by itself.
+    """
+
+    def __init__(self, unit: int, least: int = 0) -> None:
+        self._unit = unit
+        self._least = least
+        self._due = 0.0
+
+    def __call__(self, duration: float | None) -> int:
+        """The next frame's, from its duration in milliseconds."""
+        alone = (duration or 0) / self._unit
+        ticks = max(round(self._due + alone), self._least if round(alone) >= self._least else 0)
+        self._due = max(self._due + alone - ticks, -0.5)  # more is no matter of rounding
+        return ticks
+
+
 class Film(Image.Image):
     """A picture's frames as one Pillow image that is sought through, each frame made when its turn comes.
 
@@ -42,6 +63,7 @@ class Film(Image.Image):
         self.n_frames = picture.frame_count
         self.is_animated = True
         self.durations = [0] * picture.frame_count
+        self._ticks = Ticks(1)
         self.seek(0)
 
     def seek(self, frame: int) -> None:
@@ -51,7 +73,7 @@ class Film(Image.Image):
         while self._at < frame:
             shown = next(self._coming)
             self._at += 1
-            self.durations[self._at] = round(shown.duration or 0)
+            self.durations[self._at] = self._ticks(shown.duration)
             image = to_image(shown.pixels)
             image = image.convert("RGB") if image.mode == "L" else image
             self.im: Any = image.im

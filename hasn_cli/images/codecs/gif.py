@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image
 
 from hasn_cli.errors import ImageError
-from hasn_cli.images.codecs.animation import changed_area, to_image
+from hasn_cli.images.codecs.animation import Ticks, changed_area, to_image
 from hasn_cli.images.metadata import decoded_comment
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Limit, Source
 
 _KEEP, _CLEAR, _RESTORE = 1, 2, 3  # what happens to a frame's rectangle before the next frame
 _COLORS = 256
+_SHORTEST = 2  # hundredths of a second: browsers show what is shorter for a tenth
 _EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
 _CONTROL, _COMMENT, _APPLICATION = 0xF9, 0xFE, 0xFF
 _NO_CONTROL: tuple[int, int, int | None] = (0, 0, None)
@@ -201,12 +202,13 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
         if text.key == "Comment":
             stream.write(b"\x21\xfe" + _sub_blocks(text.value.encode()))
     canvas: Pixels | None = None
+    ticks = Ticks(10, least=_SHORTEST)
     for frame, following in _pairs(picture):
         if frame.pixels.shape[:2] != picture.size:
             raise ImageError(f"{picture.name}: its frames differ in size", "write it as TIFF")
         clear = following is not None and bool((frame.pixels[..., 3] & ~following.pixels[..., 3]).any())
         top, left, bottom, right = (0, 0, height, width) if clear else changed_area(canvas, frame.pixels)
-        _write_frame(stream, frame, (top, left, bottom, right), clear)
+        _write_frame(stream, frame, (top, left, bottom, right), clear, min(ticks(frame.duration), 0xFFFF))
         canvas = np.zeros_like(frame.pixels) if clear else frame.pixels
     stream.write(b"\x3b")
 
@@ -226,11 +228,10 @@ def _pairs(picture: Picture) -> Iterator[tuple[Frame, Frame | None]]:
         yield frame, None
 
 
-def _write_frame(stream: BinaryIO, frame: Frame, area: tuple[int, int, int, int], clear: bool) -> None:
+def _write_frame(stream: BinaryIO, frame: Frame, area: tuple[int, int, int, int], clear: bool, hundredths: int) -> None:
     top, left, bottom, right = area
     # readers differ in what a frame without a transparent colour is cleared to, so one to be cleared has one
     indices, palette, transparent = _quantize(frame.pixels[top:bottom, left:right], transparent=clear)
-    hundredths = min(round((frame.duration or 0) / 10), 0xFFFF)
     flags = (_CLEAR if clear else _KEEP) << 2 | (transparent is not None)
     stream.write(b"\x21\xf9\x04" + struct.pack("<BHBB", flags, hundredths, transparent or 0, 0))
     stream.write(b"\x2c" + struct.pack("<HHHHB", left, top, right - left, bottom - top, 0x87) + palette)

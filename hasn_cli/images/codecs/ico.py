@@ -15,6 +15,8 @@ from hasn_cli.images.codecs import png
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
 from hasn_cli.images.source import Limit, Source
 
+_CORE_HEADER = 12  # bytes of the header that OS/2 began with, whose sides are of 16 bits
+
 
 @dataclass(frozen=True, order=True)
 class _Entry:
@@ -41,17 +43,24 @@ def read(source: Source, limit: Limit) -> Picture:
         raise ValueError("the file is truncated")
     if inside.startswith(png.SIGNATURE):
         return replace(png.read(Source(inside, source.name), limit), format="ico", frame_count=1)
-    alone = data[:4] + struct.pack(
-        "<HBBBBHHLL", 1, best.width % 256, best.height % 256, 0, 0, 1, best.depth, len(inside), 22
-    )
+    height, width = _bitmap_size(inside)
+    limit.check(source.name, height, width)
+    alone = data[:4] + struct.pack("<HBBBBHHLL", 1, 0, 0, 0, 0, 1, best.depth, len(inside), 22) + inside
 
     def frames() -> Iterator[Frame]:
-        with IcoImagePlugin.IcoImageFile(io.BytesIO(alone + inside)) as image:
-            yield Frame(np.asarray(image.convert("RGBA")))
+        yield Frame(np.asarray(IcoImagePlugin.IcoFile(io.BytesIO(alone)).frame(0).convert("RGBA")))
 
-    size = (best.height, best.width)
-    limit.check(source.name, *size)
-    return Picture(source.name, "ico", size, 4, np.dtype(np.uint8), Again(frames))
+    return Picture(source.name, "ico", (height, width), 4, np.dtype(np.uint8), Again(frames))
+
+
+def _bitmap_size(bitmap: bytes) -> tuple[int, int]:
+    """Height and width after a bitmap's own header, since the icon's directory need not be true.
+
+    The header counts the rows of the mask too, as many again; it gives them as negative where the first is on top.
+    """
+    core = struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER
+    width, height = struct.unpack_from("<HH" if core else "<Ll", bitmap, 4)
+    return abs(height) // 2, width
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

@@ -19,7 +19,7 @@ import simplejpeg
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
-from hasn_cli.images.metadata import decoded_comment
+from hasn_cli.images.metadata import decoded_comment, whole_resolution
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Limit, Source
 
@@ -30,11 +30,15 @@ _ICC = b"ICC_PROFILE\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _MAX_BODY = 0xFFFF - 2
+_PIECE, _MAX_PIECES = _MAX_BODY - 14, 255  # of a profile
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xef\xfe]")  # of those that libjpeg knows, such as stand before a length
 _MAX_SCANS = 100  # encoders make some ten; hundreds are there to keep a decoder busy
-_HARMLESS = re.compile(r"Invalid SOS parameters|Corrupt JPEG data: \d\d? extraneous bytes before marker 0xd9")
+_WHOLE_SPECTRUM = b"\0\x3f\0"  # what a sequential scan's header ends in
+_LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d\d?) extraneous bytes before marker 0xd9")
+_MAX_CUTS = 8  # one may not do: libjpeg counts any number of 0xff with the zero after them as one byte or two
 _CMYK = ("CMYK", "YCCK")
 
 
@@ -73,7 +77,8 @@ def read(source: Source, limit: Limit) -> Picture:
     limit.check(source.name, height, width)
     if depth != 8:
         raise ValueError(f"{depth} bits a sample are not supported")
-    if sum(1 for _ in islice(_scans(data), _MAX_SCANS + 1)) > _MAX_SCANS:
+    scans = (marker for marker, _ in _markers(data) if marker == _SOS)
+    if sum(1 for _ in islice(scans, _MAX_SCANS + 1)) > _MAX_SCANS:
         raise ValueError("it has absurdly many scans")
     metadata = _metadata(parts)
 
@@ -92,15 +97,17 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _scans(data: bytes) -> Iterator[int]:
-    """Where each scan begins, up to the end of the first picture: what comes after it, such as a video, is not its own.
+def _markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Each marker and where it stands, up to the end of the first picture: what comes after it is not its own.
 
     As libjpeg does, whatever lies between a segment's end and the next marker is skipped.
     """
     at = 2
-    while (found := _MARKER.search(data, at)) and (marker := data[found.start() + 1]) != _EOI:
-        if marker == _SOS:
-            yield found.start()
+    while found := _MARKER.search(data, at):
+        marker = data[found.start() + 1]
+        yield marker, found.start()
+        if marker == _EOI:
+            return
         at = found.end()
         if at + 2 <= len(data):
             at += max(2, struct.unpack_from(">H", data, at)[0])
@@ -109,14 +116,48 @@ def _scans(data: bytes) -> Iterator[int]:
 def _decode(data: bytes, icc: bytes | None) -> Pixels:
     space = simplejpeg.decode_jpeg_header(data)[2]
     wanted = {"Gray": "GRAY"}.get(space, "CMYK" if space in _CMYK else "RGB")
-    try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, wanted)
-    except ValueError as error:
-        if not _HARMLESS.search(str(error)):
-            raise
-        pixels = simplejpeg.decode_jpeg(data, wanted, strict=False)
+    pixels = _decode_strictly(_with_plain_scans(data), wanted)
     # four components are stored inverted, as Adobe began to do it and everybody since
     return cmyk_to_srgb(255 - pixels, icc) if space in _CMYK else pixels
+
+
+def _with_plain_scans(data: bytes) -> bytes:
+    """The file with the one range of coefficients that a sequential scan can have in the header of each.
+
+    Some encoders write another there. Nothing reads it, but libjpeg warns, and further warnings would not be heard.
+    """
+    mended = bytearray(data)
+    sequential = False
+    for marker, at in _markers(data):
+        sequential = sequential or marker in _SEQUENTIAL
+        if sequential and marker == _SOS and at + 4 < len(data):
+            end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+            if end == at + 8 + 2 * data[at + 4] and end <= len(data):
+                mended[end - 3 : end] = _WHOLE_SPECTRUM
+    return bytes(mended)
+
+
+def _decode_strictly(data: bytes, wanted: str) -> Pixels:
+    """Pixels, if libjpeg has nothing to complain of but a few bytes left over at the end, which then are taken out.
+
+    The first complaint is the only one that is heard: to disregard this one would be to miss any that follows.
+    """
+    for _ in range(_MAX_CUTS):
+        try:
+            pixels: Pixels = simplejpeg.decode_jpeg(data, wanted)
+            return pixels
+        except ValueError as error:
+            if not (found := _LEFT_OVER.search(str(error))):
+                raise
+        data = _without_left_over(data, int(found[1]))
+    raise ValueError("bytes left over at its end")
+
+
+def _without_left_over(data: bytes, count: int) -> bytes:
+    """The file without as many bytes at the end of its last scan, and without the 0xff that may fill up after them."""
+    end = next((at for marker, at in _markers(data) if marker == _EOI), 0)
+    scans = data[:end].rstrip(b"\xff")
+    return scans[: len(scans) - count] + data[end:]
 
 
 def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
@@ -165,18 +206,20 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
 
 
 def check_metadata(name: str, metadata: Metadata) -> None:
-    """See that each piece of metadata fits into a segment.
+    """See that each piece of metadata fits into a segment, and the profile into as many as can be numbered.
 
     Raises:
         ImageError: one does not.
     """
+    if len(metadata.icc or b"") > _MAX_PIECES * _PIECE:
+        raise ImageError(f"{name}: its colour profile is too large for JPEG", "use -f png; --strip keeps the profile")
     if any(len(body) > _MAX_BODY for _, body in _metadata_segments(metadata)):
         raise ImageError(f"{name}: its metadata is too large for JPEG", "use --strip, or -f png")
 
 
 def _metadata_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
-    density = [min(round(value), 0xFFFF) for value in metadata.dpi or (1, 1)]
-    yield _APP0, b"JFIF\0\1\1" + struct.pack(">BHHBB", metadata.dpi is not None, *density, 0, 0)
+    density = whole_resolution(metadata.dpi, 1, 0xFFFF)
+    yield _APP0, b"JFIF\0\1\1" + struct.pack(">BHHBB", density is not None, *(density or (1, 1)), 0, 0)
     if metadata.exif:
         yield _APP1, _EXIF + metadata.exif
     if metadata.xmp:
@@ -186,8 +229,7 @@ def _metadata_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
     if metadata.iptc:
         yield _APP13, _PHOTOSHOP + photoshop_from_iptc(metadata.iptc)
     icc = metadata.icc or b""
-    step = _MAX_BODY - 14
-    pieces = [icc[at : at + step] for at in range(0, len(icc), step)]
+    pieces = [icc[at : at + _PIECE] for at in range(0, len(icc), _PIECE)]
     for number, piece in enumerate(pieces, 1):
         yield _APP2, _ICC + bytes([number, len(pieces)]) + piece
     for text in metadata.text:

@@ -15,12 +15,13 @@ from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugi
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
 from hasn_cli.images.color import code_points, widen
-from hasn_cli.images.metadata import without_orientation
+from hasn_cli.images.metadata import whole_resolution, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
 from hasn_cli.images.source import Limit, Source
 from hasn_cli.machine import count_cores
 
 _AVIF_SPEED = 6  # Pillow's own choice
+_BMP_RESOLUTION = 38  # where it stands in the file
 _METRE = 1 / 0.0254  # inches
 
 
@@ -194,8 +195,10 @@ def _save(picture: Picture, stream: BinaryIO, format: str, arguments: dict[str, 
 def write_bmp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     """Write a BMP: 8-bit gray, 24-bit RGB, or 32-bit RGBA with a header that says so."""
     pixels = np.asarray(to_image(next(iter(picture.frames)).pixels))
-    ppm = round(picture.metadata.dpi[0] * _METRE) if picture.metadata.dpi else None
-    stream.write(imagecodecs.bmp_encode(pixels, ppm=ppm))
+    encoded = bytearray(imagecodecs.bmp_encode(pixels))
+    resolution = whole_resolution(picture.metadata.dpi, _METRE, 2**31 - 1)
+    struct.pack_into("<ll", encoded, _BMP_RESOLUTION, *(resolution or (0, 0)))
+    stream.write(encoded)
 
 
 def write_tga(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

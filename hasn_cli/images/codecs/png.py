@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 import imagecodecs
@@ -20,7 +20,7 @@ from hasn_cli.images.codecs.animation import changed_area
 from hasn_cli.images.codecs.png_metadata import metadata_chunks, read_metadata
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import over
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -80,16 +80,26 @@ class _File:
     @property
     def has_alpha(self) -> bool:
         transparent = self.ihdr[9] in (4, 6) or any(kind == b"tRNS" for kind, _ in self.others)
-        covered = all(frame.dispose != _DISPOSE_BACKGROUND for frame in self.frames)
-        first = self.frames[0]
-        return transparent or not covered or (first.height, first.width) != (self.height, self.width)
+        first, gone = self.frames[0], [frame.dispose for frame in self.frames[:-1]]
+        # before the first frame there is nothing, so that going back to it clears the canvas too
+        uncovered = _DISPOSE_BACKGROUND in gone or gone[:1] == [_DISPOSE_PREVIOUS]
+        return transparent or uncovered or (first.height, first.width) != (self.height, self.width)
 
     @property
     def is_gray(self) -> bool:
         if self.ihdr[9] != 3:
             return self.ihdr[9] in (0, 4)
-        palette = next((body for kind, body in self.others if kind == b"PLTE"), b"")
-        return palette[0::3] == palette[1::3] == palette[2::3]
+        bodies = dict(reversed(self.others))
+        palette = bodies.get(b"PLTE", b"")
+        # the profile that goes with a palette is one of RGB
+        return b"iCCP" not in bodies and palette[0::3] == palette[1::3] == palette[2::3]
+
+    @property
+    def metadata(self) -> Metadata:
+        """Without a profile of another kind of colour than the pixels', which libpng passes over, and so browsers."""
+        metadata = read_metadata(self.others)
+        fits = metadata.icc is not None and (metadata.icc[16:20] == b"GRAY") == self.is_gray
+        return metadata if fits else replace(metadata, icc=None)
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -129,7 +139,7 @@ def read(source: Source, limit: Limit) -> Picture:
         frames=Again(lambda: _compose(_take_apart(source.read()))),
         frame_count=len(file.frames),
         loop=file.loop,
-        metadata=read_metadata(file.others),
+        metadata=file.metadata,
     )
 
 

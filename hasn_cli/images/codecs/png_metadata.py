@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
+from hasn_cli.images.metadata import whole_resolution
 from hasn_cli.images.picture import Metadata, Text
 
 _XMP_KEY = "XML:com.adobe.xmp"
 _MAX_UNPACKED = 64 * 1024 * 1024
+_MAX_INTEGER = 2**31 - 1
 _INCHES_PER_METRE = 1 / 0.0254
 
 
@@ -110,8 +112,8 @@ def metadata_chunks(metadata: Metadata, channels: int) -> Iterator[tuple[bytes, 
         yield b"gAMA", struct.pack(">I", round(metadata.gamma * 100_000))
     if metadata.chromaticities is not None:
         yield b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in metadata.chromaticities))
-    if metadata.dpi is not None:
-        yield b"pHYs", struct.pack(">IIB", *(round(value * _INCHES_PER_METRE) for value in metadata.dpi), 1)
+    if (resolution := whole_resolution(metadata.dpi, _INCHES_PER_METRE, _MAX_INTEGER)) is not None:
+        yield b"pHYs", struct.pack(">IIB", *resolution, 1)
     if metadata.exif:
         yield b"eXIf", metadata.exif
     if metadata.xmp:

@@ -6,6 +6,7 @@ to the finished file along with a first directory that points to them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import tifffile
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.metadata import apply_orientation, upright
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape
 from hasn_cli.images.source import Limit, Source
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say is raised as an error here
@@ -28,7 +29,7 @@ _GRAY = (_PHOTOMETRIC.MINISWHITE, _PHOTOMETRIC.MINISBLACK)
 _CONVERTED = (_PHOTOMETRIC.SEPARATED, _PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB)
 _SHOWN = (*_GRAY, _PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, *_CONVERTED)
 _XMP, _IPTC, _ICC, _PHOTOSHOP = 700, 33723, 34675, 34377
-_ORIENTATION = 274
+_DESCRIPTION, _ORIENTATION = 270, 274
 _RESOLUTION_TAGS = (282, 283, 296)
 _BYTES = 7
 # description, maker, model, orientation, software, time, artist, host, copyright, Windows' XP…, EXIF, GPS
@@ -57,33 +58,35 @@ def read(source: Source, limit: Limit) -> Picture:
         indices = _pages(file)
         page: Any = file.pages[indices[0]]
         _check(source, limit, page)
-        channels, dtype = _shown_as(page)
-        icc = page.tags.valueof(_ICC)
-        converted = page.photometric in _CONVERTED
+        first, shapes = _shape(page), _shapes(source, limit, [file.pages[index] for index in indices])
         orientation = _orientation(page)
-        size = (page.imagelength, page.imagewidth)
         metadata = _metadata(page)
         classic = not file.is_bigtiff
+        # OME's and tifffile's descriptions state the sizes of all that is in the file, which are going to be others
+        kept = _EXIF_TAGS - {_DESCRIPTION} if file.is_ome or file.is_shaped else _EXIF_TAGS
     if classic:
-        metadata = replace(metadata, exif=_lift_exif(source))
+        metadata = replace(metadata, exif=_lift_exif(source, kept))
 
     def frames() -> Iterator[Frame]:
         with source.open() as again, tifffile.TiffFile(again) as opened:
             for index in indices:
                 shown = opened.pages[index]
                 _check(source, limit, shown)
-                yield Frame(apply_orientation(_pixels(shown, icc), _orientation(shown)))
+                turned = _orientation(shown)
+                about = upright(_metadata(shown), turned)
+                yield Frame(apply_orientation(_pixels(shown), turned), icc=about.icc, dpi=about.dpi)
 
     return Picture(
         name=source.name,
         format="tiff",
-        size=size if orientation < 5 else size[::-1],
-        channels=channels,
-        dtype=dtype,
+        size=first.size,
+        channels=first.channels,
+        dtype=first.dtype,
         frames=Again(frames),
         frame_count=len(indices),
         paged=True,
-        metadata=upright(replace(metadata, icc=srgb_profile()) if converted else metadata, orientation),
+        page_shapes=shapes if any(shape != first for shape in shapes) else (),
+        metadata=upright(metadata, orientation),
     )
 
 
@@ -91,12 +94,14 @@ def _pages(file: tifffile.TiffFile) -> list[int]:
     """Which of a file's pictures are pages.
 
     Raises:
-        ValueError: none is, or they are the previews in a camera's raw file.
+        ValueError: none is, they are the previews in a camera's raw file, or several share a directory.
     """
     first: Any = file.pages[0]
     inside = [first, *(first.pages or ())]
     if _DNG_VERSION in first.tags or any(page.photometric in _RAW for page in inside):
         raise ValueError("a camera's raw file, which has to be developed first")
+    if file.is_imagej and (file.imagej_metadata or {}).get("images", 1) > len(file.pages):
+        raise ValueError("ImageJ has put several images into one directory; saved one by one, they can be read")
     shown = [index for index in range(len(file.pages)) if not int(cast(Any, file.pages[index]).subfiletype) & 0b101]
     if not shown:
         raise ValueError("it has no page")
@@ -140,20 +145,31 @@ def _alpha(page: Any) -> int | None:
     return None
 
 
-def _shown_as(page: Any) -> tuple[int, np.dtype[Any]]:
-    """Channels and dtype that the page is going to have."""
+def _shapes(source: Source, limit: Limit, pages: list[Any]) -> tuple[Shape, ...]:
+    found = []
+    for page in pages:
+        with contextlib.suppress(Exception):  # whatever is wrong with a page is said when its turn comes
+            _check(source, limit, page)
+            found.append(_shape(page))
+    return tuple(found)
+
+
+def _shape(page: Any) -> Shape:
+    """What the page is going to be."""
     colors = 1 if page.photometric in _GRAY else 3
     palette = page.photometric == _PHOTOMETRIC.PALETTE
     deep = not _is_8_bit(page.colormap) if palette else page.bitspersample > 8
     dtype = np.float32 if page.dtype.kind == "f" else np.uint16 if deep else np.uint8
-    return colors + (_alpha(page) is not None), np.dtype(dtype)
+    size = (page.imagelength, page.imagewidth)
+    turned = size if _orientation(page) < 5 else size[::-1]
+    return Shape(turned, colors + (_alpha(page) is not None), np.dtype(dtype))
 
 
 def _is_8_bit(colormap: Pixels) -> bool:
     return bool((colormap % 257 == 0).all() or (colormap % 256 == 0).all() or colormap.max() < 256)
 
 
-def _pixels(page: Any, icc: bytes | None) -> Pixels:
+def _pixels(page: Any) -> Pixels:
     data = page.asarray()
     if page.axes == "SYX":
         data = np.moveaxis(data, 0, 2)
@@ -161,7 +177,7 @@ def _pixels(page: Any, icc: bytes | None) -> Pixels:
     colors, alpha = _colors(page), _alpha(page)
     if data.shape[2] < colors:
         raise ValueError(f"{data.shape[2]} samples a pixel are too few")
-    color = _color(page, data[..., :colors], icc)
+    color = _color(page, data[..., :colors])
     if alpha is None:
         return color
     opacity = _stretch(page, data[..., alpha : alpha + 1])
@@ -169,7 +185,7 @@ def _pixels(page: Any, icc: bytes | None) -> Pixels:
     return unpremultiply(pixels) if page.extrasamples[alpha - colors] == 1 else pixels
 
 
-def _color(page: Any, data: Pixels, icc: bytes | None) -> Pixels:
+def _color(page: Any, data: Pixels) -> Pixels:
     """Samples as they are stored to gray or RGB."""
     kind = page.photometric
     if kind == _PHOTOMETRIC.PALETTE:
@@ -185,7 +201,7 @@ def _color(page: Any, data: Pixels, icc: bytes | None) -> Pixels:
         return lab_to_srgb(data, signed=kind == _PHOTOMETRIC.CIELAB)
     samples = _stretch(page, data)
     if kind == _PHOTOMETRIC.SEPARATED:
-        return cmyk_to_srgb(samples, icc)
+        return cmyk_to_srgb(samples, page.tags.valueof(_ICC))
     if kind == _PHOTOMETRIC.MINISWHITE:
         return (1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max) - samples
     return samples
@@ -219,19 +235,19 @@ def _metadata(page: Any) -> Metadata:
     resolution = page.get_resolution(tifffile.RESUNIT.INCH) if 282 in page.tags and 283 in page.tags else (1, 1)
     units = page.tags.valueof(296)
     return Metadata(
-        icc=raw(_ICC),
+        icc=srgb_profile() if page.photometric in _CONVERTED else raw(_ICC),
         xmp=raw(_XMP),
         iptc=raw(_IPTC),
         dpi=resolution if units in (2, 3) and min(resolution) > 0 else None,
     )
 
 
-def _lift_exif(source: Source) -> bytes | None:
-    """The EXIF block that a TIFF's first directory amounts to, None where it says nothing or is broken."""
+def _lift_exif(source: Source, kept: set[int]) -> bytes | None:
+    """The EXIF block that these tags of a TIFF's first directory amount to, None if there are none or it is broken."""
     with source.view() as data:
         file = Directories(data)
         try:
-            below, entries = pack_tree(file, file.first, 8, _EXIF_TAGS.__contains__)
+            below, entries = pack_tree(file, file.first, 8, kept.__contains__)
         except ValueError:
             return None
         if not entries:
@@ -244,12 +260,13 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     """Write a TIFF page by page, losslessly compressed; beyond 4 GB as BigTIFF, which then goes without EXIF."""
     metadata = picture.metadata
     exif = _parsed(metadata.exif)
-    height, width = picture.size
-    size = picture.frame_count * height * width * picture.channels * picture.dtype.itemsize
-    big = size > 0.95 * _4_GIB
+    big = picture.nbytes > 0.95 * _4_GIB
     with tifffile.TiffWriter(stream, bigtiff=big, byteorder=">" if exif and exif.order == ">" else "<") as writer:
-        for frame in picture.frames:
+        for index, frame in enumerate(picture.frames):
             channels = frame.pixels.shape[2]
+            icc, dpi = (frame.icc, frame.dpi) if index else (metadata.icc, metadata.dpi)
+            if options.strip:
+                dpi = None
             writer.write(
                 np.ascontiguousarray(frame.pixels if channels > 1 else frame.pixels[..., 0]),
                 photometric="minisblack" if channels <= 2 else "rgb",
@@ -257,9 +274,9 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
                 extrasamples=["unassalpha"] if channels in (2, 4) else None,
                 compression="zlib",
                 predictor=True,
-                resolution=metadata.dpi,
-                resolutionunit="inch" if metadata.dpi else "none",
-                iccprofile=metadata.icc,
+                resolution=dpi,
+                resolutionunit="inch" if dpi else "none",
+                iccprofile=icc,
                 metadata=None,
                 software=False,
                 contiguous=False,
