@@ -19,6 +19,7 @@ from hasn_cli.images.picture import Again, Frame, Picture
 SCALES = (2, 3, 4)
 PLANE_BYTES = 12  # a pixel: the float planes, of one channel at a time, that reducing and --consistent work in
 ROWS = 64  # that are worked on in double precision at a time
+ASKED = 1 << 20  # samples, about, that tell what most of them span
 PLAIN = 1 / 16  # the least that floats within [0, 1] span to be taken as they are
 PROJECTIONS = 5  # steps of --consistent; the docs say what each brings
 Pixels = NDArray[Any]
@@ -166,17 +167,18 @@ def _enlarge_color(
     color: Pixels, upscaler: Upscales, target: tuple[int, int], consistent: bool, progress: Progress | None
 ) -> Pixels:
     """H×W×(1 or 3), of any dtype and (float) any range, to the target size."""
-    if color.dtype.kind != "f":
-        large = reduce_to(upscaler.upscale(color, progress), target)
-    else:
-        large = _enlarge_floats(color, upscaler, target, progress)
+    if color.dtype.kind == "f":
+        return _enlarge_floats(color, upscaler, target, consistent, progress)
+    large = reduce_to(upscaler.upscale(color, progress), target)
     return _project(large, color) if consistent else large
 
 
-def _enlarge_floats(color: Pixels, upscaler: Upscales, target: tuple[int, int], progress: Progress | None) -> Pixels:
+def _enlarge_floats(
+    color: Pixels, upscaler: Upscales, target: tuple[int, int], consistent: bool, progress: Progress | None
+) -> Pixels:
     """H×W×(1 or 3) floats of any range to the target size, kept in that range.
 
-    The network gets what most samples span as its [0, 1]. What a few have beyond it (the sun in a picture of high
+    The network gets what most values span as its [0, 1]. What others have beyond it (the sun in a picture of high
     dynamic range, heights that stand for missing data) is enlarged by bicubic interpolation, and added.
     """
     from hasn_cli.evaluation.bicubic import resize
@@ -188,6 +190,8 @@ def _enlarge_floats(color: Pixels, upscaler: Upscales, target: tuple[int, int], 
     inside = np.clip(color, black, white)
     unit = ((inside.astype(np.float64) - black) / (white - black)).astype(np.float32)
     large = reduce_to(upscaler.upscale(unit, progress), target)
+    if consistent:
+        large = _project(large, unit)
     for channel in range(color.shape[2]):
         beyond = color[..., channel].astype(np.float64) - inside[..., channel]
         peak = float(np.abs(beyond).max())
@@ -202,8 +206,12 @@ def _enlarge_floats(color: Pixels, upscaler: Upscales, target: tuple[int, int], 
 
 
 def _bulk(pixels: Pixels, low: float, high: float) -> tuple[float, float]:
-    """What most of the samples span, where that is far less than all of them do, from `low` to `high`."""
-    first, last = (float(value) for value in np.percentile(pixels, (1, 99)))
+    """What most of the values span, where that is far less than all of them do, from `low` to `high`.
+
+    A value counts once, however many samples have it: what stands for missing data may fill half a picture.
+    """
+    values = np.unique(pixels.reshape(-1)[:: max(1, pixels.size // ASKED)])
+    first, last = (float(value) for value in np.percentile(values, (5, 95), method="nearest"))
     margin = (last - first) / 2
     if not 0 < 16 * margin < high - low:
         return low, high
@@ -246,15 +254,14 @@ def _project(large: Pixels, small: Pixels) -> Pixels:
     from hasn_cli.evaluation.bicubic import resize
 
     low, high = _range(small)
-    peak = max(abs(low), abs(high)) if small.dtype.kind == "f" else 1.0  # sums of the largest floats would overflow
     result = np.empty_like(large)
     for channel in range(large.shape[2]):
-        wanted, estimate = (pixels[..., channel].astype(np.float32) / np.float32(peak) for pixels in (small, large))
+        wanted = small[..., channel].astype(np.float32)
+        estimate = large[..., channel].astype(np.float32)
         for _ in range(PROJECTIONS):
             missing = wanted - resize(estimate, size=small.shape[:2])
             estimate += resize(missing, size=large.shape[:2])
-            np.clip(estimate, low / peak, high / peak, out=estimate)
-        estimate *= np.float32(peak)
+            np.clip(estimate, low, high, out=estimate)
         result[..., channel] = rounded(estimate, large.dtype)
     return result
 

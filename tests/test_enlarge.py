@@ -173,10 +173,11 @@ def test_floats_of_any_range_are_enlarged_as_well_as_those_from_0_to_1(network, 
 
 @pytest.mark.parametrize("missing", [-9999.0, -3.4028235e38, 1e30])
 @pytest.mark.parametrize("consistent", [False, True])
-def test_a_few_samples_far_from_all_others_leave_those_alone(network, missing, consistent, recwarn):
+@pytest.mark.parametrize("side", [3, 24])
+def test_values_far_from_all_others_leave_those_alone(network, missing, consistent, side, recwarn):
     heights = photo(64, 64, channels=1).astype(np.float32) / 255 * 95 + 405
     expected = enlarge_pixels(heights, network, Size(2), consistent)
-    heights[:3, :3] = missing
+    heights[:side, :side] = missing
     large = enlarge_pixels(heights, network, Size(2), consistent)
     assert abs(float(large[0, 0, 0]) / missing - 1) < 1e-3
     difference = np.abs(large[64:, 64:] - expected[64:, 64:])
