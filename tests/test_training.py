@@ -28,7 +28,7 @@ from hasn_cli.training.log import plot, write_csv
 from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.session import prepare
-from hasn_cli.training.start import DEVIATION, adopt, spatial_deviation, start
+from hasn_cli.training.start import DEVIATION, adopt, revive, shut_channels, spatial_deviation, start
 from hasn_cli.training.trainer import Recipe, Trainer, mean_psnr, schedule
 from hasn_cli.weights import bundled_path
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
@@ -101,6 +101,57 @@ def test_the_trainers_forward_and_its_gradients_are_the_networks(started, height
     wanted, found = (torch.autograd.grad(out.square().mean(), parameters) for out in (expected, sr))
     for name, one, other in zip(names, wanted, found, strict=True):
         assert (one - other).norm() <= 1e-5 * one.norm() + 1e-9, name
+
+
+def half_dead(started) -> HASN:
+    """A network two of whose blocks have lost parts: a product's channels, an ESA, a channel attention."""
+    network = shaken(started[0])
+    with torch.no_grad():
+        network.block_2.f1.conv.bias[:100] = -50
+        network.block_3.esa.conv4.bias[:] = -50
+        attention = network.block_3.cab.cab[3].attention
+        attention[1].weight.zero_()
+        attention[1].bias.fill_(-1)
+    return network
+
+
+def test_what_hardly_fires_is_counted_and_gets_gradients_again_without_a_change_of_the_picture(started):
+    network, lr = half_dead(started), started[1]
+    dead = {
+        "block_2.f1.conv.weight": slice(0, 100),
+        "block_3.esa.conv4.weight": slice(None),
+        "block_3.cab.cab.3.attention.1.weight": slice(None),
+    }
+    parameters = dict(network.named_parameters())
+
+    def learn() -> dict[str, float]:
+        """The largest gradient of each part after a step, since what is behind it begins with zeros."""
+        for _ in range(2):
+            network.zero_grad()
+            (network(lr) - torch.rand(4, 3, 48, 48)).abs().mean().backward()
+            gradients = {name: float(parameters[name].grad[part].abs().max()) for name, part in dead.items()}
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter -= 1e-3 * parameter.grad.sign()
+        return gradients
+
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert all(gradient < 1e-12 for gradient in learn().values())
+    network.load_state_dict(before)
+    expected = network(lr)
+    assert 100 <= shut_channels(network, lr)[1] < 110
+    assert revive(network, lr)[1] >= 100
+    assert shut_channels(network, lr)[1] == 0
+    torch.testing.assert_close(network(lr), expected, rtol=0, atol=0.5 / 255)
+    assert all(gradient > 1e-9 for gradient in learn().values())
+
+
+def test_what_is_alive_is_left_as_it_is(started):
+    network = half_dead(started)
+    revive(network, started[1])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert not any(revive(network, started[1]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 # patches

@@ -87,6 +87,9 @@ def command(data_dir: Path, output: Path, initial: str | None, valid: Path | Non
         return
     if trainer.step:
         click.echo(f"going on from step {trainer.step} in {output}", err=True)
+    elif any(trainer.revived):
+        counts = ", ".join(map(str, trainer.revived))
+        click.echo(f"channels that hardly fired have new filters, in the blocks one by one: {counts}", err=True)
     plots = find_spec("matplotlib") is not None
     if not plots:
         click.echo("no curve.png without matplotlib: pip install 'hasn-cli[train]'", err=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def write_csv(history: Sequence[Report], path: Path) -> None:
     """One row a report; the spatial deviations as `deviation_0` (before the blocks) to `deviation_6`, validation as
-    `psnr_y_xS`, empty where not measured."""
+    `psnr_y_xS` and the blocks' channels that hardly fire as `shut_1` to `shut_6`, empty where not measured."""
     rows = [_row(report) for report in history]
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -37,6 +37,7 @@ def _row(report: Report) -> dict[str, object]:
         "iterations_per_second": f"{report.speed:.3f}",
     }
     row |= {f"deviation_{i}": f"{value:.3e}" for i, value in enumerate(report.deviations)}
+    row |= {f"shut_{i}": count for i, count in enumerate(report.shut, 1)}
     row |= {f"psnr_y_x{scale}": f"{value:.4f}" for scale, value in report.psnr.items()}
     return row
 

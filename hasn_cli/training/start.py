@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from hasn_cli.network import HASB, HASN, ChannelAttention, pad_to_min_side
 
 DEVIATION = 0.1  # spatial standard deviation that each block hands on at the start
+SHUT = 1e-3  # share of the pixels at which a ReLU fires, and of the features that a gate lets through
+FIRING = 0.5  # mean and deviation of what is put before a ReLU6 to open it
+TINY = 1e-6
 NOISE = 0.02  # of a depthwise kernel's taps about the identity
 
 
@@ -112,6 +115,97 @@ def adopt(network: HASN, state: Mapping[str, Tensor]) -> None:
         if state[name].shape[0] != 3 * network.scale**2:
             state[name] = _resample_phases(state[name], network.scale)
     network.load_state_dict(state)
+
+
+@torch.no_grad()
+def revive(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
+    """Give what hardly anything makes fire any more new weights, so that it can learn; the output nearly stays.
+
+    A channel of the gated product whose ReLU6 is shut gets no gradient, and opens never again; nor does an ESA whose
+    gate is shut, or a channel attention whose one ReLU is. Here they are opened, with zeros behind them.
+
+    Args:
+        network: changed in place.
+        lr: N×3×H×W in [0, 1], real patches, which tell what fires.
+        seed: of the new weights.
+
+    Returns:
+        How many channels of each block's gated product, of 156, were shut.
+    """
+    torch.manual_seed(seed)
+    features = network.conv_1(pad_to_min_side(lr))
+    counts = []
+    for block in network.blocks:
+        normed = block.ln(block.dwconv(features))
+        shut = _is_shut(block, normed)
+        counts.append(int(shut.sum()))
+        if shut.any():
+            _open_product(block, normed, shut)
+        _open_esa(block, normed)
+        _open_channel_attention(block, features)
+        features = block(features)
+    return tuple(counts)
+
+
+@torch.no_grad()
+def shut_channels(network: HASN, lr: Tensor) -> tuple[int, ...]:
+    """How many channels of each block's gated product, of 156, fire for hardly a pixel of N×3×H×W in [0, 1]."""
+    features = network.conv_1(pad_to_min_side(lr))
+    counts = []
+    for block in network.blocks:
+        counts.append(int(_is_shut(block, block.ln(block.dwconv(features))).sum()))
+        features = block(features)
+    return tuple(counts)
+
+
+def _is_shut(block: HASB, normed: Tensor) -> Tensor:
+    """For each of f1's channels: whether its ReLU6 is shut at nearly all pixels."""
+    fires: Tensor = block.f1(normed) > 0
+    return fires.float().mean((0, 2, 3)) < SHUT
+
+
+def _open_product(block: HASB, normed: Tensor, shut: Tensor) -> None:
+    """New filters for these channels of f1, and zeros for those of f2 that they are multiplied by."""
+    fresh = torch.randn(int(shut.sum()), normed.shape[1], 1, 1)
+    fresh *= FIRING / F.conv2d(normed, fresh).std((0, 2, 3)).clamp_min(TINY)[:, None, None, None]
+    f1, f2 = block.f1.conv, block.f2.conv
+    assert f1.bias is not None and f2.bias is not None
+    f1.weight[shut] = fresh
+    f1.bias[shut] = FIRING - F.conv2d(normed, fresh).mean((0, 2, 3))
+    f2.weight[shut] = 0
+    f2.bias[shut] = 0
+
+
+def _open_esa(block: HASB, normed: Tensor) -> None:
+    """A half-open gate, and zeros for what goes through it, where next to nothing does."""
+    features = block.f3(normed)
+    if block.esa(features).abs().mean() >= SHUT * features.abs().mean():
+        return
+    for convolution in block.esa.children():
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.reset_parameters()
+    f3 = block.f3.conv
+    assert f3.bias is not None
+    nn.init.zeros_(f3.weight)
+    nn.init.zeros_(f3.bias)
+
+
+def _open_channel_attention(block: HASB, features: Tensor) -> None:
+    """A new filter for the one squeezed channel, and zeros for what is made of it, where it hardly fires."""
+    attended: list[Tensor] = []
+    attention = block.cab.cab[3]
+    assert isinstance(attention, ChannelAttention)
+    hook = attention.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[0]))
+    block(features)
+    hook.remove()
+    squeeze, spread = attention.attention[1], attention.attention[3]
+    assert isinstance(squeeze, nn.Conv2d) and squeeze.bias is not None and isinstance(spread, nn.Conv2d)
+    means = attended[0].mean((2, 3), keepdim=True)  # N×52×1×1
+    if (squeeze(means) > 0).float().mean() >= SHUT:
+        return
+    squeeze.reset_parameters()
+    squeeze.bias += 1 - squeeze(means).mean()
+    nn.init.zeros_(spread.weight)
 
 
 def _resample_phases(head: Tensor, scale: int) -> Tensor:

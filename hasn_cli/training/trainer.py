@@ -26,7 +26,7 @@ from hasn_cli.network import HASN
 from hasn_cli.training.forward import forward
 from hasn_cli.training.optimizer import build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Patches, PatchPlan
-from hasn_cli.training.start import adopt, spatial_deviation, start
+from hasn_cli.training.start import adopt, revive, shut_channels, spatial_deviation, start
 from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 Image = NDArray[np.uint8]
@@ -70,6 +70,7 @@ class Report:
     speed: float  # iterations a second
     deviations: tuple[float, ...]  # spatial, before the blocks and after each
     psnr: Mapping[int, float]  # validation PSNR-Y of the averaged weights by scale; empty where not measured
+    shut: tuple[int, ...] = ()  # channels of each block's gated product that hardly fire; empty where not counted
 
     @property
     def seconds_left(self) -> float:
@@ -106,6 +107,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self.data = Patches(pictures, recipe.scales, recipe.patches)
         self.networks = _networks_of_one_body(recipe.scales)
+        self.revived: tuple[int, ...] = ()
         self._initialise(initial)
         for network in self.networks.values():
             network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -168,11 +170,13 @@ class Trainer:
             block = deviations.index(min(deviations[1:]))
             raise HasnError(f"training collapsed at step {self.step}: block {block} is dead", "try a lower --rate")
         psnr: dict[int, float] = {}
+        shut: tuple[int, ...] = ()
         validating = last or self.step % self.recipe.validate_every == 0
         if validating:
             psnr = self._validate()
+            shut = shut_channels(self.networks[self.recipe.scales[0]], self._first_patches().to(self.recipe.device))
         pixels = self.step * self.recipe.patches.batch * self.recipe.patches.side**2
-        report = Report(self.step, self._fraction(), self.seconds, pixels, rate, loss, speed, deviations, psnr)
+        report = Report(self.step, self._fraction(), self.seconds, pixels, rate, loss, speed, deviations, psnr, shut)
         self.history.append(report)
         if validating:
             self._save(psnr)
@@ -228,8 +232,13 @@ class Trainer:
         for scale, network in reversed(self.networks.items()):  # they share a body: the first scale's is to stay
             if initial is not None:
                 adopt(network, initial[scale])
+                self.revived = revive(network, self._first_patches(), self.recipe.patches.seed)
             else:
-                start(network, self.data[0].lr.float() / 255, self.recipe.patches.seed)
+                start(network, self._first_patches(), self.recipe.patches.seed)
+
+    def _first_patches(self) -> Tensor:
+        """N×3×H×W in [0, 1]."""
+        return self.data[0].lr.float() / 255
 
     def _validate(self) -> dict[int, float]:
         if not self.valid:
