@@ -254,16 +254,14 @@ def test_what_follows_the_network_takes_few_times_the_result(dtype, size, consis
 @pytest.mark.parametrize(("size", "consistent"), [(Size(4), False), (Size(4), True), (Size(3.9), False)])
 def test_a_batch_counts_what_enlarging_takes(channels, dtype, size, consistent):
     pixels = photo(300, 400, channels=channels, dtype=dtype)
-    counted = bytes_needed(picture(pixels), size.target((300, 400)), Settings(size=size, consistent=consistent))
+    counted = bytes_needed(picture(pixels), Settings(size=size, consistent=consistent))
     peak, _ = peak_and_result(pixels, size, consistent)
     assert pixels.nbytes + peak < counted
 
 
 def test_a_batch_counts_nothing_for_steps_that_are_not_taken():
     shown = picture(photo(30, 40))
-    plain, consistent = (
-        bytes_needed(shown, (120, 160), Settings(size=Size(4), consistent=wish)) for wish in (False, True)
-    )
+    plain, consistent = (bytes_needed(shown, Settings(size=Size(4), consistent=wish)) for wish in (False, True))
     assert plain == 30 * 40 * 3 * (1 + 3 * 16)
     assert consistent > plain
 

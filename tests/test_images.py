@@ -1039,14 +1039,14 @@ def test_all_pages_together_decide_whether_a_tiff_is_big(pages, monkeypatch):
 def test_a_batch_counts_the_largest_page():
     small, large = photo(8, 8), photo(300, 200, dtype=np.uint16)
     settings = Settings(size=Size(2), memory=2**30)
-    counted = bytes_needed(open_picture(encoded(document(small, large), "tiff")), (16, 16), settings)
-    assert counted == bytes_needed(picture(large), (600, 400), settings)
+    counted = bytes_needed(open_picture(encoded(document(small, large), "tiff")), settings)
+    assert counted == bytes_needed(picture(large), settings)
 
 
 def test_a_page_that_is_out_of_reach_is_counted_for_nothing():
     pages = open_picture(encoded(document(photo(20, 20), photo(20, 4)), "tiff"))
     settings = Settings(size=Size(width=40))
-    assert bytes_needed(pages, (40, 40), settings) == bytes_needed(picture(photo(20, 20)), (40, 40), settings)
+    assert bytes_needed(pages, settings) == bytes_needed(picture(photo(20, 20)), settings)
 
 
 def test_each_page_keeps_its_own_profile_and_resolution():

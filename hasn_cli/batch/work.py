@@ -63,7 +63,7 @@ def do_job(
     target_size = settings.size.target(picture.size)
     upscaler = PooledUpscaler(pool)
     asked = time.perf_counter()
-    with room.take(bytes_needed(picture, target_size, settings)):
+    with room.take(bytes_needed(picture, settings)):
         waited = time.perf_counter() - asked
         started = look(job, picture, settings, pool)
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)
@@ -186,21 +186,22 @@ def output_format(target: Place, picture: Picture, settings: Settings) -> str:
     return named or (picture.format if picture.format in WRITABLE else FALLBACK_FORMAT)
 
 
-def bytes_needed(picture: Picture, target_size: tuple[int, int], settings: Settings) -> int:
+def bytes_needed(picture: Picture, settings: Settings) -> int:
     """About how much memory a picture takes on its way; of pages, the one that takes most counts.
 
     The network's feature maps count only against a budget: without one, there is room for those of one picture at a
     time besides.
     """
-    needed = [_page_bytes(Shape(picture.size, picture.channels, picture.dtype), target_size, settings)]
-    for shape in picture.page_shapes:
+    needed = []
+    for shape in picture.shapes:
         with contextlib.suppress(ImageError):  # out of reach, which is said when its turn comes
-            needed.append(_page_bytes(shape, settings.size.target(shape.size), settings))
-    return max(needed)
+            needed.append(_page_bytes(shape, settings))
+    return max(needed, default=0)
 
 
-def _page_bytes(shape: Shape, target_size: tuple[int, int], settings: Settings) -> int:
+def _page_bytes(shape: Shape, settings: Settings) -> int:
     pixel = shape.channels * shape.dtype.itemsize
+    target_size = settings.size.target(shape.size)
     scale = settings.size.network_scale(shape.size)
     lr = shape.size[0] * shape.size[1]
     sr = max(target_size[0] * target_size[1], lr * scale * scale)

@@ -8,7 +8,7 @@ attention then shuts for good. So they start near the identity, scaled on real p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +41,11 @@ def start(network: HASN, lr: Tensor, seed: int = 0) -> None:
     nn.init.zeros_(network.conv_2.weight)
     assert network.conv_2.bias is not None
     nn.init.zeros_(network.conv_2.bias)
-    features = network.conv_1(pad_to_min_side(lr))
-    for block in network.blocks:
+    for block, features in _blocks_and_inputs(network, lr):
         _near_identity(block)
         last = block.cab.cab[2]
         assert isinstance(last, nn.Conv2d)
         last.weight *= DEVIATION / spatial_deviation(block(features))
-        features = block(features)
 
 
 def _pass_pixels(convolution: nn.Conv2d) -> None:
@@ -133,9 +131,8 @@ def revive(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
         How many channels of each block's gated product, of 156, were shut.
     """
     torch.manual_seed(seed)
-    features = network.conv_1(pad_to_min_side(lr))
     counts = []
-    for block in network.blocks:
+    for block, features in _blocks_and_inputs(network, lr):
         normed = block.ln(block.dwconv(features))
         shut = _is_shut(block, normed)
         counts.append(int(shut.sum()))
@@ -143,19 +140,22 @@ def revive(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
             _open_product(block, normed, shut)
         _open_esa(block, normed)
         _open_channel_attention(block, features)
-        features = block(features)
     return tuple(counts)
 
 
 @torch.no_grad()
 def shut_channels(network: HASN, lr: Tensor) -> tuple[int, ...]:
     """How many channels of each block's gated product, of 156, fire for hardly a pixel of N×3×H×W in [0, 1]."""
+    inputs = _blocks_and_inputs(network, lr)
+    return tuple(int(_is_shut(block, block.ln(block.dwconv(features))).sum()) for block, features in inputs)
+
+
+def _blocks_and_inputs(network: HASN, lr: Tensor) -> Iterator[tuple[HASB, Tensor]]:
+    """Each block with its features N×52×H×W; the next ones' come from the block as it has been left."""
     features = network.conv_1(pad_to_min_side(lr))
-    counts = []
     for block in network.blocks:
-        counts.append(int(_is_shut(block, block.ln(block.dwconv(features))).sum()))
+        yield block, features
         features = block(features)
-    return tuple(counts)
 
 
 def _is_shut(block: HASB, normed: Tensor) -> Tensor:

@@ -232,9 +232,11 @@ class Trainer:
         for scale, network in reversed(self.networks.items()):  # they share a body: the first scale's is to stay
             if initial is not None:
                 adopt(network, initial[scale])
-                self.revived = revive(network, self._first_patches(), self.recipe.patches.seed)
             else:
                 start(network, self._first_patches(), self.recipe.patches.seed)
+        if initial is not None:
+            first = self.networks[self.recipe.scales[0]]
+            self.revived = revive(first, self._first_patches(), self.recipe.patches.seed)
 
     def _first_patches(self) -> Tensor:
         """N×3×H×W in [0, 1]."""
