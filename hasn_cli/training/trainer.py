@@ -31,6 +31,7 @@ from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 Image = NDArray[np.uint8]
 LOG, CURVE = "log.csv", "curve.png"  # names in a run's folder
+SQUARES = 10  # L2's gradients are about as long as L1's then, where errors are near 10 grey levels
 DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothing, and never will again
 
 
@@ -55,6 +56,7 @@ class Recipe:
     report_every: int = 50  # iterations
     validate_every: int = 500  # iterations; a checkpoint is written as often
     kernels: bool = True  # SOAP for the kernels, else Adam for all
+    loss: str = "l1"  # or "l2", the mean square, which is what PSNR measures
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Report:
     seconds: float  # trained so far, interruptions left out
     pixels: int  # LR pixels seen
     rate: float
-    loss: float  # L1, mean since the last report, in grey levels
+    loss: float  # L1, whatever is trained by: mean since the last report, in grey levels
     speed: float  # iterations a second
     deviations: tuple[float, ...]  # spatial, before the blocks and after each
     psnr: Mapping[int, float]  # validation PSNR-Y of the averaged weights by scale; empty where not measured
@@ -201,7 +203,7 @@ class Trainer:
         return iter(loader)
 
     def _train_on(self, batch: Batch, rate: float) -> tuple[Tensor, list[list[Tensor]]]:
-        """One step; returns the loss and, for each piece, the features before the blocks and after each."""
+        """One step; returns the L1 loss and, for each piece, the features before the blocks and after each."""
         network = self.networks[batch.scale]
         parameters = list(network.parameters())
         pieces = list(zip(*(torch.split(side, self.recipe.piece) for side in (batch.lr, batch.hr)), strict=True))
@@ -209,8 +211,10 @@ class Trainer:
         def gradients(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
             lr, hr = (x.to(self.recipe.device, non_blocking=True).float() / 255 for x in piece)
             sr, features = forward(network, lr.contiguous(memory_format=torch.channels_last), half=self.recipe.half)
-            loss = (sr - hr).abs().mean() * (len(lr) / len(batch.lr))
-            return loss.detach(), torch.autograd.grad(loss, parameters), features
+            error, share = sr - hr, len(lr) / len(batch.lr)
+            l1 = error.abs().mean() * share
+            loss = l1 if self.recipe.loss == "l1" else error.square().mean() * (share * SQUARES)
+            return l1.detach(), torch.autograd.grad(loss, parameters), features
 
         results = list(self._lanes.map(gradients, pieces))
         for parameter, *grads in zip(parameters, *(grads for _, grads, _ in results), strict=True):
@@ -289,6 +293,7 @@ class Trainer:
             "--patch": patches.side,
             "--seed": patches.seed,
             "--adam": not recipe.kernels,
+            "--loss": recipe.loss,
         }
 
     def _resume(self) -> None:
@@ -301,7 +306,7 @@ class Trainer:
         if state["step"] == 0:  # nothing is lost by beginning anew, with other options too
             return
         for option, value in self._plan.items():
-            if plan.get(option) != value:
+            if plan.get(option, value) != value:
                 message = f"{self.folder} holds a run with {option} {plan.get(option)}, not {value}"
                 raise UsageError(message, "give another folder, or the options that the run began with")
         if len(state["optimizers"]) != len(self.optimizers):
