@@ -258,12 +258,12 @@ def probe_formats() -> tuple[FormatState, ...]:
 
     states = []
     for name, entry in FORMATS.items():
-        read, write = _probe(name, entry.write)
+        read, write = _probe(name)
         states.append(FormatState(name, entry.title, read, write, entry.extra))
     return tuple(states)
 
 
-def _probe(name: str, writable: bool) -> tuple[bool, bool]:
+def _probe(name: str) -> tuple[bool, bool]:
     from hasn_cli.images import EncodeOptions, Frame, Picture, open_picture, write_picture
 
     pixels: NDArray[Any] = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
@@ -271,13 +271,12 @@ def _probe(name: str, writable: bool) -> tuple[bool, bool]:
         pixels = pixels.astype(np.float32) / np.float32(255)
     buffer = BytesIO()
     try:
-        if writable:
-            picture = Picture("probe", name, (16, 16), 3, pixels.dtype, [Frame(pixels)])
-            write_picture(picture, buffer, name, EncodeOptions())
+        picture = Picture("probe", name, (16, 16), 3, pixels.dtype, [Frame(pixels)])
+        write_picture(picture, buffer, name, EncodeOptions())
     except (HasnError, ImportError):
         return False, False
     try:
-        return (open_picture(buffer.getvalue()).load().size == (16, 16), True) if writable else (True, False)
+        return open_picture(buffer.getvalue()).load().size == (16, 16), True
     except (HasnError, ImportError):
         return False, True
 

@@ -14,10 +14,12 @@ import time
 
 import numpy as np
 import pytest
+from pictures import exif, photo, picture
 from PIL import Image
 
 from hasn_cli import __version__
 from hasn_cli.cli.main import run
+from hasn_cli.images import EncodeOptions, Metadata, write_picture
 
 
 class Result:
@@ -283,6 +285,16 @@ def test_a_list_of_files(hasn, tmp_path):
     result = hasn("upscale", "-0", "--files-from", "-", "-s", 2, "-o", "out/", stdin=b"a b.png\0-c.png\0")
     assert result.code == 0
     assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["-c.png", "a b.png"]
+
+
+def test_what_pillow_warns_of_is_kept_from_the_terminal_but_not_from_other_programs(tmp_path):
+    source = tmp_path / "a.avif"
+    write_picture(picture(photo(16, 20), metadata=Metadata(exif=exif()[:60])), source, "avif", EncodeOptions())
+    done = process("upscale", source, "-s", 2, "-o", tmp_path / "b.avif")
+    assert done.returncode == 0 and b"Warning" not in done.stderr
+    code = "import sys, pathlib; from hasn_cli.images import open_picture; open_picture(pathlib.Path(sys.argv[1]))"
+    library = subprocess.run([sys.executable, "-c", code, str(source)], capture_output=True, check=True)
+    assert b"UserWarning" in library.stderr
 
 
 def test_version_and_help():

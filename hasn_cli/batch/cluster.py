@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -284,6 +285,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         settings = Settings.from_dict(self._settings)
         if self._weights and self._folder:
             settings = replace(settings, weights=_unpack(self._weights, Path(self._folder.name)))
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
         torch.set_num_threads(self._threads or worker.state.nthreads)  # Dask's own default is one
         self.settings = settings
         self.pool = UpscalerPool(settings)

@@ -151,9 +151,9 @@ def size_suffix(size: Size) -> str:
 
 def readable_suffixes() -> frozenset[str]:
     """File suffixes, lower case with the dot, that `hasn_cli.images` reads."""
-    from hasn_cli.images.formats import READABLE, SUFFIXES
+    from hasn_cli.images.formats import SUFFIXES
 
-    return frozenset(suffix for suffix, name in SUFFIXES.items() if name in READABLE)
+    return frozenset(SUFFIXES)
 
 
 class _Naming:
@@ -236,13 +236,13 @@ class _Naming:
         return target
 
     def _name(self, name: str, source: Place, suffix: str) -> PurePosixPath:
-        from hasn_cli.images.formats import SUFFIXES, WRITABLE, suffix_for_format
+        from hasn_cli.images.formats import FORMATS, SUFFIXES, suffix_for_format
 
         path = PurePosixPath(name)
         own = SUFFIXES.get(path.suffix.lower())
         stem, ending = (path.stem, path.suffix) if own else (name, "")
         format = self.format or own or sniffed(source)
-        if format not in WRITABLE:
+        if format not in FORMATS:
             format = FALLBACK_FORMAT
         return PurePosixPath(f"{stem}{suffix}{ending if own == format else suffix_for_format(format)}")
 

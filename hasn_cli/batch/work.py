@@ -21,7 +21,7 @@ from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PLANE_BYTES, enlarge
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, UsageError, WeightsError
-from hasn_cli.images import WRITABLE, Picture, check_can_hold, format_for_name, open_picture, write_picture
+from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, open_picture, write_picture
 from hasn_cli.images.formats import sniff
 from hasn_cli.images.picture import Shape
 
@@ -183,7 +183,7 @@ def _read_file(path: Path) -> tuple[bytes | Path, journal.Mark]:
 def output_format(target: Place, picture: Picture, settings: Settings) -> str:
     """The format asked for, else the output name's, else the input's where it can be written."""
     named = settings.format or (None if target == "-" else format_for_name(str(target)))
-    return named or (picture.format if picture.format in WRITABLE else FALLBACK_FORMAT)
+    return named or (picture.format if picture.format in FORMATS else FALLBACK_FORMAT)
 
 
 def bytes_needed(picture: Picture, settings: Settings) -> int:

@@ -91,14 +91,14 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
 
 def _target(picture: Path, given: dict[str, Any]) -> Path:
     """Where the page or sheet goes; refused now rather than when all is computed."""
-    from hasn_cli.images import WRITABLE, format_for_name
+    from hasn_cli.images import format_for_name
 
     if str(picture) == "-" and given["output"] is None:
         raise UsageError("a picture from stdin needs a name for the page", "give one: -o compare.html")
     if picture.is_dir():
         raise UsageError(f"{picture} is a folder", "name one picture of it")
     target: Path = given["output"] or picture.with_name(f"{picture.stem}_compare.html")
-    if target.suffix.lower() not in PAGE_SUFFIXES and format_for_name(target.name) not in WRITABLE:
+    if target.suffix.lower() not in PAGE_SUFFIXES and format_for_name(target.name) is None:
         raise UsageError(f"{target}: neither a page nor a picture by its name", "end it in .html or .png")
     inputs = [path for path in (picture, given["reference"]) if path is not None and path.exists()]
     if target.exists() and any(target.samefile(path) for path in inputs):

@@ -109,12 +109,9 @@ def _devices(report: Report) -> Iterator[tuple[str, str]]:
 
 def _pictures(report: Report) -> Iterator[tuple[str, str]]:
     both = [state.title for state in report.formats if state.read and state.write]
-    read_only = [state.title for state in report.formats if state.read and not state.write]
     yield "read and write", "; ".join(both)
-    if read_only:
-        yield "read only", "; ".join(read_only)
     for state in report.formats:
-        if not state.read:
+        if not (state.read and state.write):
             yield state.title, f"pip install 'hasn-cli\\[{state.extra}]'" if state.extra else "[red]does not work[/]"
 
 

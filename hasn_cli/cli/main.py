@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -73,6 +74,7 @@ def hasn(state: State | None, verbose: bool) -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Run `hasn` with `args` (default: the process's) and return its exit code; nothing escapes but a second Ctrl-C."""
     state = State()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # harmless to the pixels, or raised as errors by our readers
     try:
         # standalone_mode=False: click returns --help's exit code or the command's own, and lets exceptions through
         code = hasn.main(args=args, prog_name="hasn", standalone_mode=False, obj=state)

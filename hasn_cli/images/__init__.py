@@ -4,9 +4,7 @@ from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture
 from hasn_cli.images.encode import check_target, write_picture
 from hasn_cli.images.formats import (
     FORMATS,
-    READABLE,
     SUFFIXES,
-    WRITABLE,
     check_can_hold,
     format_for_name,
     suffix_for_format,
@@ -16,9 +14,7 @@ from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Tex
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "FORMATS",
-    "READABLE",
     "SUFFIXES",
-    "WRITABLE",
     "EncodeOptions",
     "Frame",
     "Metadata",

@@ -21,7 +21,6 @@ class Format:
         max_side: largest width and height in pixels that the format allows and its common decoders accept.
         alpha, deep, floats, icc: holds transparency, 16-bit, float samples, a colour profile.
         animation, pages: holds several frames as an animation, as pages.
-        write: can be written (all can be read).
         extra: name of the optional dependency group that it needs.
     """
 
@@ -35,7 +34,6 @@ class Format:
     icc: bool = True
     animation: bool = False
     pages: bool = False
-    write: bool = True
     extra: str | None = None
 
 
@@ -61,8 +59,6 @@ FORMATS: dict[str, Format] = {
     )
 }
 
-READABLE: frozenset[str] = frozenset(FORMATS)
-WRITABLE: frozenset[str] = frozenset(name for name, entry in FORMATS.items() if entry.write)
 SUFFIXES: dict[str, str] = {suffix: name for name, entry in FORMATS.items() for suffix in entry.suffixes}
 """Suffix with its dot, lower-case → format name."""
 
@@ -138,7 +134,7 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         MissingExtraError: the format needs an optional package.
     """
     entry = FORMATS.get(format)
-    if entry is None or not entry.write:
+    if entry is None:
         raise ImageError(f"{picture.name}: the format {format!r} cannot be written", "use -f png")
     if max(size) > entry.max_side:
         message = f"{picture.name}: {size[1]}×{size[0]} pixels are too many for {entry.title}"

@@ -6,16 +6,12 @@ Readers and writers may raise anything over a broken file or an impossible pictu
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, BinaryIO
 
 from hasn_cli.images.picture import EncodeOptions, Picture
 from hasn_cli.images.source import Limit, Source
-
-# what Pillow merely warns of is harmless to the pixels, or is raised as an error here
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # format → module, and the ending of its functions' names where a module serves several formats
 _CODECS = {
