@@ -456,6 +456,16 @@ def bucket(tmp_path, monkeypatch):
     memory.rm("/bucket", recursive=True)
 
 
+def test_several_folders_at_urls_keep_their_names_too(bucket, tree):
+    bucket("x/a.png", "y/a.png")
+    tree("z/a.png")
+    assert pairs(["memory://bucket/x", "memory://bucket/y/", "z"], "memory://bucket/out") == {
+        "memory://bucket/x/a.png": "memory://bucket/out/x/a.png",
+        "memory://bucket/y/a.png": "memory://bucket/out/y/a.png",
+        "z/a.png": "memory://bucket/out/z/a.png",
+    }
+
+
 @pytest.mark.parametrize("key", ["/etc/x.png", "sub//x.png", "../x.png", "sub/../../x.png", "./x.png", "..\\x.png"])
 def test_a_key_that_is_no_path_below_its_folder_is_left_out_and_told(bucket, tree, key):
     from fsspec.implementations.memory import MemoryFileSystem

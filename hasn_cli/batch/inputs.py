@@ -343,9 +343,11 @@ def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
         return
     if not names:
         yield Job(0, url, "", url, problem=_nothing_in(url, walk, OWN_OUTPUT in left_out))
+    own_name = folder.rpartition("/")[2]
+    kept = PurePosixPath(own_name if naming.keep_folder_names and not own_name.endswith(":") else "")
     for name in names:
         source = f"{folder}/{name}"
-        target = naming.target(source, name)
+        target = naming.target(source, kept / name)
         yield Job(0, source, target, source, folder if naming.folder is None else _journal_root(naming, target))
 
 
