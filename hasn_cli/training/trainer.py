@@ -31,7 +31,7 @@ from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 Image = NDArray[np.uint8]
 LOG, CURVE = "log.csv", "curve.png"  # names in a run's folder
-SQUARES = 10  # L2's gradients are about as long as L1's then, where errors are near 10 grey levels
+LEAST_SQUARE = (2 / 255) ** 2  # a patch of a smaller mean square error has no more to say
 DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothing, and never will again
 
 
@@ -56,7 +56,7 @@ class Recipe:
     report_every: int = 50  # iterations
     validate_every: int = 500  # iterations; a checkpoint is written as often
     kernels: bool = True  # SOAP for the kernels, else Adam for all
-    loss: str = "l1"  # or "l2", the mean square, which is what PSNR measures
+    loss: str = "l1"  # or "psnr", see `psnr_loss`
 
 
 @dataclass(frozen=True)
@@ -211,9 +211,9 @@ class Trainer:
         def gradients(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
             lr, hr = (x.to(self.recipe.device, non_blocking=True).float() / 255 for x in piece)
             sr, features = forward(network, lr.contiguous(memory_format=torch.channels_last), half=self.recipe.half)
-            error, share = sr - hr, len(lr) / len(batch.lr)
-            l1 = error.abs().mean() * share
-            loss = l1 if self.recipe.loss == "l1" else error.square().mean() * (share * SQUARES)
+            share = len(lr) / len(batch.lr)
+            l1 = (sr - hr).abs().mean() * share
+            loss = l1 if self.recipe.loss == "l1" else psnr_loss(sr, hr) * share
             return l1.detach(), torch.autograd.grad(loss, parameters), features
 
         results = list(self._lanes.map(gradients, pieces))
@@ -323,6 +323,11 @@ class Trainer:
 def mean_deviations(pieces: Sequence[Sequence[Tensor]]) -> tuple[float, ...]:
     """The spatial deviation before the blocks and after each, over a batch's pieces."""
     return tuple(sum(map(spatial_deviation, stage)) / len(stage) for stage in zip(*pieces, strict=True))
+
+
+def psnr_loss(sr: Tensor, hr: Tensor) -> Tensor:
+    """Minus the mean PSNR of N×3×H×W in [0, 1], in hundreds of decibels: of L1's size, and so are its gradients."""
+    return (0.1 * torch.log10((sr - hr).square().mean((1, 2, 3)) + LEAST_SQUARE)).mean()
 
 
 def schedule(recipe: Recipe, fraction: float, step: int) -> float:
