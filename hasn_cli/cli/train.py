@@ -58,8 +58,8 @@ POSITIVE = click.IntRange(1)
         help="Side of a patch in LR pixels.")  # fmt: skip
 @option("--seed", group=RECIPE, type=click.IntRange(0), metavar="N", default=0, show_default=True,
         help="Of where patches are cut, and how they are turned.")  # fmt: skip
-@option("--loss", group=RECIPE, type=click.Choice(["l1", "psnr"]), default="l1", show_default=True,
-        help="psnr: each patch's PSNR, for the last stretch.")  # fmt: skip
+@option("--loss", group=RECIPE, type=click.Choice(["l1", "rmse"]), default="l1", show_default=True,
+        help="rmse: root mean square of each patch, for the last stretch.")  # fmt: skip
 @option("--adam", group=RECIPE, is_flag=True, help="Adam for all weights, rather than SOAP for kernels.")
 @option("-d", "--device", group=MACHINE, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @option("-p", "--precision", group=MACHINE, type=click.Choice(["auto", "fp32", "bf16"]), default="auto",

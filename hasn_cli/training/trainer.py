@@ -31,7 +31,7 @@ from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 Image = NDArray[np.uint8]
 LOG, CURVE = "log.csv", "curve.png"  # names in a run's folder
-LEAST_SQUARE = (2 / 255) ** 2  # a patch of a smaller mean square error has no more to say
+SLIGHT = (0.25 / 255) ** 2  # keeps the root's gradient finite
 DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothing, and never will again
 
 
@@ -56,7 +56,7 @@ class Recipe:
     report_every: int = 50  # iterations
     validate_every: int = 500  # iterations; a checkpoint is written as often
     kernels: bool = True  # SOAP for the kernels, else Adam for all
-    loss: str = "l1"  # or "psnr", see `psnr_loss`
+    loss: str = "l1"  # or "rmse", see `rmse`
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Trainer:
             sr, features = forward(network, lr.contiguous(memory_format=torch.channels_last), half=self.recipe.half)
             share = len(lr) / len(batch.lr)
             l1 = (sr - hr).abs().mean() * share
-            loss = l1 if self.recipe.loss == "l1" else psnr_loss(sr, hr) * share
+            loss = l1 if self.recipe.loss == "l1" else rmse(sr, hr) * share
             return l1.detach(), torch.autograd.grad(loss, parameters), features
 
         results = list(self._lanes.map(gradients, pieces))
@@ -325,9 +325,12 @@ def mean_deviations(pieces: Sequence[Sequence[Tensor]]) -> tuple[float, ...]:
     return tuple(sum(map(spatial_deviation, stage)) / len(stage) for stage in zip(*pieces, strict=True))
 
 
-def psnr_loss(sr: Tensor, hr: Tensor) -> Tensor:
-    """Minus the mean PSNR of N×3×H×W in [0, 1], in hundreds of decibels: of L1's size, and so are its gradients."""
-    return (0.1 * torch.log10((sr - hr).square().mean((1, 2, 3)) + LEAST_SQUARE)).mean()
+def rmse(sr: Tensor, hr: Tensor) -> Tensor:
+    """The root of each picture's mean square error, N×3×H×W in [0, 1]; their mean.
+
+    What PSNR is the logarithm of. (The logarithm itself lets flat patches rule, with a gradient without bounds.)
+    """
+    return ((sr - hr).square().mean((1, 2, 3)) + SLIGHT).sqrt().mean()
 
 
 def schedule(recipe: Recipe, fraction: float, step: int) -> float:
