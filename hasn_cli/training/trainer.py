@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Recipe:
     report_every: int = 50  # iterations
     validate_every: int = 500  # iterations; a checkpoint is written as often
     kernels: bool = True  # SOAP for the kernels, else Adam for all
-    loss: str = "l1"  # or "rmse", see `rmse`
+    loss: Literal["l1", "rmse"] = "l1"
 
 
 @dataclass(frozen=True)
