@@ -28,7 +28,7 @@ from hasn_cli.training.log import plot, write_csv
 from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.session import prepare
-from hasn_cli.training.start import DEVIATION, adopt, revive, shut_channels, spatial_deviation, start
+from hasn_cli.training.start import DEVIATION, adopt, renew, revive, shut_channels, spatial_deviation, start
 from hasn_cli.training.trainer import Recipe, Trainer, mean_psnr, schedule
 from hasn_cli.weights import bundled_path
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
@@ -152,6 +152,40 @@ def test_what_is_alive_is_left_as_it_is(started):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     assert not any(revive(network, started[1]))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def faint(started) -> HASN:
+    """A network in which a gated product and another block's ESA fire and yet hardly vary."""
+    network = shaken(started[0])
+    with torch.no_grad():
+        for parameter in network.block_2.f2.parameters():
+            parameter *= 1e-3
+        network.block_5.esa.conv4.bias[:] -= 12
+    return network
+
+
+def test_what_hardly_varies_begins_anew_if_asked_to(started):
+    network, lr = faint(started), started[1]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert max(shut_channels(network, lr)) < 20
+    assert renew(network, lr) == (2, 5)
+    parts = {name.rsplit(".", 2)[0] for name, tensor in network.state_dict().items() if (tensor != before[name]).any()}
+    assert {".".join(part.split(".")[:2]) for part in parts} == {
+        "block_2.f1",
+        "block_2.f2",
+        "block_5.f3",
+        "block_5.esa",
+    }
+    normed = {}
+    for block in (network.block_2, network.block_5):
+        block.ln.register_forward_hook(lambda module, inputs, output: normed.update({module: output}))
+    network(lr)
+    second, fifth = network.block_2, network.block_5
+    product = torch.nn.functional.relu6(second.f1(normed[second.ln])) * second.f2(normed[second.ln])
+    features = fifth.f3(normed[fifth.ln])
+    assert spatial_deviation(product) == pytest.approx(0.03, rel=1e-3)
+    assert spatial_deviation(features) == pytest.approx(0.03, rel=1e-3)
+    assert spatial_deviation(fifth.esa(features)) > 0.01
 
 
 # patches
@@ -675,6 +709,11 @@ def test_the_command_wants_one_length(tmp_path, capsys, length):
     assert run(["train", str(tmp_path), "-o", str(tmp_path / "run"), *length]) == 2
     assert "either --iterations or --minutes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_to_be_renewed_has_to_be_given(tmp_path, capsys):
+    assert run(["train", str(tmp_path), "-o", str(tmp_path / "run"), "--iterations", "1", "--renew"]) == 2
+    assert "--from" in capsys.readouterr().err
 
 
 def test_the_command_begins_from_given_weights(tmp_path, capsys):

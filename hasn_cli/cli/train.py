@@ -59,7 +59,9 @@ POSITIVE = click.IntRange(1)
 @option("--seed", group=RECIPE, type=click.IntRange(0), metavar="N", default=0, show_default=True,
         help="Of where patches are cut, and how they are turned.")  # fmt: skip
 @option("--loss", group=RECIPE, type=click.Choice(["l1", "rmse"]), default="l1", show_default=True,
-        help="rmse: root mean square of each patch, for the last stretch.")  # fmt: skip
+        help="rmse: root mean square of each patch, which PSNR is made of.")  # fmt: skip
+@option("--renew", group=RECIPE, is_flag=True,
+        help="Begin anew the gated products and ESAs of --from that hardly vary.")  # fmt: skip
 @option("--adam", group=RECIPE, is_flag=True, help="Adam for all weights, rather than SOAP for kernels.")
 @option("-d", "--device", group=MACHINE, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @option("-p", "--precision", group=MACHINE, type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
@@ -73,6 +75,8 @@ def command(data_dir: Path, output: Path, initial: str | None, valid: Path | Non
     """
     if (options["iterations"] is None) == (options["minutes"] is None):
         raise UsageError("give either --iterations or --minutes")
+    if options["renew"] and initial is None:
+        raise UsageError("--renew is of weights to begin --from")
     import torch
 
     from hasn_cli.training.session import prepare
@@ -89,9 +93,8 @@ def command(data_dir: Path, output: Path, initial: str | None, valid: Path | Non
         return
     if trainer.step:
         click.echo(f"going on from step {trainer.step} in {output}", err=True)
-    elif any(trainer.revived):
-        counts = ", ".join(map(str, trainer.revived))
-        click.echo(f"channels that hardly fired have new filters, in the blocks one by one: {counts}", err=True)
+    else:
+        _say_opened(trainer)
     plots = find_spec("matplotlib") is not None
     if not plots:
         click.echo("no curve.png without matplotlib: pip install 'hasn-cli[train]'", err=True)
@@ -176,6 +179,15 @@ def _line(report: Report) -> str:
     ]
     parts += [f"x{scale} {value:.3f} dB" for scale, value in report.psnr.items()]
     return "  ".join(parts)
+
+
+def _say_opened(trainer: Trainer) -> None:
+    if trainer.renewed:
+        blocks = ", ".join(map(str, trainer.renewed))
+        click.echo(f"gated products or ESAs that hardly varied begin anew in the blocks {blocks}", err=True)
+    if any(trainer.revived):
+        counts = ", ".join(map(str, trainer.revived))
+        click.echo(f"channels that hardly fired have new filters, in the blocks one by one: {counts}", err=True)
 
 
 def _say_skipped(name: str, reason: str) -> None:

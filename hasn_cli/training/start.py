@@ -19,6 +19,8 @@ from hasn_cli.network import HASB, HASN, ChannelAttention, pad_to_min_side
 DEVIATION = 0.1  # spatial standard deviation that each block hands on at the start
 SHUT = 1e-3  # share of the pixels at which a ReLU fires, and of the features that a gate lets through
 FIRING = 0.5  # mean and deviation of what is put before a ReLU6 to open it
+FAINT = 0.1  # share of the most varying gated product's, or ESA's, deviation: one below hardly takes part
+RENEWED = 0.03  # spatial deviation of a gated product, or of what goes into an ESA, begun anew
 TINY = 1e-6
 NOISE = 0.02  # of a depthwise kernel's taps about the identity
 
@@ -144,6 +146,37 @@ def revive(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
 
 
 @torch.no_grad()
+def renew(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
+    """Begin anew the gated products and ESAs that hardly take part, open or not; the output changes until it learns.
+
+    Behind new zeros a network that has grown round such a part leaves it at next to nothing. Something that varies is
+    used, or learnt away.
+
+    Args:
+        network: changed in place.
+        lr: N×3×H×W in [0, 1], real patches, which tell what varies.
+        seed: of the new weights.
+
+    Returns:
+        The blocks, from 1, whose gated product or ESA was begun anew.
+    """
+    torch.manual_seed(seed)
+    parts = [_part_deviations(block, features) for block, features in _blocks_and_inputs(network, lr)]
+    bounds = [FAINT * max(deviations) for deviations in zip(*parts, strict=True)]
+    renewed = []
+    for i, (block, features) in enumerate(_blocks_and_inputs(network, lr)):
+        normed = block.ln(block.dwconv(features))
+        product, esa = (deviation < bound for deviation, bound in zip(parts[i], bounds, strict=True))
+        if product:
+            _begin_product(block, normed)
+        if esa:
+            _begin_esa(block, normed)
+        if product or esa:
+            renewed.append(i + 1)
+    return tuple(renewed)
+
+
+@torch.no_grad()
 def shut_channels(network: HASN, lr: Tensor) -> tuple[int, ...]:
     """How many channels of each block's gated product, of 156, fire for hardly a pixel of N×3×H×W in [0, 1]."""
     inputs = _blocks_and_inputs(network, lr)
@@ -158,16 +191,55 @@ def _blocks_and_inputs(network: HASN, lr: Tensor) -> Iterator[tuple[HASB, Tensor
         features = block(features)
 
 
+def _part_deviations(block: HASB, features: Tensor) -> tuple[float, float]:
+    """Spatial deviations of the gated product and of ESA's output, of which g is given the sum."""
+    normed = block.ln(block.dwconv(features))
+    return spatial_deviation(_product(block, normed)), spatial_deviation(block.esa(block.f3(normed)))
+
+
+def _product(block: HASB, normed: Tensor) -> Tensor:
+    product: Tensor = F.relu6(block.f1(normed)) * block.f2(normed)  # N×156×H×W
+    return product
+
+
+def _begin_product(block: HASB, normed: Tensor) -> None:
+    """New filters for all of f1 and f2, f1's half open, and their product of a set deviation."""
+    for convolution, mean in ((block.f1.conv, FIRING), (block.f2.conv, 0.0)):
+        assert convolution.bias is not None
+        fresh = _filters(convolution.out_channels, normed)
+        convolution.weight.copy_(fresh)
+        convolution.bias.copy_(mean - F.conv2d(normed, fresh).mean((0, 2, 3)))
+    _scale(block.f2, RENEWED / max(TINY, spatial_deviation(_product(block, normed))))
+
+
+def _begin_esa(block: HASB, normed: Tensor) -> None:
+    """A half-open gate, and f3 anew with a set deviation."""
+    for convolution in (*block.esa.children(), block.f3.conv):
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.reset_parameters()
+    _scale(block.f3, RENEWED / max(TINY, spatial_deviation(block.f3(normed))))
+
+
+def _scale(module: nn.Module, share: float) -> None:
+    for parameter in module.parameters():
+        parameter.mul_(share)
+
+
 def _is_shut(block: HASB, normed: Tensor) -> Tensor:
     """For each of f1's channels: whether its ReLU6 is shut at nearly all pixels."""
     fires: Tensor = block.f1(normed) > 0
     return fires.float().mean((0, 2, 3)) < SHUT
 
 
+def _filters(count: int, normed: Tensor) -> Tensor:
+    """Random 1×1 filters, count×52×1×1, of whose outputs each varies by FIRING."""
+    fresh = torch.randn(count, normed.shape[1], 1, 1)
+    return fresh * (FIRING / F.conv2d(normed, fresh).std((0, 2, 3)).clamp_min(TINY)[:, None, None, None])
+
+
 def _open_product(block: HASB, normed: Tensor, shut: Tensor) -> None:
     """New filters for these channels of f1, and zeros for those of f2 that they are multiplied by."""
-    fresh = torch.randn(int(shut.sum()), normed.shape[1], 1, 1)
-    fresh *= FIRING / F.conv2d(normed, fresh).std((0, 2, 3)).clamp_min(TINY)[:, None, None, None]
+    fresh = _filters(int(shut.sum()), normed)
     f1, f2 = block.f1.conv, block.f2.conv
     assert f1.bias is not None and f2.bias is not None
     f1.weight[shut] = fresh

@@ -27,7 +27,7 @@ from hasn_cli.network import HASN
 from hasn_cli.training.forward import forward
 from hasn_cli.training.optimizer import build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Patches, PatchPlan
-from hasn_cli.training.start import adopt, revive, shut_channels, spatial_deviation, start
+from hasn_cli.training.start import adopt, renew, revive, shut_channels, spatial_deviation, start
 from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 Image = NDArray[np.uint8]
@@ -58,6 +58,7 @@ class Recipe:
     validate_every: int = 500  # iterations; a checkpoint is written as often
     kernels: bool = True  # SOAP for the kernels, else Adam for all
     loss: Literal["l1", "rmse"] = "l1"
+    renew: bool = False  # begin anew what hardly varies in the weights that training begins from
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self.data = Patches(pictures, recipe.scales, recipe.patches)
         self.networks = _networks_of_one_body(recipe.scales)
+        self.renewed: tuple[int, ...] = ()
         self.revived: tuple[int, ...] = ()
         self._initialise(initial)
         for network in self.networks.values():
@@ -241,7 +243,10 @@ class Trainer:
                 start(network, self._first_patches(), self.recipe.patches.seed)
         if initial is not None:
             first = self.networks[self.recipe.scales[0]]
-            self.revived = revive(first, self._first_patches(), self.recipe.patches.seed)
+            patches, seed = self._first_patches(), self.recipe.patches.seed
+            if self.recipe.renew:
+                self.renewed = renew(first, patches, seed)
+            self.revived = revive(first, patches, seed)
 
     def _first_patches(self) -> Tensor:
         """N×3×H×W in [0, 1]."""
