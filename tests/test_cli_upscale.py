@@ -52,6 +52,13 @@ def process(*args: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "hasn_cli", *map(str, args)], capture_output=True, **options)
 
 
+@pytest.fixture
+def film(tmp_path):
+    """A GIF of three frames in the current folder."""
+    frames = [Image.fromarray(np.roll(photo(16, 20), 3 * index, axis=1)) for index in range(3)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], duration=100)
+
+
 def save(path, size=(20, 16), mode="RGB", **options):
     """A picture with something in it; `size` is (width, height), as Pillow has it."""
     rng = np.random.default_rng(0)
@@ -524,3 +531,12 @@ def test_an_unset_variable_is_not_the_current_folder(hasn, tmp_path):
 def test_hasn_alone_shows_the_help_and_no_error(hasn):
     result = hasn()
     assert b"Commands:" in result.out and "error" not in result.err
+
+
+@pytest.mark.parametrize("format", ["gif", "png", "webp"])
+def test_the_first_frame_alone_is_enlarged_when_asked_for(hasn, film, format, tmp_path):
+    result = hasn("upscale", "film.gif", "-s", "2", "-f", format, "--first-frame", "--json")
+    assert result.code == 0
+    assert [event["frames"] for event in result.events if "frames" in event] == [1]
+    with Image.open(tmp_path / f"film_x2.{format}") as found:
+        assert (getattr(found, "n_frames", 1), found.size) == (1, (40, 32))

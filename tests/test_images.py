@@ -1120,7 +1120,16 @@ def test_the_first_frame_alone_when_asked():
     assert found.frame_count == 1
     with pytest.raises(ImageError, match="one frame"):
         encoded(film, "jpeg", EncodeOptions(background="white"))
-    assert open_picture(encoded(film, "webp", options)).frame_count == 3
+
+
+@pytest.mark.parametrize("format", ["png", "gif", "webp", "avif", "tiff"])
+def test_the_first_frame_alone_when_asked_though_the_format_holds_them_all(format):
+    many = replace(animation(), paged=format == "tiff")
+    found = open_picture(encoded(many, format, EncodeOptions(first_frame=True, lossless=True)))
+    assert (found.frame_count, found.loop) == (1, None)
+    shown, first = (next(iter(each.frames)).pixels for each in (found, many))
+    assert (shown[..., 3] == first[..., 3]).all()
+    assert (shown == first)[first[..., 3] > 0].all()
 
 
 @pytest.mark.parametrize("format", ["png", "gif", "webp", "avif", "tiff"])

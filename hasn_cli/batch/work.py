@@ -150,7 +150,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, journal.Mark]:
-    """The picture at a path, a URL, or on the standard input (`-`), and the fingerprint of what was read."""
+    """What is to be enlarged at a path, a URL, or on the standard input (`-`), and the fingerprint of what was read."""
     data: bytes | Path
     mark: journal.Mark
     if source == "-":
@@ -159,7 +159,8 @@ def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, 
         data, mark = journal.mark_url(source)
     else:
         data, mark = _read_file(source)
-    return open_picture(data, max_pixels=settings.max_pixels, name=name), mark
+    picture = open_picture(data, max_pixels=settings.max_pixels, name=name)
+    return picture.first() if settings.encode.first_frame else picture, mark
 
 
 def _read_stream(stream: BinaryIO) -> bytes:

@@ -61,7 +61,7 @@ class Megapixels(click.FloatRange):
     help="No loss, in formats with the choice: WebP, AVIF, JPEG 2000, JPEG XL.",
 )
 @option("--background", group=OUTPUT, metavar="COLOUR", help="Lay under transparency that the format cannot hold.")
-@option("--first-frame", group=OUTPUT, is_flag=True, help="Of an animation, the first frame only.")
+@option("--first-frame", group=OUTPUT, is_flag=True, help="Of an animation or pages, the first only.")
 @option("--strip", group=OUTPUT, is_flag=True, help="Write no metadata.")
 @option("--keep-times", group=OUTPUT, is_flag=True, help="Keep the input's modification time.")
 @option("--suffix", group=OUTPUT, metavar="TEXT", help="Put after each name.  [default: _x4 beside the input]")

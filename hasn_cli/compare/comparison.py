@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.errors import UsageError
-from hasn_cli.images import Frame, Picture
+from hasn_cli.images import Picture
 
 if TYPE_CHECKING:
     from hasn_cli.enlarge import Size
@@ -173,7 +173,7 @@ def compare(
         UsageError: the reference is of another size.
         ImageError: a picture is broken.
     """
-    picture = _first_frame(picture)
+    picture = picture.first().load()  # ahead: decoding is no part of any method's time
     views = []
     for method in methods:
         seconds, pixels = _timed(method, picture, progress)
@@ -272,12 +272,6 @@ def _timed(
     seconds = time.perf_counter() - started_at
     told(1.0)
     return seconds, _eight_bits(frame.pixels)
-
-
-def _first_frame(picture: Picture) -> Picture:
-    """The picture with its first frame alone, decoded, so that decoding is no part of any method's time."""
-    frame = Frame(next(iter(picture.frames)).pixels)
-    return replace(picture, frames=[frame], frame_count=1, loop=None)
 
 
 def _reference_pixels(reference: Picture, picture: Picture, sr_size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -25,9 +25,10 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     Raises:
         ImageError: it holds one frame only, and the first one alone is not what was asked for.
     """
+    if options.first_frame:
+        picture = picture.first()
     entry = FORMATS[format]
-    alone = not (entry.pages if picture.paged else entry.animation)
-    if alone and picture.frame_count > 1 and not options.first_frame:
+    if picture.frame_count > 1 and not (entry.pages if picture.paged else entry.animation):
         raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
     if picture.has_alpha and not entry.alpha:
         picture = _without_alpha(picture, parse_color(options.background) if options.background else None)
@@ -38,8 +39,6 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
         for index, frame in enumerate(picture.frames):
             by = None if picture.paged and index else profile  # a later page has its own
             yield replace(frame, pixels=_fit(frame.pixels, entry, by))
-            if alone:
-                return
 
     def fitted(shape: Shape) -> Shape:
         return replace(shape, dtype=_dtype(shape.dtype, entry))
@@ -47,9 +46,8 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     return replace(
         picture,
         dtype=_dtype(picture.dtype, entry),
-        page_shapes=() if alone else tuple(map(fitted, picture.page_shapes)),
+        page_shapes=tuple(map(fitted, picture.page_shapes)),
         frames=Again(frames),
-        frame_count=1 if alone else picture.frame_count,
         metadata=metadata,
     )
 

@@ -141,7 +141,9 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         raise ImageError(f"{message} (at most {entry.max_side} a side)", f"use -f {_roomier(size)}")
     if entry.extra == "heic" and not _has_heif():
         raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
-    if picture.frame_count > 1 and not options.first_frame:
+    if options.first_frame:
+        picture = picture.first()
+    if picture.frame_count > 1:
         _check_frames(picture, entry)
     if format != "png" and is_hdr(picture.metadata):
         raise ImageError(f"{picture.name}: {entry.title} cannot be written with its HDR colours", "use -f png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,11 @@ class Picture:
     def has_alpha(self) -> bool:
         return self.channels in (2, 4)
 
+    def first(self) -> Picture:
+        """The first frame or page alone, as a still; it is made when it is asked for, as all were."""
+        frames = Again(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
+        return replace(self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1])
+
     def load(self) -> Picture:
         """Make every frame now and keep them; for a still this is where the decoding (or the network) runs.
 
@@ -151,7 +157,7 @@ class EncodeOptions:
             picture was read, if it came in the same format, else lossy.
         strip: write no metadata but what the pixels need to be shown rightly (the ICC profile, durations).
         background: a colour name or #rrggbb to lay under transparent pixels when the format cannot hold them.
-        first_frame: write only the first frame where the format holds one.
+        first_frame: write only the first frame or page.
 
     Raises:
         UsageError: a quality or colour that does not exist.
