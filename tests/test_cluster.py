@@ -31,6 +31,7 @@ from hasn_cli.batch.room import Room  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
 from hasn_cli.images import unfinished  # noqa: E402
+from hasn_cli.machine import count_cores  # noqa: E402
 from hasn_cli.weights import bundled_path, resolve  # noqa: E402
 
 
@@ -399,6 +400,21 @@ def test_weights_reach_workers_that_do_not_see_them(folder, monkeypatch, given):
         assert state.pool.loaded(2).scale == 2
     finally:
         state.teardown(None)
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(tile=64)])
+def test_a_worker_s_network_gets_the_threads_that_it_was_given(settings):
+    script = """
+import pickle, sys
+from types import SimpleNamespace
+pickle.load(sys.stdin.buffer).setup(SimpleNamespace(log_event=lambda *args: None))
+from hasn_cli.inference.workers import CPU_THREADS
+print(CPU_THREADS)
+"""
+    sent = pickle.dumps(cluster.WorkerState("run", settings, 2))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as Dask has it
+    found = subprocess.run([sys.executable, "-c", script], input=sent, env=environment, capture_output=True)
+    assert found.stdout.split() == [str(min(2, count_cores())).encode()], found.stderr
 
 
 def test_missing_weights_are_said_once(folder, inside):

@@ -527,6 +527,22 @@ def test_the_best_weights_by_validation_stay(tmp_path, monkeypatch):
     assert torch.equal(saved[1], saved[3])
 
 
+@pytest.mark.parametrize(("later", "best"), [(48, 31.0), (64, 20.0)])
+def test_what_is_best_by_other_pictures_does_not_count_when_a_run_goes_on(tmp_path, monkeypatch, later, best):
+    values = {48: 31.0, 64: 20.0}  # by the height of the picture
+    monkeypatch.setattr("hasn_cli.training.trainer.mean_psnr", lambda _, valid, __: values[len(valid[0])])
+    recipe = Recipe(iterations=4, patches=PLAN, report_every=1, validate_every=1)
+    interrupted = Trainer([drawing()], [drawing(48)], tmp_path, recipe).run()
+    next(interrupted), next(interrupted)
+    interrupted.close()
+    (tmp_path / "hasn_x2.safetensors").unlink()
+    trainer = Trainer([drawing()], [drawing(later)], tmp_path, recipe)
+    assert trainer.step
+    list(trainer.run())
+    assert trainer.best == {2: best}
+    assert (tmp_path / "hasn_x2.safetensors").exists()
+
+
 def test_reports_and_validations_keep_their_own_steps(tmp_path):
     recipe = Recipe(iterations=9, patches=PLAN, report_every=3, validate_every=4)
     reports = list(Trainer([drawing()], [drawing(48)], tmp_path, recipe).run())

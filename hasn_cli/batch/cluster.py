@@ -281,12 +281,13 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         """Called by Dask in each worker, also in those that come later."""
         import torch
 
+        # Dask's own default is one; first, since `inference` asks once, when it is imported
+        torch.set_num_threads(self._threads or worker.state.nthreads)
         self._folder = tempfile.TemporaryDirectory(prefix="hasn-") if self._weights else None
         settings = Settings.from_dict(self._settings)
         if self._weights and self._folder:
             settings = replace(settings, weights=_unpack(self._weights, Path(self._folder.name)))
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
-        torch.set_num_threads(self._threads or worker.state.nthreads)  # Dask's own default is one
         self.settings = settings
         self.pool = UpscalerPool(settings)
         self.room = Room(settings.memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import math
 import time
@@ -271,6 +272,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "valid": _fingerprint(self.valid),
             "history": [vars(report) for report in self.history],
             "networks": {scale: network.state_dict() for scale, network in self.networks.items()},
             "averaged": {scale: network.state_dict() for scale, network in self.averaged.items()},
@@ -322,8 +324,18 @@ class Trainer:
                 network.load_state_dict(state[name][scale])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        if state.get("valid", ours := _fingerprint(self.valid)) == ours:  # by other pictures there is no best yet
+            self.best = state["best"]
         self.history = [Report(**row) for row in state["history"]]
+
+
+def _fingerprint(pictures: Sequence[Image]) -> str:
+    """SHA-256 of pictures, H×W×3."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).data)
+    return digest.hexdigest()
 
 
 def mean_deviations(pieces: Sequence[Sequence[Tensor]]) -> tuple[float, ...]:
