@@ -56,6 +56,11 @@ def printable(text: str, longest: int = 500) -> str:
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
+def say_skipped(name: str, reason: str) -> None:
+    """Print on stderr that a picture is left out, and why."""
+    click.echo(f"{click.style('skipped:', fg='yellow')} {printable(name)}: {printable(reason)}", err=True)
+
+
 def show_error(error: BaseException, *, verbose: bool = False, name: str = "") -> int:
     """Print the error's lines on stderr (after the traceback if `verbose`) and return its exit code."""
     if verbose:
@@ -95,9 +100,7 @@ class Report:
     @property
     def exit_code(self) -> int:
         """130 interrupted, 1 with any failure, else 0."""
-        if self.interrupted:
-            return INTERRUPTED
-        return 1 if self.failures or self.stopped else 0
+        return INTERRUPTED if self.interrupted else int(bool(self.failures or self.stopped))
 
     @property
     def total(self) -> int:
@@ -120,11 +123,8 @@ class Report:
         }
 
     def __str__(self) -> str:
-        parts = [f"{self.done} done"]
-        if self.skipped:
-            parts.append(f"{self.skipped} skipped")
-        if self.failures:
-            parts.append(f"{len(self.failures)} failed")
+        counts = {"skipped": self.skipped, "failed": len(self.failures)}
+        parts = [f"{self.done} done", *(f"{count} {what}" for what, count in counts.items() if count)]
         text = ", ".join(parts) + f" in {duration(time.monotonic() - self.started_at)}"
         if self.stopped:
             return f"stopped, {self.stopped.left} not tried: {text}"

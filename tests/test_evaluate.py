@@ -109,6 +109,17 @@ def test_a_picture_of_one_colour_does_not_spoil_the_mean(folders, capsys):
     assert "nan" not in evaluate(capsys, folders[0], "-s", 2)[1]
 
 
+def test_pictures_behind_links_count_and_what_is_left_out_is_said(folders, capsys, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in folders[0].iterdir():
+        (linked / path.name).symlink_to(path)
+    Image.new("RGB", (102, 134), (9, 9, 9)).save(linked / "a_x2.png")
+    code, out, err = evaluate(capsys, linked, "-s", 2, "-f", "json")
+    assert [picture["name"] for picture in json.loads(out)["pictures"]] == ["a.png", "b10.png"]
+    assert (code, err.count("skipped:")) == (0, 1) and "a_x2.png: an output of hasn" in err
+
+
 def test_what_cannot_be_measured_is_said(folders, capsys, tmp_path):
     hr, lr = folders
     (tmp_path / "empty").mkdir()

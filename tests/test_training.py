@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -495,10 +497,11 @@ def test_half_precision_stays_close(started):
 
 
 def test_the_weights_that_are_written_are_a_mean_over_time(tmp_path):
-    recipe = Recipe(iterations=30, warm_up=0, patches=PLAN, ema=0.9)
+    recipe = Recipe(iterations=30, warm_up=0, end_rate=1e-3, patches=PLAN, ema=0.9)
     trainer = Trainer([drawing()], [], tmp_path, recipe)
     path, run = [], trainer.run()
     weight = trainer.networks[2].block_2.g.conv.weight
+    began = weight.detach().clone()
     original = trainer._average
 
     def watched():
@@ -507,10 +510,49 @@ def test_the_weights_that_are_written_are_a_mean_over_time(tmp_path):
 
     trainer._average = watched
     list(run)
+    expected = began
+    for step, weights in enumerate(path):
+        decay = min(0.9, (1 + step) / (10 + step))  # the beginning is soon forgotten
+        expected = decay * expected + (1 - decay) * weights
     saved = load_state_dict_file(tmp_path / "hasn_x2.safetensors")["block_2.g.conv.weight"]
-    assert not torch.equal(saved, path[-1])
-    late = torch.stack(path[-10:])
-    assert ((late - saved).flatten(1).norm(dim=1).mean()) < (late - late.mean(0)).flatten(1).norm(dim=1).max() * 2
+    torch.testing.assert_close(saved, expected, rtol=0, atol=1e-7)
+    assert (saved - path[-1]).abs().max() > 1e-5
+
+
+def test_no_gradient_is_longer_than_the_recipe_allows(tmp_path):
+    trainer = Trainer([drawing()], [], tmp_path, Recipe(iterations=3, warm_up=0, patches=PLAN, clip=0.0))
+    before = {name: tensor.clone() for name, tensor in trainer.networks[2].state_dict().items()}
+    list(trainer.run())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.networks[2].state_dict().items())
+
+
+def test_half_precision_is_trained_in_where_the_recipe_says_so(tmp_path):
+    losses = []
+    for half in (False, True):
+        recipe = Recipe(iterations=1, patches=PLAN, half=half, initial="hasn")
+        states = {2: load_state_dict_file(bundled_path(2))}
+        trainer = Trainer([drawing()], [], tmp_path / str(half), recipe, lambda states=states: states)
+        losses += [report.loss for report in trainer.run()]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_the_time_of_a_run_counts_on_when_it_is_taken_up(tmp_path):
+    recipe = Recipe(iterations=4, patches=PLAN, report_every=1, validate_every=1)
+    interrupted = Trainer([drawing()], [], tmp_path, recipe).run()
+    first = [next(interrupted), next(interrupted)][0]
+    interrupted.close()
+    assert Trainer([drawing()], [], tmp_path, recipe).seconds >= first.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("harmed", "asked", "said"), [("half_dead", {}, "revived"), ("faint", {"renew": True}, "renewed")]
+)
+def test_training_begins_from_given_weights_with_what_had_died_alive(started, tmp_path, harmed, asked, said):
+    weights = {"half_dead": half_dead, "faint": faint}[harmed](started)
+    recipe = Recipe(iterations=1, patches=PLAN, **asked)
+    trainer = Trainer([drawing()], [], tmp_path, recipe, lambda: {2: weights.state_dict()})
+    assert getattr(trainer, said) and any(getattr(trainer, said))
+    assert not any(revive(trainer.networks[2], trainer._first_patches(16)))
 
 
 def test_the_best_weights_by_validation_stay(tmp_path, monkeypatch):
@@ -589,6 +631,8 @@ def test_a_run_for_other_scales_is_not_taken_up(tmp_path):
         ("--seed", {"patches": PatchPlan(side=16, batch=2, candidates=1, seed=1)}),
         ("--adam", {"kernels": False}),
         ("--loss", {"loss": "rmse"}),
+        ("--from nothing, not hasn", {"initial": "hasn"}),
+        ("--renew", {"renew": True}),
     ],
 )
 def test_a_run_with_other_options_is_not_taken_up(tmp_path, option, changed):
@@ -596,6 +640,32 @@ def test_a_run_with_other_options_is_not_taken_up(tmp_path, option, changed):
     list(Trainer([drawing()], [], tmp_path, Recipe(**recipe)).run())
     with pytest.raises(UsageError, match=f"holds a run with {option}"):
         Trainer([drawing()], [], tmp_path, Recipe(**(recipe | changed)))
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_from(tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.fromarray(drawing()).save(tmp_path / "data" / "a.png")
+    weights = shutil.copy(bundled_path(2), tmp_path / "mine.safetensors")
+    recipe = Recipe(iterations=4, patches=PLAN, initial=str(weights), report_every=1, validate_every=2)
+
+    def prepared():
+        return prepare(tmp_path / "data", tmp_path / "run", recipe, on_skip=lambda name, why: None)
+
+    interrupted = prepared().run()
+    next(interrupted), next(interrupted), next(interrupted)
+    interrupted.close()
+    weights.unlink()
+    assert prepared().step == 2
+
+
+def test_what_fires_nowhere_in_the_first_batch_is_not_yet_shut(tmp_path):
+    night = np.zeros((96, 96, 3), np.uint8)
+    plans = (replace(PLAN, seed=seed) for seed in range(100))
+    plan = next(p for p in plans if not Patches([drawing(), night], (2,), p)[0].lr.any())
+    recipe = Recipe(iterations=1, patches=plan)
+    states = {2: load_state_dict_file(bundled_path(2))}
+    trainer = Trainer([drawing(), night], [], tmp_path, recipe, lambda: states)
+    assert sum(trainer.revived) < 100, "of 936"
 
 
 @pytest.mark.parametrize("name", ["hasn_x2.safetensors", "log.csv", "curve.png"])
@@ -647,9 +717,11 @@ def test_only_a_whole_hasn_is_begun_from(tmp_path, weights):
     save_file(broken.state_dict(), tmp_path / "infinite.safetensors")
     with pytest.raises(WeightsError, match=weights):
         prepare(
-            tmp_path, tmp_path / "run", Recipe(iterations=1, patches=PLAN),
-            initial=str(tmp_path / weights), on_skip=lambda name, why: None,
-        )  # fmt: skip
+            tmp_path,
+            tmp_path / "run",
+            Recipe(iterations=1, patches=PLAN, initial=str(tmp_path / weights)),
+            on_skip=lambda name, why: None,
+        )
 
 
 def test_corrupt_and_small_pictures_are_named_and_skipped(tmp_path):
@@ -713,6 +785,17 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
     assert curves[0] == curves[1]
     states = [load_state_dict_file(tmp_path / name / "hasn_x2.safetensors") for name in ("killed", "whole")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_log_that_a_kill_kept_from_being_written_comes_when_the_run_is_taken_up(tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.fromarray(drawing()).save(tmp_path / "data" / "a.png")
+    options = ["-s", "2", "--iterations", "1", "--patch", "16", "--batch", "2", "-d", "cpu", "-j", "0"]
+    command = ["train", str(tmp_path / "data"), "-o", str(tmp_path / "run"), *options]
+    assert run(command) == 0
+    (tmp_path / "run" / "log.csv").unlink()
+    assert run(command) == 0
+    assert [row["step"] for row in csv.DictReader((tmp_path / "run" / "log.csv").open())] == ["1"]
 
 
 def test_length_must_be_given(tmp_path):
@@ -787,8 +870,8 @@ def test_a_report_is_one_line_of_a_log(tmp_path, capsys, monkeypatch):
 def test_each_scale_begins_from_its_own_weights(tmp_path):
     (tmp_path / "data").mkdir()
     Image.fromarray(drawing(128)).save(tmp_path / "data" / "a.png")
-    recipe = Recipe(scales=(4, 2), iterations=1, patches=PLAN)
-    trainer = prepare(tmp_path / "data", tmp_path / "run", recipe, initial="hasn", on_skip=lambda name, why: None)
+    recipe = Recipe(scales=(4, 2), iterations=1, patches=PLAN, initial="hasn")
+    trainer = prepare(tmp_path / "data", tmp_path / "run", recipe, on_skip=lambda name, why: None)
     for scale, network in trainer.networks.items():
         own, four = (load_state_dict_file(bundled_path(s)) for s in (scale, 4))
         torch.testing.assert_close(network.upsampler[0].weight, own["upsampler.0.weight"])

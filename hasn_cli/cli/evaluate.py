@@ -41,16 +41,17 @@ def command(
 
     As the field does it: 8-bit pictures, MATLAB's luma, as many pixels cut off the border as the scale.
     """
-    from hasn_cli.console import printable
+    from hasn_cli.console import printable, say_skipped
     from hasn_cli.evaluation.benchmark import benchmark, is_finite, mean_score
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
     from hasn_cli.weights.checkpoint import write_atomically
 
-    if output is not None and output.exists() and not overwrite:
-        raise OutputError(f"{output} exists already", "--overwrite replaces it")
+    if output is not None:
+        _check_output(output, overwrite)
     upscaler = Upscaler(load_network(weights, scale), device=device)
-    scores = [replace(score, name=printable(score.name)) for score in benchmark(hr_dir, upscaler, lr_dir)]
+    found = benchmark(hr_dir, upscaler, lr_dir, on_skip=say_skipped)
+    scores = [replace(score, name=printable(score.name)) for score in found]
     perfect = sum(not is_finite(score) for score in scores)
     if 0 < perfect < len(scores):
         click.echo(f"the mean leaves out {perfect} of {len(scores)} pictures, whose PSNR is infinite", err=True)
@@ -62,6 +63,16 @@ def command(
         write_atomically(output, f"{text}\n".encode())
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror}") from None
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    from hasn_cli.images import check_target
+
+    if not output.parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no such folder")
+    if output.is_file() and not overwrite:
+        raise OutputError(f"{output} exists already", "--overwrite replaces it")
+    check_target(output)
 
 
 def _table(scores: Sequence[Score]) -> str:

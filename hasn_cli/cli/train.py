@@ -67,7 +67,7 @@ POSITIVE = click.IntRange(1)
 @option("-p", "--precision", group=MACHINE, type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
         show_default=True, help="bf16: the blocks in bfloat16.")  # fmt: skip
 @option("-j", "--workers", group=MACHINE, type=click.IntRange(0), metavar="N", help="Processes that cut patches.")
-def command(data_dir: Path, output: Path, initial: str | None, valid: Path | None, **options: Any) -> None:
+def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) -> None:
     """Train on the pictures in DATA_DIR; started again with the same RUN folder, a run goes on where it was.
 
     RUN gets the weights (hasn_x2.safetensors, …: averaged over time, the best by --valid), log.csv, curve.png, and
@@ -75,27 +75,27 @@ def command(data_dir: Path, output: Path, initial: str | None, valid: Path | Non
     """
     if (options["iterations"] is None) == (options["minutes"] is None):
         raise UsageError("give either --iterations or --minutes")
-    if options["renew"] and initial is None:
+    if options["renew"] and options["initial"] is None:
         raise UsageError("--renew is of weights to begin --from")
     import torch
 
+    from hasn_cli.console import say_skipped
     from hasn_cli.training.session import prepare
 
     valid_side = options.pop("valid_side")
     recipe = _recipe(**options)
     if recipe.lanes > 1:
         torch.set_num_threads(1)  # each lane has a core of its own
-    trainer = prepare(
-        data_dir, output, recipe, initial=initial, valid=valid, valid_side=valid_side, on_skip=_say_skipped
-    )
+    trainer = prepare(data_dir, output, recipe, valid=valid, valid_side=valid_side, on_skip=say_skipped)
+    plots = find_spec("matplotlib") is not None
     if trainer.finished:
+        _write_log(trainer, plots)  # which a kill may have kept from being written
         click.echo(f"the run in {output} is finished; more --iterations or --minutes would go on", err=True)
         return
     if trainer.step:
         click.echo(f"going on from step {trainer.step} in {output}", err=True)
     else:
         _say_opened(trainer)
-    plots = find_spec("matplotlib") is not None
     if not plots:
         click.echo("no curve.png without matplotlib: pip install 'hasn-cli[train]'", err=True)
     with _view() as show:
@@ -188,9 +188,3 @@ def _say_opened(trainer: Trainer) -> None:
     if any(trainer.revived):
         counts = ", ".join(map(str, trainer.revived))
         click.echo(f"channels that hardly fired have new filters, in the blocks one by one: {counts}", err=True)
-
-
-def _say_skipped(name: str, reason: str) -> None:
-    from hasn_cli.console import printable
-
-    click.echo(f"{click.style('skipped:', fg='yellow')} {printable(name)}: {printable(reason)}", err=True)

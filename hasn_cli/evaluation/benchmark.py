@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hasn_cli.batch.folders import OnSkip
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y, ssim_y
@@ -33,7 +34,9 @@ class Score:
     seconds: float
 
 
-def benchmark(hr_folder: Path, upscaler: Upscaler, lr_folder: Path | None = None) -> Iterator[Score]:
+def benchmark(
+    hr_folder: Path, upscaler: Upscaler, lr_folder: Path | None = None, *, on_skip: OnSkip
+) -> Iterator[Score]:
     """Score each picture of a folder, in natural order.
 
     Args:
@@ -41,20 +44,22 @@ def benchmark(hr_folder: Path, upscaler: Upscaler, lr_folder: Path | None = None
         upscaler: whose scale decides how much is cut off the border: as many pixels as the scale, as the field does.
         lr_folder: LR pictures by the same names (with or without `xS` behind); by default they are made from HR by
             MATLAB-style bicubic.
+        on_skip: told of each picture that is left out, and why.
 
     Raises:
         UsageError: a folder is not there or empty, or lacks an LR picture.
         ImageError: a picture is corrupt, or LR and HR do not fit together.
     """
-    lr_paths = {} if lr_folder is None else {path.stem: path for path in list_pictures(lr_folder, recursive=False)}
-    for path in list_pictures(hr_folder, recursive=False):
+    lr_paths = [] if lr_folder is None else list_pictures(lr_folder, on_skip, recursive=False)
+    lr_by_name = {path.stem: path for path in lr_paths}
+    for path in list_pictures(hr_folder, on_skip, recursive=False):
         hr = whole_multiple(read_rgb(path), upscaler.scale)
         if not hr.size:
             raise ImageError(f"{path} is too small to be reduced {upscaler.scale} times")
         if lr_folder is None:
             lr = resize(hr, scale=1 / upscaler.scale)
         else:
-            lr = _matching_lr(path, hr, upscaler.scale, lr_paths)
+            lr = _matching_lr(path, hr, upscaler.scale, lr_by_name)
         yield _score(path.name, hr, lr, upscaler)
 
 

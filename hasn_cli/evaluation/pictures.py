@@ -26,16 +26,16 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.broadcast_to(_to_uint8(pixels), (*pixels.shape[:2], 3)))
 
 
-def list_pictures(folder: Path, *, recursive: bool = True, on_skip: OnSkip | None = None) -> list[Path]:
-    """The pictures in a folder, in natural order.
+def list_pictures(folder: Path, on_skip: OnSkip, *, recursive: bool = True) -> list[Path]:
+    """The pictures in a folder, those behind links too, in natural order; `on_skip` is told what is left out, and why.
 
     Raises:
         UsageError: there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
-    quiet: OnSkip = lambda path, reason: None  # noqa: E731
-    paths = Walk(frozenset(SUFFIXES), recursive=recursive, on_skip=on_skip or quiet).files(folder)
+    walk = Walk(frozenset(SUFFIXES), recursive=recursive, follow_links=True, on_skip=on_skip, on_closed=on_skip)
+    paths = walk.files(folder)
     if not paths:
         raise UsageError(f"{folder} holds no pictures")
     return paths

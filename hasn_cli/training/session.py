@@ -23,7 +23,6 @@ def prepare(
     output: Path,
     recipe: Recipe,
     *,
-    initial: str | None = None,
     valid: Path | None = None,
     valid_side: int = 384,
     on_skip: OnSkip,
@@ -33,25 +32,25 @@ def prepare(
     Args:
         data_dir: HR pictures, folders below included.
         output: the run's folder.
-        recipe: how to train.
-        initial: weights to begin from, as `hasn_cli.weights.resolve` takes them: each scale's own from a name or a
-            folder; a single file may be of any scale.
+        recipe: how to train; of the weights to begin from, each scale takes its own where they are a name or a folder,
+            and a single file may be of any scale.
         valid: HR pictures to choose by.
         valid_side: how many HR pixels of their middle are used.
         on_skip: told of each picture that is corrupt or too small, and why.
 
     Raises:
         UsageError: a folder is missing or holds nothing usable.
-        WeightsError: `initial` cannot be had, or is no HASN of the published width.
+        WeightsError: those weights cannot be had, or is no HASN of the published width.
     """
     min_side = recipe.patches.smallest_side(max(recipe.scales))
-    pictures = list(read_all(list_pictures(data_dir, on_skip=on_skip), min_side, on_skip))
+    pictures = list(read_all(list_pictures(data_dir, on_skip), min_side, on_skip))
     if not pictures:
         raise UsageError(f"{data_dir} holds no picture of at least {min_side}×{min_side} pixels")
     chosen_by = [] if valid is None else [middle(p, valid_side) for p in _valid_pictures(valid, on_skip)]
-    states = None
-    if initial is not None:
-        states = {scale: _initial_state(resolve(initial, scale).path) for scale in recipe.scales}
+    initial = recipe.initial
+    if initial is None:
+        return Trainer(pictures, chosen_by, output, recipe)
+    states = lambda: {scale: _initial_state(resolve(initial, scale).path) for scale in recipe.scales}  # noqa: E731
     return Trainer(pictures, chosen_by, output, recipe, states)
 
 
@@ -70,7 +69,7 @@ def middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _valid_pictures(folder: Path, on_skip: OnSkip) -> list[NDArray[np.uint8]]:
-    pictures = list(read_all(list_pictures(folder, on_skip=on_skip), SMALLEST_VALID, on_skip))
+    pictures = list(read_all(list_pictures(folder, on_skip), SMALLEST_VALID, on_skip))
     if not pictures:
         raise UsageError(f"{folder} holds no usable picture")
     return pictures

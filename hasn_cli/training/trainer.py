@@ -7,11 +7,11 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from hasn_cli.weights.checkpoint import save_network, write_atomically
 Image = NDArray[np.uint8]
 LOG, CURVE = "log.csv", "curve.png"  # names in a run's folder
 SLIGHT = (0.25 / 255) ** 2  # keeps the root's gradient finite
+SAMPLE = 2**17  # LR pixels by which to judge what hardly takes part, where so many come in 16 batches
 DEAD = 1e-5  # a block that hands on less spatial deviation than this adds nothing, and never will again
 
 
@@ -59,7 +60,8 @@ class Recipe:
     validate_every: int = 500  # iterations; a checkpoint is written as often
     kernels: bool = True  # SOAP for the kernels, else Adam for all
     loss: Literal["l1", "rmse"] = "l1"
-    renew: bool = False  # begin anew what hardly varies in the weights that training begins from
+    initial: str | None = None  # weights that training begins from, as `hasn_cli.weights.resolve` takes them
+    renew: bool = False  # begin anew what hardly varies in them
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class Trainer:
         valid: the same, to choose by; may be empty.
         folder: gets `checkpoint.pt` and `hasn_xS.safetensors` (the averaged weights, best by validation).
         recipe: how.
-        initial: a state dict, of any scale, for each scale; the first one's body is taken. None: from nothing.
+        initial: gives a state dict, of any scale, for each scale, of which the first one's body is taken; called where
+            a run begins. None: from nothing.
 
     Raises:
         OutputError: the folder holds files by the names of a run's, and no checkpoint of one.
@@ -104,29 +107,29 @@ class Trainer:
         valid: Sequence[Image],
         folder: Path,
         recipe: Recipe,
-        initial: Mapping[int, Mapping[str, Tensor]] | None = None,
+        initial: Callable[[], Mapping[int, Mapping[str, Tensor]]] | None = None,
     ) -> None:
         if (recipe.iterations is None) == (recipe.minutes is None):
             raise ValueError("give either iterations or minutes")
         self.valid, self.folder, self.recipe = valid, folder, recipe
-        folder.mkdir(parents=True, exist_ok=True)
         self.data = Patches(pictures, recipe.scales, recipe.patches)
         self.networks = _networks_of_one_body(recipe.scales)
         self.renewed: tuple[int, ...] = ()
         self.revived: tuple[int, ...] = ()
-        self._initialise(initial)
+        saved = self._saved()
+        if saved is None:
+            self._initialise(initial and initial())
         for network in self.networks.values():
             network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.networks)
         self.optimizers = build_optimizers(self.networks.values(), kernels=recipe.kernels)
+        folder.mkdir(parents=True, exist_ok=True)
         self._lanes = ThreadPoolExecutor(recipe.lanes)
         self.step, self.seconds = 0, 0.0
         self.best = dict.fromkeys(recipe.scales, -math.inf)
         self.history: list[Report] = []
-        if self.checkpoint.exists():
-            self._resume()
-        else:
-            self._refuse_strangers()
+        if saved is not None:
+            self._take_up(saved)
 
     @property
     def checkpoint(self) -> Path:
@@ -164,8 +167,6 @@ class Trainer:
                 yield self._report(rate, losses, mean_deviations(pieces), speed)
                 losses = []
                 reported_at = clock = time.monotonic()
-        if not self.history or self.history[-1].step != self.step:
-            self._save(self._validate())
 
     def _report(self, rate: float, losses: list[Tensor], deviations: tuple[float, ...], speed: float) -> Report:
         last = self._fraction() >= 1
@@ -244,14 +245,15 @@ class Trainer:
                 start(network, self._first_patches(), self.recipe.patches.seed)
         if initial is not None:
             first = self.networks[self.recipe.scales[0]]
-            patches, seed = self._first_patches(), self.recipe.patches.seed
+            plan = self.recipe.patches
+            patches = self._first_patches(min(16, math.ceil(SAMPLE / (plan.batch * plan.side**2))))
             if self.recipe.renew:
-                self.renewed = renew(first, patches, seed)
-            self.revived = revive(first, patches, seed)
+                self.renewed = renew(first, patches, plan.seed)
+            self.revived = revive(first, patches, plan.seed)
 
-    def _first_patches(self) -> Tensor:
+    def _first_patches(self, batches: int = 1) -> Tensor:
         """N×3×H×W in [0, 1]."""
-        return self.data[0].lr.float() / 255
+        return torch.cat([self.data[index].lr for index in range(batches)]).float() / 255
 
     def _validate(self) -> dict[int, float]:
         if not self.valid:
@@ -302,23 +304,33 @@ class Trainer:
             "--seed": patches.seed,
             "--adam": not recipe.kernels,
             "--loss": recipe.loss,
+            "--from": recipe.initial or "nothing",
+            "--renew": recipe.renew,
         }
 
-    def _resume(self) -> None:
+    def _saved(self) -> dict[str, Any] | None:
+        """What the folder's checkpoint holds, of a run as the recipe has it; None where training is to begin."""
+        if not self.checkpoint.exists():
+            self._refuse_strangers()
+            return None
         hint = "give another folder, or delete the file to begin anew"
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             plan = state["plan"]
         except Exception as error:
             raise HasnError(f"{self.checkpoint} is damaged, or no checkpoint of a run", hint) from error
         if state["step"] == 0:  # nothing is lost by beginning anew, with other options too
-            return
+            return None
         for option, value in self._plan.items():
             if plan.get(option, value) != value:
                 message = f"{self.folder} holds a run with {option} {plan.get(option)}, not {value}"
                 raise UsageError(message, "give another folder, or the options that the run began with")
+        return state
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
         if len(state["optimizers"]) != len(self.optimizers):
-            raise HasnError(f"{self.checkpoint} is of a version of hasn that optimized otherwise", hint)
+            message = f"{self.checkpoint} is of a version of hasn that optimized otherwise"
+            raise HasnError(message, "give another folder")
         for networks, name in ((self.networks, "networks"), (self.averaged, "averaged")):
             for scale, network in networks.items():
                 network.load_state_dict(state[name][scale])
@@ -359,7 +371,7 @@ def schedule(recipe: Recipe, fraction: float, step: int) -> float:
 
 def mean_psnr(network: HASN, pictures: Sequence[Image], device: str) -> float:
     """Mean PSNR-Y in decibels of HR pictures, H×W×3 uint8, reduced and enlarged again."""
-    upscaler = Upscaler(copy.deepcopy(network), device=device)
+    upscaler = Upscaler(network, device=device)
     values = []
     for picture in pictures:
         hr = whole_multiple(picture, network.scale)
