@@ -41,7 +41,7 @@ def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
-        HasnError: the check has failed; what was at `path` stays.
+        HasnError: there is no writing such an opset, or the check has failed; what was at `path` stays.
         OSError: the target cannot be written.
     """
     _runtime()  # if it is missing, that is told before the work
@@ -78,6 +78,8 @@ def _converted(network: HASN, opset: int) -> Any:
         raise MissingExtraError("writing ONNX", "onnx") from error
     assert program is not None
     model = program.model_proto
+    if opset not in {entry.version for entry in model.opset_import if not entry.domain}:
+        raise HasnError(f"the installed exporter cannot write opset {opset}", f"--opset {OPSET} always works")
     _forget_origin(model)
     return model
 
@@ -128,13 +130,15 @@ def _forget_origin(model: Any) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep the exporter's remarks about itself off stderr."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Keep what the exporter and its helper say of themselves off stderr."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

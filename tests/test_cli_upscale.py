@@ -540,3 +540,10 @@ def test_the_first_frame_alone_is_enlarged_when_asked_for(hasn, film, format, tm
     assert [event["frames"] for event in result.events if "frames" in event] == [1]
     with Image.open(tmp_path / f"film_x2.{format}") as found:
         assert (getattr(found, "n_frames", 1), found.size) == (1, (40, 32))
+
+
+@pytest.mark.parametrize(("given", "lossless"), [([], True), (["--quality", "50"], False), (["--lossless"], True)])
+def test_what_came_without_loss_stays_so_unless_a_quality_is_asked_for(hasn, tmp_path, given, lossless):
+    save(tmp_path / "a.webp", lossless=True)
+    assert hasn("upscale", "a.webp", "-s", "2", *given).code == 0
+    assert (b"VP8L" in (tmp_path / "a_x2.webp").read_bytes()) == lossless

@@ -622,6 +622,12 @@ def test_labels_are_short_and_tell_the_views_apart(weights, expected):
     assert labels(weights) == expected
 
 
+def test_a_sheet_that_its_format_cannot_hold_is_refused(small, capsys):
+    assert run(["compare", str(small), "-s", "2", "-o", "sheet.ico"]) == 1
+    assert "too many for ICO" in capsys.readouterr().err
+    assert not (small.parent / "sheet.ico").exists()
+
+
 def test_the_command_writes_a_sheet_where_the_name_is_a_pictures(small, tmp_path):
     target = tmp_path / "sheet.webp"
     assert run(["compare", str(small), "-s", "2", "-o", str(target), "-q"]) == 0

@@ -63,6 +63,13 @@ def test_a_file_of_another_network_does_not_pass_the_check(exported):
         check_onnx(exported, other, [(16, 16)])
 
 
+def test_an_opset_that_the_exporter_cannot_write_is_said_without_noise(tmp_path, capfd):
+    with pytest.raises(HasnError, match="cannot write opset 99"):
+        export_onnx(load_network("hasn", 2), tmp_path / "out.onnx", opset=99)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_fails_the_check_replaces_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("hasn_cli.export.TOLERANCE", -1.0)
     target = tmp_path / "out.onnx"

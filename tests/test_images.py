@@ -37,6 +37,7 @@ from pictures import (
     picture,
 )
 from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import IFDRational
 
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import bytes_needed
@@ -632,6 +633,25 @@ def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
     assert block is None or block.number(block.first, 0x0112) in (None, 1)
 
 
+@pytest.mark.parametrize("format", ["jpeg", "png", "tiff", "bmp", "jpeg2000"])
+@pytest.mark.parametrize(("unit", "inches"), [(2, 1.0), (None, 1.0), (3, 2.54)])
+def test_a_resolution_that_stands_in_exif_alone_is_kept(format, unit, inches):
+    tags = Image.Exif()
+    tags[0x011A], tags[0x011B] = 300.0, 150.0
+    if unit:
+        tags[0x0128] = unit
+    came = open_picture(saved(Image.fromarray(photo()), "WEBP", exif=tags.tobytes()))
+    found = open_picture(encoded(came, format)).metadata
+    assert found.dpi == pytest.approx((300 * inches, 150 * inches), rel=3e-3)
+
+
+def test_an_exif_that_states_no_true_resolution_gives_none():
+    for x, y, unit in [(0.0, 150.0, 2), (300.0, 150.0, 1), (IFDRational(300, 0), 150.0, 2)]:
+        tags = Image.Exif()
+        tags[0x011A], tags[0x011B], tags[0x0128] = x, y, unit
+        assert open_picture(saved(Image.fromarray(photo()), "WEBP", exif=tags.tobytes())).metadata.dpi is None
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_resolutions_change_places_where_the_picture_lay_on_its_side(orientation):
     tags = Image.Exif()
@@ -817,6 +837,16 @@ def test_exif_is_edited_or_left_out_however_broken(changes, length):
     before = Metadata(exif=bytes(block[:length]))
     after = resized(upright(before), (96, 128)).exif
     assert after is None or len(after) <= len(before.exif)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_that_moves_is_written_as_lossless_as_it_came(lossless):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), np.uint8)
+    film = replace(picture(noise[0]), frames=[Frame(pixels, 100.0) for pixels in noise], frame_count=3, loop=0)
+    came = open_picture(encoded(film, "webp", EncodeOptions(lossless=lossless)))
+    found = [frame.pixels for frame in open_picture(encoded(came, "webp", EncodeOptions())).frames]
+    same = [bool((now == then.pixels).all()) for now, then in zip(found, came.frames, strict=True)]
+    assert all(same) if lossless else not any(same)
 
 
 @pytest.mark.parametrize("reversible", [True, False])

@@ -456,6 +456,19 @@ def bucket(tmp_path, monkeypatch):
     memory.rm("/bucket", recursive=True)
 
 
+def test_a_store_out_of_reach_fails_alone_and_by_name(tree, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def isdir(self, path):
+        raise OSError("nobody answers")
+
+    monkeypatch.setattr(MemoryFileSystem, "isdir", isdir)
+    tree("z.png")
+    lost, there = find_jobs(["memory://shop/a.png", "z.png"], "out/")
+    assert str(lost.problem) == "memory://shop/a.png: cannot be reached (nobody answers)"
+    assert there.problem is None and str(there.target) == "out/z.png"
+
+
 def test_several_folders_at_urls_keep_their_names_too(bucket, tree):
     bucket("x/a.png", "y/a.png")
     tree("z/a.png")

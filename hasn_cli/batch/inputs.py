@@ -325,7 +325,12 @@ def _nothing_in(folder: Place, walk: Walk, own_outputs: bool) -> ImageError:
 
 
 def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
-    if not remote.is_folder(url):
+    try:
+        is_folder = remote.is_folder(url)
+    except ImageError as error:
+        yield Job(0, url, "", url, problem=error)
+        return
+    if not is_folder:
         target = naming.target(url, PurePosixPath(url.rpartition("/")[2]))
         yield Job(0, url, target, url, _journal_root(naming, target))
         return
@@ -366,11 +371,9 @@ def _resolved(folder: Place) -> Place:
 def _is_folder(text: str) -> bool:
     if text == "-":
         return False
-    if remote.is_url(text):
-        return remote.is_folder(text)
     try:
-        return Path(text).is_dir()
-    except OSError:  # out of reach; told when its turn comes
+        return remote.is_folder(text) if remote.is_url(text) else Path(text).is_dir()
+    except (OSError, ImageError):  # out of reach; told when its turn comes
         return False
 
 

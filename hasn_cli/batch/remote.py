@@ -148,9 +148,16 @@ def state(url: str) -> dict[str, str] | None:
 
 
 def is_folder(url: str) -> bool:
-    """Whether `url` names a folder (or a prefix that holds something)."""
+    """Whether `url` names a folder (or a prefix that holds something).
+
+    Raises:
+        ImageError: the store cannot be asked.
+    """
     system, path = filesystem(url)
-    return url.endswith("/") or bool(system.isdir(path))
+    try:
+        return url.endswith("/") or bool(system.isdir(path))
+    except Exception as error:
+        raise ImageError(f"{url}: cannot be reached ({_reason(error)})") from error
 
 
 def relative(url: str, folder: str) -> PurePosixPath | None:

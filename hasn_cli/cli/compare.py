@@ -203,11 +203,13 @@ def _write(comparison: Comparison, target: Path, about: str) -> None:
         write_atomically(target, page(comparison, about=about).encode())
         return
     from hasn_cli.compare.sheet import sheet
-    from hasn_cli.images import EncodeOptions, Frame, Picture, format_for_name, write_picture
+    from hasn_cli.images import EncodeOptions, Frame, Picture, check_can_hold, format_for_name, write_picture
 
     pixels = sheet(comparison)
     picture = Picture(target.name, "png", pixels.shape[:2], 3, pixels.dtype, [Frame(pixels)])
-    write_picture(picture, target, format_for_name(target.name) or "png", EncodeOptions())
+    format, options = format_for_name(target.name) or "png", EncodeOptions()
+    check_can_hold(picture, picture.size, format, options)
+    write_picture(picture, target, format, options)
 
 
 def _about() -> str:

@@ -53,7 +53,8 @@ class Megapixels(click.FloatRange):
     "-o", "--output", group=OUTPUT, metavar="OUT", help="A file, a folder, or - for stdout.  [default: beside INPUT]"
 )
 @option("-f", "--format", group=OUTPUT, metavar="FMT", help="png, jpg, webp, tiff, …  [default: OUT's, else INPUT's]")
-@option("--quality", group=OUTPUT, type=click.IntRange(1, 100), default=95, show_default=True, help="Of lossy formats.")
+@option("--quality", group=OUTPUT, type=click.IntRange(1, 100), metavar="N",
+        help="Of lossy formats; 95, or no loss where INPUT had none.")  # fmt: skip
 @option(
     "--lossless",
     group=OUTPUT,
@@ -179,8 +180,8 @@ def make_settings(given: dict[str, Any]) -> Settings:
         ),
         format=format,
         encode=EncodeOptions(
-            quality=given["quality"],
-            lossless=given["lossless"] or None,
+            quality=given["quality"] or EncodeOptions.quality,
+            lossless=given["lossless"] or (None if given["quality"] is None else False),
             strip=given["strip"],
             background=given["background"],
             first_frame=given["first_frame"],

@@ -14,7 +14,7 @@ from mmap import mmap
 
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 ORIENTATION = 0x0112
-X_RESOLUTION, Y_RESOLUTION = 0x011A, 0x011B
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
 STRIP_OFFSETS, STRIP_LENGTHS = 0x0111, 0x0117
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
@@ -86,6 +86,14 @@ class Directories:
         if entry is None or entry.type not in (_SHORT, _LONG, _IFD):
             return None
         return self._unpack("H" if entry.type == _SHORT else "L", entry.value_offset)
+
+    def ratio(self, directory: int, tag: int) -> float | None:
+        """The value of a RATIONAL entry, None where there is none, or it is no number."""
+        entry = self.find(directory, tag)
+        if entry is None or entry.type != _RATIONAL:
+            return None
+        over, under = (self._unpack("L", entry.value_offset + at) for at in (0, 4))
+        return over / under if under else None
 
     def link(self, directory: int) -> int | None:
         """Where the offset of the directory after this one stands, None where the structure ends before."""

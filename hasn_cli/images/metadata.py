@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hasn_cli.images.exif import ORIENTATION, X_RESOLUTION, Y_RESOLUTION, Exif
+from hasn_cli.images.exif import ORIENTATION, RESOLUTION_UNIT, X_RESOLUTION, Y_RESOLUTION, Exif
 from hasn_cli.images.picture import Metadata, Pixels
 
 
@@ -33,6 +33,8 @@ def orientation_of(exif: bytes | None) -> int:
 def upright(metadata: Metadata, orientation: int | None = None) -> Metadata:
     """The metadata of a picture whose orientation has been applied: wherever one is stated it becomes 1.
 
+    Where EXIF alone states a resolution, it becomes the picture's `dpi`, for formats that keep it elsewhere.
+
     Args:
         metadata: as it was stored.
         orientation: what has been applied, 1 to 8; by default what EXIF states. Where it lays the picture on its side,
@@ -46,6 +48,8 @@ def upright(metadata: Metadata, orientation: int | None = None) -> Metadata:
             block.exchange(block.first, X_RESOLUTION, Y_RESOLUTION)
     if aside and metadata.dpi is not None:
         metadata = replace(metadata, dpi=metadata.dpi[::-1])
+    if metadata.dpi is None and block is not None:
+        metadata = replace(metadata, dpi=_resolution(block))
     xmp = metadata.xmp and _set_in_xmp(metadata.xmp, b"tiff:Orientation", 1)
     return replace(metadata, exif=bytes(block.data) if block else None, xmp=xmp)
 
@@ -81,6 +85,14 @@ def whole_resolution(dpi: tuple[float, float] | None, length: float, most: int) 
         return None
     across, down = (round(value * length) for value in dpi)
     return across, down
+
+
+def _resolution(block: Exif) -> tuple[float, float] | None:
+    """Horizontal and vertical pixels per inch as EXIF states them."""
+    unit = block.number(block.first, RESOLUTION_UNIT)
+    length = {None: 1, 2: 1, 3: 2.54}.get(unit)  # inches, or centimetres
+    across, down = (block.ratio(block.first, tag) for tag in (X_RESOLUTION, Y_RESOLUTION))
+    return (across * length, down * length) if length and across and down else None
 
 
 def decoded_comment(data: bytes) -> str:

@@ -152,7 +152,7 @@ class EncodeOptions:
     """How a picture is written.
 
     Attributes:
-        quality: 1 to 100, for lossy formats.
+        quality: 1 to 100, for what is written with loss.
         lossless: no loss where the format can do without (WebP, AVIF unless animated, JPEG 2000, JPEG XL); None: as the
             picture was read, if it came in the same format, else lossy.
         strip: write no metadata but what the pixels need to be shown rightly (the ICC profile, durations).

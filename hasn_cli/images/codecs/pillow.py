@@ -37,10 +37,8 @@ def read_webp(source: Source, limit: Limit) -> Picture:
     else:
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
     limit.check(source.name, height, width)
-    frame = chunks.get(b"ANMF", b"")[16:]
-    return _read(
-        source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in frame[:64]
-    )
+    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
+    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
