@@ -517,6 +517,8 @@ def test_a_name_that_is_left_out_is_told_without_its_control_characters(hasn, tm
 
 def test_a_run_that_cannot_begin_says_so_in_json_too(hasn, tmp_path):
     save(tmp_path / "a.png")
+    result = hasn("upscale", "a.png", "--json", "-w", "nowhere.pth")
+    assert result.code == 1 and "nowhere.pth" in result.events[-1]["error"] and result.err.count("error:") == 1
     summary = hasn("upscale", "a.png", "--json", "-d", "cuda:77").events[-1]
     assert "cuda" in summary["error"]
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from hasn_cli.compare.page import page
 from hasn_cli.compare.sheet import sheet
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import UsageError
-from hasn_cli.images import Frame, Picture
+from hasn_cli.images import EncodeOptions, Frame, Metadata, Picture, write_picture
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -182,8 +183,6 @@ def test_the_page_carries_every_view_without_loss(comparison):
 
 
 def test_the_page_keeps_the_colour_profile():
-    from dataclasses import replace
-
     from PIL import ImageCms
 
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -194,9 +193,24 @@ def test_the_page_keeps_the_colour_profile():
     assert image.info["icc_profile"] == icc
 
 
-def test_no_name_can_break_out_of_the_page(comparison):
-    from dataclasses import replace
+def test_colours_stated_by_code_points_become_a_profile_of_page_and_sheet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    p3 = Metadata(cicp=bytes([12, 13, 0, 1]))
+    write_picture(replace(picture_of(noise(20, 20)), metadata=p3), Path("p3.png"), "png", EncodeOptions())
+    assert run(["compare", "p3.png", "-s", "2"]) == 0
+    assert run(["compare", "p3.png", "-s", "2", "-o", "sheet.png"]) == 0
+    first = data_of(Path("p3_compare.html").read_text(encoding="utf-8"))["views"][0]["image"].split(",", 1)[1]
+    for shown in (Image.open(io.BytesIO(base64.b64decode(first))), Image.open("sheet.png")):
+        assert b"RGB " in shown.info["icc_profile"][:24]
 
+
+def test_a_picture_over_the_limit_is_compared_if_asked_to(small, capsys):
+    assert run(["compare", str(small), "-s", "2", "--max-megapixels", "0.001"]) == 1
+    assert "--max-megapixels" in capsys.readouterr().err
+    assert run(["compare", str(small), "-s", "2", "--max-megapixels", "0"]) == 0
+
+
+def test_no_name_can_break_out_of_the_page(comparison):
     evil = "</script><script>alert(1)</script><b>\u2028&amp;"
     text = page(replace(comparison, name=evil), about=evil)
     assert evil not in text
@@ -482,8 +496,6 @@ def test_the_sheet_shows_the_spots_of_every_view(comparison):
 
 
 def test_the_sheet_can_write_names_that_are_long_or_not_latin(comparison):
-    from dataclasses import replace
-
     assert sheet(replace(comparison, name="ещё " * 200)).shape == sheet(comparison).shape
 
 

@@ -120,6 +120,19 @@ def test_pictures_behind_links_count_and_what_is_left_out_is_said(folders, capsy
     assert (code, err.count("skipped:")) == (0, 1) and "a_x2.png: an output of hasn" in err
 
 
+def test_a_dash_is_stdout(folders, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = evaluate(capsys, folders[0], "-s", 2, "-f", "json", "-o", "-")
+    assert code == 0 and len(json.loads(out)["pictures"]) == 2 and not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize(("target", "message"), [("none/scores.csv", "no such folder"), (".", "no regular file")])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(folders, capsys, monkeypatch, target, message):
+    monkeypatch.setattr("hasn_cli.evaluation.benchmark.benchmark", lambda *_, **__: pytest.fail("begun"))
+    monkeypatch.chdir(folders[0])
+    assert message in evaluate(capsys, folders[0], "-s", 2, "-o", target, "--overwrite")[2]
+
+
 def test_what_cannot_be_measured_is_said(folders, capsys, tmp_path):
     hr, lr = folders
     (tmp_path / "empty").mkdir()

@@ -89,6 +89,14 @@ def test_without_onnxruntime_to_check_it_nothing_is_begun_or_replaced(tmp_path, 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"good"]
 
 
+def test_stdout_is_refused(tmp_path, monkeypatch):
+    from hasn_cli.cli.export import command
+
+    monkeypatch.chdir(tmp_path)
+    assert "cannot go to stdout" in str(CliRunner().invoke(command, ["--onnx", "-"]).exception)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_existing_file_is_left_alone(exported):
     from hasn_cli.cli.export import command
 

@@ -59,6 +59,8 @@ def test_a_single_output_name_is_taken_as_it_is(tree):
 def test_a_given_suffix_is_always_put(tree):
     tree("a.jpg")
     assert pairs(["a.jpg"], suffix="-large") == {"a.jpg": "a-large.jpg"}
+    with pytest.raises(UsageError, match="-o gives the one name"):
+        find_jobs(["a.jpg"], "b.jpg", suffix="-large")
     assert pairs(["a.jpg"], "out/", suffix="-large") == {"a.jpg": "out/a-large.jpg"}
 
 

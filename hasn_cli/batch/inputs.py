@@ -178,8 +178,11 @@ class _Naming:
         self._many = len(self._entries) > 1 or any(_is_folder(entry) for entry in self._entries)
         if self._many and self.output == "-":
             raise UsageError("several pictures cannot all go to the standard output", "give a folder: -o OUT/")
-        if self.folder is None and self.output not in (None, "-"):
-            self._check_file_name()
+        if self.folder is None and self.output is not None:
+            if suffix is not None:
+                raise UsageError("a suffix is put after names, and -o gives the one name", "give a folder: -o OUT/")
+            if self.output != "-":
+                self._check_file_name()
 
     @cached_property
     def keep_folder_names(self) -> bool:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS, Factor, GroupedCommand, memory_option, option, precision_option
+from hasn_cli.cli.options import (
+    HELP_SETTINGS,
+    Factor,
+    GroupedCommand,
+    limit_option,
+    memory_option,
+    most_pixels,
+    option,
+    precision_option,
+)
 from hasn_cli.console import printable
 from hasn_cli.errors import OutputError, UsageError
 
@@ -42,6 +51,7 @@ PAGE_SUFFIXES = (".html", ".htm")
     metavar="HR",
     help="The right answer: adds PSNR, SSIM and error maps.",
 )
+@limit_option(WHAT)
 @option(
     "-o",
     "--output",
@@ -113,8 +123,12 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     from hasn_cli.enlarge import Size
     from hasn_cli.images import open_picture
 
-    picture = open_picture(sys.stdin.buffer.read() if str(path) == "-" else path, name=printable(path.name))
-    reference = given["reference"] and open_picture(given["reference"], name=printable(given["reference"].name))
+    def opened(source: Path) -> Picture:
+        data = sys.stdin.buffer.read() if str(source) == "-" else source
+        return open_picture(data, max_pixels=most_pixels(given["max_megapixels"]), name=printable(source.name))
+
+    picture = opened(path)
+    reference = given["reference"] and opened(given["reference"])
     size = Size(given["scale"])
     methods = [*_networks(picture, size, given)]
     if len(methods) == 1:
@@ -203,10 +217,12 @@ def _write(comparison: Comparison, target: Path, about: str) -> None:
         write_atomically(target, page(comparison, about=about).encode())
         return
     from hasn_cli.compare.sheet import sheet
-    from hasn_cli.images import EncodeOptions, Frame, Picture, check_can_hold, format_for_name, write_picture
+    from hasn_cli.images import EncodeOptions, Frame, Metadata, Picture, check_can_hold, format_for_name, write_picture
 
     pixels = sheet(comparison)
-    picture = Picture(target.name, "png", pixels.shape[:2], 3, pixels.dtype, [Frame(pixels)])
+    rgb = comparison.icc if comparison.icc and comparison.icc[16:20] == b"RGB " else None
+    metadata = Metadata(icc=rgb)
+    picture = Picture(target.name, "png", pixels.shape[:2], 3, pixels.dtype, [Frame(pixels)], metadata=metadata)
     format, options = format_for_name(target.name) or "png", EncodeOptions()
     check_can_hold(picture, picture.size, format, options)
     write_picture(picture, target, format, options)

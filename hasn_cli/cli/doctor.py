@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @click.command("doctor", context_settings=HELP_SETTINGS)
-@click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Of the speed test; 0: none.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, 600), default=5.0, show_default=True, help="Of the speed test; 0: none."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(seconds: float, as_json: bool) -> int:
     """Show what hasn sees on this machine and would do.

@@ -25,7 +25,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("-w", "--weights", default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO.")
 @click.option("-d", "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("-f", "--format", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@click.option("-o", "--output", type=FOLDER, metavar="FILE", help="Write there.  [default: stdout]")
+@click.option("-o", "--output", type=FOLDER, metavar="FILE", help="Write there; - for stdout, the default.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 def command(
     hr_dir: Path,
@@ -47,6 +47,7 @@ def command(
     from hasn_cli.weights import load_network
     from hasn_cli.weights.checkpoint import write_atomically
 
+    output = None if str(output) == "-" else output
     if output is not None:
         _check_output(output, overwrite)
     upscaler = Upscaler(load_network(weights, scale), device=device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS
-from hasn_cli.errors import OutputError
+from hasn_cli.errors import OutputError, UsageError
 
 
 @click.command("export", context_settings=HELP_SETTINGS)
@@ -26,6 +26,8 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
     from hasn_cli.export import export_onnx
     from hasn_cli.weights import load_network, resolve
 
+    if str(target) == "-":
+        raise UsageError("an ONNX file cannot go to stdout", "give a name: --onnx hasn.onnx")
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists already", "give another name, or --overwrite")
     with fetching() as progress:

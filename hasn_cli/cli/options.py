@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -97,6 +98,16 @@ class Box(click.ParamType[tuple[int, int]]):
         return int(match[2]), int(match[1])
 
 
+class Megapixels(click.FloatRange):
+    """Millions of pixels, from 0 up to any that can be counted: `inf` and `nan` are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        megapixels: float = super().convert(value, param, ctx)
+        if not math.isfinite(megapixels * 1e6):
+            self.fail(f"{value} is no amount of pixels", param, ctx)
+        return megapixels
+
+
 class TileSide(click.ParamType[int | None]):
     """`auto` (None), 0 for never, or the side of a tile in LR pixels."""
 
@@ -123,3 +134,17 @@ precision_option = option(
 memory_option = option(
     "--memory", group="Network", type=Bytes(), metavar="2G", help="Budget.  [default: a share of what is free]"
 )
+
+
+def limit_option(group: str) -> Callable[[Decorated], Decorated]:
+    """`--max-megapixels`, for `most_pixels`."""
+    return option(
+        "--max-megapixels", group=group, type=Megapixels(0), metavar="N", help="Refuse larger inputs; 0: no limit."
+    )
+
+
+def most_pixels(megapixels: float | None) -> int | None:
+    """The limit that `open_picture` takes, from what `--max-megapixels` was given."""
+    from hasn_cli.images import DEFAULT_MAX_PIXELS
+
+    return DEFAULT_MAX_PIXELS if megapixels is None else int(megapixels * 1e6) or None

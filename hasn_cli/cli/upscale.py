@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,11 @@ from hasn_cli.cli.options import (
     Box,
     Factor,
     GroupedCommand,
+    Megapixels,
     TileSide,
+    limit_option,
     memory_option,
+    most_pixels,
     option,
     precision_option,
 )
@@ -30,16 +32,6 @@ if TYPE_CHECKING:
     from hasn_cli.console import View
 
 SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network", "Batch", "Messages"
-
-
-class Megapixels(click.FloatRange):
-    """Millions of pixels, from 0 up to any that can be counted: `inf` and `nan` are none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        megapixels: float = super().convert(value, param, ctx)
-        if not math.isfinite(megapixels * 1e6):
-            self.fail(f"{value} is no amount of pixels", param, ctx)
-        return megapixels
 
 
 @click.command("upscale", cls=GroupedCommand, context_settings=HELP_SETTINGS)
@@ -74,7 +66,7 @@ class Megapixels(click.FloatRange):
 @option("--follow-links", group=FILES, is_flag=True, help="Follow symbolic links out of the tree.")
 @option("--files-from", group=FILES, metavar="FILE", help="Read inputs from a list, one a line; - for stdin.")
 @option("-0", "--null", group=FILES, is_flag=True, help="The list's entries end in NUL, as from find -print0.")
-@option("--max-megapixels", group=FILES, type=Megapixels(0), metavar="N", help="Refuse larger inputs; 0: no limit.")
+@limit_option(FILES)
 @option(
     "-w", "--weights", group=NETWORK, default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO."
 )
@@ -122,9 +114,13 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
     jobs = make_jobs(inputs, settings, given)
     if any(job.target == "-" for job in jobs):
         _check_stdout(given["as_json"])
+    batch = make_batch(jobs, settings, given)
     if not given["dry_run"] and given["cluster"] is None:
-        fetch_weights(settings)
-    report = console.show_batch(make_batch(jobs, settings, given), make_views(len(jobs), given))
+        if given["as_json"]:  # in which what goes wrong is told, too
+            batch = _after_fetching(settings, batch)
+        else:
+            fetch_weights(settings)
+    report = console.show_batch(batch, make_views(len(jobs), given))
     return report.exit_code
 
 
@@ -150,14 +146,13 @@ def make_settings(given: dict[str, Any]) -> Settings:
     """The batch's settings from the command's options."""
     from hasn_cli.batch import Settings
     from hasn_cli.enlarge import Size
-    from hasn_cli.images import DEFAULT_MAX_PIXELS, EncodeOptions, format_for_name
+    from hasn_cli.images import EncodeOptions, format_for_name
 
     format = None
     if given["format"] is not None:
         format = format_for_name(given["format"])
         if format is None:
             raise UsageError(f"unknown format '{given['format']}'", "hasn doctor lists the formats")
-    limit = given["max_megapixels"]
     shared = (
         "weights",
         "consistent",
@@ -186,7 +181,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
             background=given["background"],
             first_frame=given["first_frame"],
         ),
-        max_pixels=DEFAULT_MAX_PIXELS if limit is None else int(limit * 1e6) or None,
+        max_pixels=most_pixels(given["max_megapixels"]),
         **{name: given[name] for name in shared},
     )
 
@@ -226,6 +221,11 @@ def fetch_weights(settings: Settings) -> None:
     if settings.network_scale is not None:
         with fetching() as progress:
             resolve(settings.weights, settings.network_scale, progress=progress)
+
+
+def _after_fetching(settings: Settings, batch: Generator[Event]) -> Generator[Event]:
+    fetch_weights(settings)
+    yield from batch
 
 
 def _check_stdout(as_json: bool) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hasn_cli.errors import UsageError
 from hasn_cli.images import Picture
+from hasn_cli.images.color import profile_of
 
 if TYPE_CHECKING:
     from hasn_cli.enlarge import Size
@@ -189,9 +190,8 @@ def compare(
         origin, part = most_telling_part(views[0].rgb, views[1].rgb, PART_PIXELS)
         views = [_cut(view, origin, part) for view in views]
     spots = most_telling_spots(views[0].rgb, views[1].rgb)
-    return Comparison(
-        picture.name, picture.format, picture.size, sr_size, tuple(views), spots, origin, picture.metadata.icc
-    )
+    icc = profile_of(picture.metadata, picture.channels)
+    return Comparison(picture.name, picture.format, picture.size, sr_size, tuple(views), spots, origin, icc)
 
 
 def most_telling_spots(a: NDArray[np.uint8], b: NDArray[np.uint8], count: int = SPOTS) -> tuple[Spot, ...]:

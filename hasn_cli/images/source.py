@@ -80,5 +80,5 @@ class Limit:
             raise ImageError(f"{name}: declares {width}×{height} pixels")
         if self.max_pixels is not None and height * width > self.max_pixels:
             counts = f"{height * width / 1e6:.4g} megapixels, over the limit of {self.max_pixels / 1e6:.4g}"
-            hint = "if you trust the file, raise the limit with --max-megapixels N (0 lifts it)"
+            hint = "if you trust it: hasn upscale and compare take --max-megapixels N (0: no limit)"
             raise ImageError(f"{name}: declares {width}×{height} pixels, {counts}", hint)
