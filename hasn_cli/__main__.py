@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     _open_closed_streams()
+    _replace_what_cannot_be_printed()
     from hasn_cli.cli.main import run
     from hasn_cli.console import INTERRUPTED
 
@@ -32,6 +34,12 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (open to the end)
+
+
+def _replace_what_cannot_be_printed() -> None:
+    """In a locale that lacks a letter of ours, a table with a question mark is better than none."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

@@ -549,3 +549,8 @@ def test_what_came_without_loss_stays_so_unless_a_quality_is_asked_for(hasn, tmp
     save(tmp_path / "a.webp", lossless=True)
     assert hasn("upscale", "a.webp", "-s", "2", *given).code == 0
     assert (b"VP8L" in (tmp_path / "a_x2.webp").read_bytes()) == lossless
+
+
+def test_letters_that_stdout_has_none_for_are_replaced():
+    found = process("upscale", "--help", env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert found.returncode == 0 and b"png, jpg, webp, tiff, ?" in found.stdout

@@ -636,7 +636,8 @@ def test_labels_are_short_and_tell_the_views_apart(weights, expected):
 
 def test_a_sheet_that_its_format_cannot_hold_is_refused(small, capsys):
     assert run(["compare", str(small), "-s", "2", "-o", "sheet.ico"]) == 1
-    assert "too many for ICO" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "too many for ICO" in said and "-o sheet.png" in said
     assert not (small.parent / "sheet.ico").exists()
 
 
@@ -689,6 +690,7 @@ def test_the_picture_may_come_through_a_pipe(small, path_with_hasn):
         (["-o", "taken.html"], 1, "exists already"),
         (["--reference", "small.png"], 2, "--reference wants"),
         (["-w", "nowhere.pth"], 1, "nowhere.pth"),
+        (["-o", "taken.html/page.html"], 1, "taken.html: "),
         (["-s", "5"], 2, "5"),
     ],
 )

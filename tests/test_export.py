@@ -89,6 +89,13 @@ def test_without_onnxruntime_to_check_it_nothing_is_begun_or_replaced(tmp_path, 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"good"]
 
 
+def test_the_folder_is_made(tmp_path):
+    from hasn_cli.cli.export import command
+
+    assert CliRunner().invoke(command, ["--onnx", str(tmp_path / "new" / "x.onnx"), "-s", "2"]).exit_code == 0
+    assert (tmp_path / "new" / "x.onnx").exists()
+
+
 def test_stdout_is_refused(tmp_path, monkeypatch):
     from hasn_cli.cli.export import command
 

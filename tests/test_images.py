@@ -633,6 +633,33 @@ def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
     assert block is None or block.number(block.first, 0x0112) in (None, 1)
 
 
+@pytest.mark.parametrize("factors", [0x42, 0x24, 0x31, 0x14])
+def test_a_jpeg_with_colours_of_an_uncommon_size_is_read(factors):
+    plain = np.full((64, 64, 3), 128, np.uint8)  # whose coefficients are zeros, whichever block they are taken for
+    data = bytearray(saved(Image.fromarray(plain), "JPEG", subsampling=0))
+    frame = data.index(b"\xff\xc0")
+    assert data[frame + 11] == 0x11
+    data[frame + 11] = factors
+    assert (next(iter(open_picture(bytes(data)).frames)).pixels == plain).all()
+
+
+def test_a_cmyk_jpeg_with_subsampled_inks_is_read_and_its_missing_end_noticed():
+    inks = Image.fromarray(photo()).convert("CMYK")
+    whole, half = (saved(inks, "JPEG", quality=95, subsampling=factor) for factor in (0, 2))
+    shown = [next(iter(open_picture(data).frames)).pixels.astype(int) for data in (whole, half)]
+    assert shown[0].shape == shown[1].shape == (48, 64, 3)
+    assert np.abs(shown[0] - shown[1]).mean() < 12
+    with pytest.raises(ImageError, match="broken"):
+        open_picture(half[: len(half) // 2]).load()
+
+
+def test_a_resolution_beyond_what_tiff_can_state_is_left_out():
+    tags = Image.Exif()
+    tags[0x011A], tags[0x011B], tags[0x0128] = 4294967295.0, 4294967295.0, 3
+    came = open_picture(saved(Image.fromarray(photo()), "WEBP", exif=tags.tobytes()))
+    assert open_picture(encoded(came, "tiff")).metadata.dpi is None
+
+
 @pytest.mark.parametrize("format", ["jpeg", "png", "tiff", "bmp", "jpeg2000"])
 @pytest.mark.parametrize(("unit", "inches"), [(2, 1.0), (None, 1.0), (3, 2.54)])
 def test_a_resolution_that_stands_in_exif_alone_is_kept(format, unit, inches):

@@ -12,7 +12,7 @@ from hasn_cli.batch.folders import glob_matches
 from hasn_cli.batch.inputs import _Naming, find_jobs, read_list, size_suffix
 from hasn_cli.batch.journal import NAME, Journal
 from hasn_cli.enlarge import Size
-from hasn_cli.errors import UsageError
+from hasn_cli.errors import HasnError, UsageError
 
 
 @pytest.fixture
@@ -469,6 +469,14 @@ def test_a_store_out_of_reach_fails_alone_and_by_name(tree, monkeypatch):
     lost, there = find_jobs(["memory://shop/a.png", "z.png"], "out/")
     assert str(lost.problem) == "memory://shop/a.png: cannot be reached (nobody answers)"
     assert there.problem is None and str(there.target) == "out/z.png"
+
+
+def test_a_store_that_there_is_no_way_to_fails_alone_too(tree):
+    tree("z.png")
+    lost, there = find_jobs(["nowhere://x/a.png", "z.png"], "out/")
+    assert "nowhere://x/a.png: " in str(lost.problem) and there.problem is None
+    with pytest.raises(HasnError, match="nowhere://out"):
+        find_jobs(["z.png"], "nowhere://out/")
 
 
 def test_several_folders_at_urls_keep_their_names_too(bucket, tree):

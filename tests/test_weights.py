@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -108,6 +109,12 @@ def test_half_precision_files_become_float32(tmp_path, state):
     save_file({name: value.half() for name, value in state.items()}, tmp_path / "w.safetensors")
     network = weights.load_network(str(tmp_path / "w.safetensors"), 2)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_a_file_whose_name_is_no_unicode_is_read(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.safetensors"
+    shutil.copy(weights.bundled_path(2), path)
+    assert weights.load_network(os.fsdecode(path), 2).scale == 2
 
 
 @pytest.mark.parametrize(("scale", "width"), [(2, 52), (3, 52), (4, 26)])

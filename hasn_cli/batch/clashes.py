@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hasn_cli.batch import remote
-from hasn_cli.errors import UsageError
+from hasn_cli.errors import HasnError, UsageError
 
 if TYPE_CHECKING:
     from hasn_cli.batch.inputs import Job, Place
@@ -57,10 +57,12 @@ def _key(place: Place) -> object:
 
 def _identity(place: Place) -> object:
     """The file itself where there is one, so that no link and no other spelling hides that it is an input."""
-    if not isinstance(place, Path):
-        return _key(place)
     try:
+        if not isinstance(place, Path):
+            return _key(place)
         found = place.stat()
+    except HasnError:  # a store out of reach, which is told when its turn comes
+        return place
     except OSError:
         return _key(place)
     return found.st_dev, found.st_ino

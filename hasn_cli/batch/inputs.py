@@ -330,7 +330,7 @@ def _nothing_in(folder: Place, walk: Walk, own_outputs: bool) -> ImageError:
 def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
     try:
         is_folder = remote.is_folder(url)
-    except ImageError as error:
+    except HasnError as error:
         yield Job(0, url, "", url, problem=error)
         return
     if not is_folder:
@@ -376,7 +376,7 @@ def _is_folder(text: str) -> bool:
         return False
     try:
         return remote.is_folder(text) if remote.is_url(text) else Path(text).is_dir()
-    except (OSError, ImageError):  # out of reach; told when its turn comes
+    except (OSError, HasnError):  # out of reach; told when its turn comes
         return False
 
 

@@ -22,7 +22,7 @@ from hasn_cli.cli.options import (
     precision_option,
 )
 from hasn_cli.console import printable
-from hasn_cli.errors import OutputError, UsageError
+from hasn_cli.errors import ImageError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from hasn_cli.compare import Comparison, Method
@@ -101,8 +101,10 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
 
 def _target(picture: Path, given: dict[str, Any]) -> Path:
     """Where the page or sheet goes; refused now rather than when all is computed."""
-    from hasn_cli.images import format_for_name
+    from hasn_cli.images import check_target, format_for_name
 
+    if str(picture) == "-" and str(given["reference"]) == "-":
+        raise UsageError("stdin cannot be both pictures")
     if str(picture) == "-" and given["output"] is None:
         raise UsageError("a picture from stdin needs a name for the page", "give one: -o compare.html")
     if picture.is_dir():
@@ -115,6 +117,7 @@ def _target(picture: Path, given: dict[str, Any]) -> Path:
         raise UsageError(f"{target} is an input", "give another name: -o compare.html")
     if target.exists() and not given["overwrite"]:
         raise OutputError(f"{target}: exists already", "--overwrite replaces it")
+    check_target(target)
     return target
 
 
@@ -210,6 +213,7 @@ def _preview() -> Callable[[Comparison], None] | None:
 
 
 def _write(comparison: Comparison, target: Path, about: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix.lower() in PAGE_SUFFIXES:
         from hasn_cli.compare.page import page
         from hasn_cli.weights.checkpoint import write_atomically
@@ -224,7 +228,10 @@ def _write(comparison: Comparison, target: Path, about: str) -> None:
     metadata = Metadata(icc=rgb)
     picture = Picture(target.name, "png", pixels.shape[:2], 3, pixels.dtype, [Frame(pixels)], metadata=metadata)
     format, options = format_for_name(target.name) or "png", EncodeOptions()
-    check_can_hold(picture, picture.size, format, options)
+    try:
+        check_can_hold(picture, picture.size, format, options)
+    except ImageError as error:
+        raise ImageError(error.message, "give another name: -o sheet.png") from error
     write_picture(picture, target, format, options)
 
 

@@ -61,6 +61,7 @@ def command(
         click.echo(text)
         return
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, f"{text}\n".encode())
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror}") from None
@@ -69,8 +70,6 @@ def command(
 def _check_output(output: Path, overwrite: bool) -> None:
     from hasn_cli.images import check_target
 
-    if not output.parent.is_dir():
-        raise OutputError(f"cannot write {output}: there is no such folder")
     if output.is_file() and not overwrite:
         raise OutputError(f"{output} exists already", "--overwrite replaces it")
     check_target(output)

@@ -24,14 +24,17 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
     """
     from hasn_cli.console import fetching
     from hasn_cli.export import export_onnx
+    from hasn_cli.images import check_target
     from hasn_cli.weights import load_network, resolve
 
     if str(target) == "-":
         raise UsageError("an ONNX file cannot go to stdout", "give a name: --onnx hasn.onnx")
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists already", "give another name, or --overwrite")
+    check_target(target)
     with fetching() as progress:
         found = resolve(weights, scale, progress=progress)
     network = load_network(weights, scale)
+    target.parent.mkdir(parents=True, exist_ok=True)
     worst = export_onnx(network, target, opset=opset, about={"weights": found.name, "sha256": found.sha256})
     click.echo(f"{target}: x{scale}, opset {opset}; differs from the network by at most {worst:.1g}", err=True)

@@ -121,14 +121,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _read_safetensors(path: Path) -> object:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
-        return load_file(path)
+        return load_file(path) if _is_unicode(path) else load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path} is no weights file, or a damaged one ({error})", "download or copy it again"
         ) from None
+
+
+def _is_unicode(path: Path) -> bool:
+    """Whether the path can be handed to safetensors, which opens no others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_torch(path: Path) -> object:

@@ -5,6 +5,7 @@ Reading goes through simplejpeg, since it alone reports what libjpeg merely warn
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 import simplejpeg
+from PIL import JpegImagePlugin
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
@@ -114,11 +116,23 @@ def _markers(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _decode(data: bytes, icc: bytes | None) -> Pixels:
-    space = simplejpeg.decode_jpeg_header(data)[2]
+    try:
+        space = simplejpeg.decode_jpeg_header(data)[2]
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ValueError) and "subsampling" not in str(error):
+            raise
+        return _decode_oddly_sampled(data, icc)
     wanted = {"Gray": "GRAY"}.get(space, "CMYK" if space in _CMYK else "RGB")
     pixels = _decode_strictly(_with_plain_scans(data), wanted)
     # four components are stored inverted, as Adobe began to do it and everybody since
     return cmyk_to_srgb(255 - pixels, icc) if space in _CMYK else pixels
+
+
+def _decode_oddly_sampled(data: bytes, icc: bytes | None) -> Pixels:
+    """Pixels of colours stored in a size that simplejpeg has no name for. Of damage only a missing end is heard."""
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+        pixels = np.asarray(image)
+        return cmyk_to_srgb(pixels, icc) if image.mode == "CMYK" else pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _with_plain_scans(data: bytes) -> bytes:

@@ -265,7 +265,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
         for index, frame in enumerate(picture.frames):
             channels = frame.pixels.shape[2]
             icc, dpi = (frame.icc, frame.dpi) if index else (metadata.icc, metadata.dpi)
-            if options.strip:
+            if options.strip or (dpi and not all(0 < value < 2**32 for value in dpi)):
                 dpi = None
             writer.write(
                 np.ascontiguousarray(frame.pixels if channels > 1 else frame.pixels[..., 0]),
