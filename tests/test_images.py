@@ -635,8 +635,8 @@ def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
 
 @pytest.mark.parametrize("factors", [0x42, 0x24, 0x31, 0x14])
 def test_a_jpeg_with_colours_of_an_uncommon_size_is_read(factors):
-    plain = np.full((64, 64, 3), 128, np.uint8)  # whose coefficients are zeros, whichever block they are taken for
-    data = bytearray(saved(Image.fromarray(plain), "JPEG", subsampling=0))
+    plain = np.full((64, 64, 3), 128, np.uint8)  # every block is the same two bits, whichever it is taken for
+    data = bytearray(saved(Image.fromarray(plain), "JPEG", subsampling=0, optimize=True))
     frame = data.index(b"\xff\xc0")
     assert data[frame + 11] == 0x11
     data[frame + 11] = factors
