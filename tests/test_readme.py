@@ -127,3 +127,25 @@ def test_the_map_names_every_module_and_nothing_that_is_gone():
 
 def test_the_readme_can_be_read_in_one_sitting():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 300
+
+
+def test_the_table_of_events_names_every_field():
+    from hasn_cli.batch import Done, Failed, Progress, Skipped, Started
+    from hasn_cli.batch.events import Stopped
+    from hasn_cli.batch.inputs import Job
+    from hasn_cli.console import Report
+
+    job = Job(0, Path("a.png"), Path("b.png"), "a.png")
+    told = [
+        Started(job, (1, 2), (4, 8), 1, "png", ""),
+        Progress(job, 0.5, 1.0),
+        Done(job, 1.0, 1.0, (1, 2), (4, 8), 9),
+        Skipped(job, ""),
+        Failed(job, ValueError()),
+        Stopped("", 1),
+        Report(),
+    ]
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (.*) \|$", (ROOT / "docs/batch.md").read_text("utf-8"), re.MULTILINE)
+    documented = {event: re.findall(r"`(\w+)`", fields.replace("their `failed` events", "")) for event, fields in rows}
+    real = {str((values := event.to_dict()).pop("event")): list(values) for event in told}
+    assert documented == real
