@@ -12,23 +12,36 @@ import imagecodecs
 import numpy as np
 from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugin, WebPImagePlugin
 
+from hasn_cli.images.codecs import bmp_rle
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
 from hasn_cli.images.color import code_points, widen
+from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.metadata import whole_resolution, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 from hasn_cli.machine import count_cores
 
 _AVIF_SPEED = 6  # Pillow's own choice
 _BMP_RESOLUTION = 38  # where it stands in the file
+_WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
 _METRE = 1 / 0.0254  # inches
 
 
 def read_webp(source: Source, limit: Limit) -> Picture:
     """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
-    data = source.read()
-    chunks = dict(_riff_chunks(data))
+    chunks = _riff_chunks(source.read())
+    limit.check(source.name, *_webp_size(chunks))
+    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
+    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a WebP declares; raises as `read_webp` does."""
+    return _webp_size(_riff_chunks(data))
+
+
+def _webp_size(chunks: dict[bytes, memoryview]) -> tuple[int, int]:
     if (extended := chunks.get(b"VP8X")) is not None:
         width, height = (int.from_bytes(extended[at : at + 3], "little") + 1 for at in (4, 7))
     elif (lossless := chunks.get(b"VP8L")) is not None:
@@ -36,23 +49,30 @@ def read_webp(source: Source, limit: Limit) -> Picture:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
-    limit.check(source.name, height, width)
-    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
-    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
+    return height, width
 
 
-def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and body of each chunk, the last of a type first so that a dictionary keeps the first."""
+def _riff_chunks(data: bytes) -> dict[bytes, memoryview]:
+    """The first chunk of each type.
+
+    Raises:
+        ValueError: the file is truncated.
+        TooMuch: there are too many chunks, or too much of metadata.
+    """
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         raise ValueError("the file is truncated")
-    found = []
+    found: dict[bytes, memoryview] = {}
+    count, frames, room = Count("chunks"), Count("frames", MAX_FRAMES), Room()
     at = 12
     while at + 8 <= length + 8:
-        (size,) = struct.unpack_from("<I", data, at + 4)
-        found.append((data[at : at + 4], memoryview(data)[at + 8 : at + 8 + size]))
+        kind, (size,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
+        count.add()
+        frames.add(kind == b"ANMF")
+        room.take(size if kind in _WEBP_METADATA else 0)
+        found.setdefault(kind, memoryview(data)[at + 8 : at + 8 + size])
         at += 8 + size + size % 2
-    return reversed(found)
+    return found
 
 
 def read_avif(source: Source, limit: Limit) -> Picture:
@@ -71,7 +91,19 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
     """Read a BMP of any depth, compressed or not."""
+    if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
+        return _read_rle(source, limit)
     return _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
+
+
+def _read_rle(source: Source, limit: Limit) -> Picture:
+    """Its pixels are unpacked when they are asked for; what else there is stands in the header."""
+
+    def frames() -> Iterator[Frame]:
+        plain = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
+        yield from _read(plain, limit, "bmp", BmpImagePlugin.BmpImageFile).frames
+
+    return replace(_read(source, limit, "bmp", BmpImagePlugin.BmpImageFile), frames=Again(frames))
 
 
 def read_tga(source: Source, limit: Limit) -> Picture:
