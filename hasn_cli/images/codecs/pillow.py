@@ -12,7 +12,7 @@ import imagecodecs
 import numpy as np
 from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugin, WebPImagePlugin
 
-from hasn_cli.images.codecs import bmp_rle
+from hasn_cli.images.codecs import bmp_rle, items
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
 from hasn_cli.images.color import code_points, widen
@@ -78,6 +78,7 @@ def _riff_chunks(data: bytes) -> dict[bytes, memoryview]:
 def read_avif(source: Source, limit: Limit) -> Picture:
     """Read an AVIF; a still of 10 or 12 bits comes as 16."""
     data = source.read()
+    items.check(source.name, data, limit)
     configuration = data.find(b"av1C")
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
