@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import os
 import struct
-import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from types import SimpleNamespace
 
 import imagecodecs
 import numpy as np
@@ -257,9 +258,6 @@ METADATA_BOMBS = {
     "png iTXt": lambda: png_with(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + big(100_000_000))),
     "png tEXt": lambda: png_with(*[png_chunk(b"tEXt", b"key\0" + bytes(1_000_000))] * 100),
     "png eXIf": lambda: png_with(png_chunk(b"eXIf", b"II*\0\x08\0\0\0" + bytes(100_000_000))),
-    "png raw profile": lambda: png_with(
-        png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\n" * 33_000_000))
-    ),
     "jpeg extended XMP": lambda: jpeg_with(
         *[segment(0xFFE1, b"http://ns.adobe.com/xmp/extension/\0" + big(65_000))] * 1600
     ),
@@ -287,9 +285,14 @@ def test_the_largest_metadata_of_honest_files_are_kept():
     xmp = b"<x:xmpmeta>" + b" " * 8_000_000 + b"</x:xmpmeta>"
     icc = WIDE_GAMUT + bytes(4_000_000)
     assert len(xmp) + len(icc) < MAX_METADATA
-    for format in ("png", "webp", "tiff", "avif", "jpeg2000"):
+    for format in ("webp", "tiff", "jpeg2000"):
         found = open_picture(written(picture(photo(), metadata=Metadata(xmp=xmp, icc=icc)), format)).metadata
         assert (found.xmp, found.icc) == (xmp, icc), format
+
+
+def test_a_profile_of_nothing_but_lines_is_passed_over(bounded):
+    body = b"Raw profile type exif\0\0" + zlib.compress(b"\n" * (MAX_METADATA - 1000))
+    read_well(bounded.read(png_with(png_chunk(b"zTXt", body))), (48, 64))
 
 
 PARTS = {
@@ -308,7 +311,7 @@ PARTS = {
 
 @pytest.mark.parametrize("name", PARTS)
 def test_millions_of_empty_parts_are_refused(bounded, name):
-    data = PARTS[name](2_000_000)
+    data = PARTS[name](1_000_000)
     refused(bounded.read(data), "more than", size=len(data))
 
 
@@ -316,7 +319,12 @@ def test_millions_of_empty_parts_are_refused(bounded, name):
 
 
 def tiff(
-    width: int, height: int, *strips: bytes, compression: int = 1, extra: list | None = None, **tags: int
+    width: int,
+    height: int,
+    *strips: bytes,
+    compression: int = 1,
+    extra: Sequence[tuple[int, int, bytes]] = (),
+    **tags: int,
 ) -> bytes:
     """A TIFF of 8-bit RGB (or as `tags` say) whose strips hold these bytes; `extra` are tags, types and values."""
     channels = tags.pop("channels", 3)
@@ -337,7 +345,7 @@ def tiff(
         278: (4, struct.pack("<L", rows)),
         279: (4, struct.pack(f"<{len(strips)}L", *map(len, strips))),
     }
-    values |= {tag: (type, value) for tag, type, value in extra or []}
+    values |= {tag: (type, value) for tag, type, value in extra}
     sizes = {1: 1, 3: 2, 4: 4, 7: 1}
     table = b""
     end = len(data) + 2 + 12 * len(values) + 4
@@ -384,9 +392,9 @@ def test_a_picture_in_a_strip_is_no_larger_than_the_strip(bounded, kind):
 
 
 def test_pictures_in_strips_together_are_no_larger_than_the_page(bounded):
-    strip = inner("jpeg", 900)
+    strip = inner("jpeg", 200)
     data = tiff(16, 2000, *[strip] * 2000, rows=1, compression=7, channels=1)
-    refused(bounded.read(data), "900×900")
+    refused(bounded.read(data), "200×200")
 
 
 @pytest.mark.parametrize("compression", [22610, 34934])
@@ -444,15 +452,15 @@ def test_a_chain_of_a_million_pages_is_refused(bounded):
     size = 2 + 12 * len(page) + 4
     table = struct.pack("<H", len(page)) + b"".join(struct.pack("<HHLL", *entry) for entry in page)
     data = b"II*\0" + struct.pack("<L", 8)
-    data += b"".join(table + struct.pack("<L", 8 + size * (index + 1)) for index in range(400_000))
+    data += b"".join(table + struct.pack("<L", 8 + size * (index + 1)) for index in range(60_000))
     refused(bounded.read(data), "pages", size=len(data))
 
 
 def test_a_long_document_is_read(bounded):
-    pages = [Frame(photo(8, 8, channels=1))] * 3000
-    data = written(picture(pages[0].pixels, frames=pages, frame_count=3000, paged=True), "tiff")
+    pages = [Frame(photo(8, 8, channels=1))] * 1000
+    data = written(picture(pages[0].pixels, frames=pages, frame_count=1000, paged=True), "tiff")
     outcome = bounded.read(data)
-    assert outcome.error is None and len(outcome.sizes) == 3000, outcome
+    assert outcome.error is None and len(outcome.sizes) == 1000, outcome
     assert outcome.peak < SMALL
 
 
@@ -503,7 +511,7 @@ def test_thousands_of_large_frames_are_refused(bounded, make):
 
 @pytest.mark.parametrize("make", [gif, apng, webp])
 def test_a_hundred_thousand_frames_are_refused(bounded, make):
-    data = make(2, 2, 100_000)
+    data = make(2, 2, 60_000)
     refused(bounded.read(data), "frames", size=len(data))
 
 
@@ -512,7 +520,7 @@ def test_the_pages_of_a_document_have_a_limit_together_that_scans_do_not_meet():
     pages = [Frame(photo(10, 10)), Frame(photo(20, 30))]
     data = written(picture(pages[0].pixels, frames=pages, frame_count=2, paged=True), "tiff")
     assert open_picture(data, max_pixels=700).frame_count == 2
-    with pytest.raises(ImageError, match="0.0007 megapixels, over the limit"):
+    with pytest.raises(ImageError, match=r"0\.0007 megapixels, over the limit"):
         open_picture(data, max_pixels=699)
 
 
@@ -552,7 +560,7 @@ def rle_bmp(width: int, height: int, data: bytes, bits: int = 8) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + head + palette + data
 
 
-@pytest.mark.parametrize("data", [b"\1\0\0\0" * 500, b"\0\0" * 1000, b"\0\2\0\xff" * 50, b"\xff\7" * 500, b"\0\1"])
+@pytest.mark.parametrize("data", [b"\1\0\0\0" * 500, b"\0\0" * 1000, b"\0\2\0\xff" * 30, b"\xff\7" * 500, b"\0\1"])
 def test_a_run_length_encoded_bmp_of_nothing_is_refused_at_once(bounded, data):
     refused(bounded.read(rle_bmp(10_000, 10_000, data)), "truncated")
 
@@ -581,10 +589,9 @@ def test_a_run_length_encoded_bmp_is_read_as_pillow_reads_it(bits, width):
 
 
 def test_image_data_of_a_png_unpack_to_no_more_than_its_pixels(bounded):
-    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(bytes(200_000_000), 1))
     for interlaced in (0, 1):
         head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, interlaced))
-        body = png_chunk(b"IDAT", zlib.compress(bytes(500_000_000), 1))
         refused(bounded.read(b"\x89PNG\r\n\x1a\n" + head + body + png_chunk(b"IEND", b"")), "more image data")
 
 
@@ -730,27 +737,46 @@ def test_an_endless_stream_in_another_format_is_refused(monkeypatch):
     assert len(read_stream(Endless(b"no picture"))) == 64
 
 
-def test_the_command_stops_reading_an_endless_pipe(tmp_path):
-    output = tmp_path / "out.png"
-    command = [sys.executable, "-m", "hasn_cli", "upscale", "-", "-s", "2", "-o", str(output), "-q"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def test_the_command_reads_no_more_of_stdin_either(monkeypatch):
+    from hasn_cli.batch.settings import Settings
+    from hasn_cli.batch.work import open_source
 
-        def feed() -> None:
-            try:
-                process.stdin.write(b"P6 16 12 255\n")
-                while True:
-                    process.stdin.write(bytes(1 << 16))
-            except OSError:
-                pass
-
-        threading.Thread(target=feed, daemon=True).start()
-        assert process.wait(timeout=100) == 0, process.stderr.read()
-    assert open_picture(output).size == (24, 32)
+    stream = Endless(b"P6 40 30 255\n")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+    shown, _ = open_source("-", Settings(), "stdin")
+    assert shown.size == (30, 40)
+    assert stream.taken < 4000
 
 
-@pytest.mark.parametrize(
-    "start", [b"\xff\xd8\xff\xe0\0\x10JFIF\0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0\0\0\x10" * 2, b"GIF89a\1\0\1\0"]
-)
+def test_a_named_pipe_that_never_ends_is_read_as_far_as_its_header_says(tmp_path):
+    from hasn_cli.batch.settings import Settings
+    from hasn_cli.batch.work import open_source
+
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    def feed() -> None:
+        with suppress(OSError), path.open("wb") as pipe:
+            pipe.write(b"P6 40 30 255\n")
+            while True:
+                pipe.write(bytes(1 << 16))
+
+    writer = threading.Thread(target=feed, daemon=True)
+    writer.start()
+    shown, _ = open_source(path, Settings(), "pipe")
+    assert shown.size == (30, 40)
+    writer.join(20)
+    assert not writer.is_alive()
+
+
+BEGINNINGS = {
+    "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0\0\0\x10" * 2,
+    "gif": b"GIF89a\1\0\1\0",
+}
+
+
+@pytest.mark.parametrize("start", BEGINNINGS.values(), ids=BEGINNINGS)
 def test_a_sparse_file_of_many_gigabytes_is_not_read(bounded, tmp_path, start):
     path = tmp_path / "sparse"
     path.write_bytes(start)

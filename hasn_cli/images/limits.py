@@ -51,7 +51,7 @@ class Count:
     def __init__(self, what: str, most: int = MAX_PARTS) -> None:
         self._what = what
         self._most = most
-        self._count = 0
+        self.count = 0
 
     def add(self, count: int = 1) -> None:
         """Count some more.
@@ -59,8 +59,8 @@ class Count:
         Raises:
             TooMuch: there are too many.
         """
-        self._count += count
-        if self._count > self._most:
+        self.count += count
+        if self.count > self._most:
             raise TooMuch(f"it has more than {self._most} {self._what}")
 
 

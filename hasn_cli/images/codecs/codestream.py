@@ -14,6 +14,7 @@ from hasn_cli.images.limits import Count, TooMuch
 
 _SIZ, _COD, _COC, _SOT, _SOD, _EOC = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93, 0xFFD9
 _FEW = 65_536  # that a decoder handles in no time, however small the picture
+_FEW_TILES = 4096  # each takes some 10 KB
 _TILE_SAMPLES = 1024  # on average at least, of a tile: 32 × 32
 _SAMPLES = 64  # on average at least, of a precinct or block: 8 × 8; encoders make blocks of 32 × 32 or 64 × 64
 _PACKET_SAMPLES = 16  # on average at least, of a packet, of which each precinct has one a layer
@@ -50,7 +51,7 @@ def check(data: bytes) -> None:
     tiles = -((x1 - tile_x) // -across) * -((y1 - tile_y) // -down)
     samples = (x1 - x0) * (y1 - y0) * components
     style = _finest(data)
-    _bound("tiles", tiles * components, samples // _TILE_SAMPLES)
+    _bound("tiles", tiles * components, _FEW_TILES + samples // _TILE_SAMPLES)
     width, height = min(across, x1 - x0), min(down, y1 - y0)
     precincts = blocks = 0
     for level, (precinct_wide, precinct_high) in style.precincts.items():
@@ -61,13 +62,13 @@ def check(data: bytes) -> None:
         precincts += rows * columns if min(precinct_wide, precinct_high) < _WHOLE else 1
         blocks += (wide * high >> style.blocks[level]) + 1
     precincts, blocks = precincts * tiles * components, blocks * tiles * components
-    _bound("precincts", precincts, samples // _SAMPLES)
-    _bound("blocks", blocks, samples // _SAMPLES)
-    _bound("packets", precincts * style.layers, samples // _PACKET_SAMPLES)
+    _bound("precincts", precincts, _FEW + samples // _SAMPLES)
+    _bound("blocks", blocks, _FEW + samples // _SAMPLES)
+    _bound("packets", precincts * style.layers, _FEW + samples // _PACKET_SAMPLES)
 
 
 def _bound(what: str, count: int, most: int) -> None:
-    if count > _FEW + most:
+    if count > most:
         raise TooMuch(f"its pixels are divided into {count} {what}")
 
 

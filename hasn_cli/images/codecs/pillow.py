@@ -30,15 +30,17 @@ _METRE = 1 / 0.0254  # inches
 
 def read_webp(source: Source, limit: Limit) -> Picture:
     """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
-    chunks = _riff_chunks(source.read())
-    limit.check(source.name, *_webp_size(chunks))
+    chunks, frames = _riff_chunks(source.read())
+    height, width = _webp_size(chunks)
+    limit.check(source.name, height, width)
+    limit.check_total(source.name, height * width * max(1, frames))
     first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
     return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
     """Height and width that a WebP declares; raises as `read_webp` does."""
-    return _webp_size(_riff_chunks(data))
+    return _webp_size(_riff_chunks(data)[0])
 
 
 def _webp_size(chunks: dict[bytes, memoryview]) -> tuple[int, int]:
@@ -52,8 +54,8 @@ def _webp_size(chunks: dict[bytes, memoryview]) -> tuple[int, int]:
     return height, width
 
 
-def _riff_chunks(data: bytes) -> dict[bytes, memoryview]:
-    """The first chunk of each type.
+def _riff_chunks(data: bytes) -> tuple[dict[bytes, memoryview], int]:
+    """The first chunk of each type, and the number of frames.
 
     Raises:
         ValueError: the file is truncated.
@@ -72,7 +74,7 @@ def _riff_chunks(data: bytes) -> dict[bytes, memoryview]:
         room.take(size if kind in _WEBP_METADATA else 0)
         found.setdefault(kind, memoryview(data)[at + 8 : at + 8 + size])
         at += 8 + size + size % 2
-    return found
+    return found, frames.count
 
 
 def read_avif(source: Source, limit: Limit) -> Picture:
@@ -91,20 +93,10 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
-    """Read a BMP of any depth, compressed or not."""
+    """Read a BMP of any depth; one that is run-length encoded is unpacked at once."""
     if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
-        return _read_rle(source, limit)
+        source = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
     return _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
-
-
-def _read_rle(source: Source, limit: Limit) -> Picture:
-    """Its pixels are unpacked when they are asked for; what else there is stands in the header."""
-
-    def frames() -> Iterator[Frame]:
-        plain = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
-        yield from _read(plain, limit, "bmp", BmpImagePlugin.BmpImageFile).frames
-
-    return replace(_read(source, limit, "bmp", BmpImagePlugin.BmpImageFile), frames=Again(frames))
 
 
 def read_tga(source: Source, limit: Limit) -> Picture:
