@@ -197,6 +197,16 @@ def test_a_tiff_whose_pointers_multiply_costs_nothing(bounded):
     read_well(bounded.read(bytes(data), write="tiff"), (48, 64))
 
 
+def test_exif_whose_values_are_all_the_same_bytes_costs_nothing(bounded):
+    entries = b"".join(struct.pack("<HHLL", 0x1000 + number, 7, 900_000, 60_000) for number in range(4000))
+    block = b"II*\0" + struct.pack("<LH", 8, 4000) + entries + bytes(4)
+    block = block.ljust(960_000, b"\7")
+    data = saved("AVIF", exif=b"Exif\0\0" + block)
+    refused(bounded.read(data), "overlap", size=len(data))
+    jpeg = jpeg_with(segment(0xFFE1, b"Exif\0\0" + block.replace(struct.pack("<L", 900_000), bytes(4))[:65_000]))
+    read_well(bounded.read(jpeg), (48, 64))
+
+
 # ---- metadata ----
 
 

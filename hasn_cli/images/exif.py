@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
 
-from hasn_cli.images.limits import MAX_METADATA
+from hasn_cli.images.limits import MAX_METADATA, TooMuch
 
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 ORIENTATION = 0x0112
@@ -78,6 +79,10 @@ class Directories:
             offset = position + 8 if size <= 4 else self._unpack("L", position + 8)
             if size and offset + size <= len(self.data):
                 yield Entry(tag, type, count, position, offset, size)
+
+    def number_of_entries(self, directory: int) -> int:
+        """How many entries a directory states."""
+        return self._unpack("H", directory)
 
     def find(self, directory: int, tag: int) -> Entry | None:
         """A directory's entry of that tag."""
@@ -190,6 +195,19 @@ class Exif(Directories):
             if any(e.value_offset < end and e.value_offset + e.value_size > start for e in self.entries(directory)):
                 return True
         return False
+
+
+def check_values(exif: bytes) -> None:
+    """See that the first directory's values are no more than the block: libraries read all of them, shared or not.
+
+    Raises:
+        TooMuch: they are.
+    """
+    with suppress(ValueError, struct.error):
+        block = Directories(exif)
+        values = sum(entry.value_size for entry in block.entries(block.first))
+        if values > 2 * len(exif) or block.number_of_entries(block.first) > MAX_ENTRIES:
+            raise TooMuch("its EXIF values overlap")
 
 
 RawEntry = tuple[int, int, int, bytes]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from hasn_cli.images.codecs.bits import av1_size, hevc_size
 from hasn_cli.images.codecs.boxes import boxes
+from hasn_cli.images.exif import check_values
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 
 _METADATA = (b"Exif", b"mime", b"uri ")
@@ -64,6 +65,8 @@ def check(name: str, data: bytes, limit: Limit) -> None:
     for number, places in found.places.items():
         if found.kinds.get(number) in _METADATA:
             room.take(sum(length for _, length in places))
+        if found.kinds.get(number) == b"Exif":
+            _check_exif(b"".join(data[start : start + length] for start, length in places if start >= 0))
     layers = Count("layers", _MAX_LAYERS)
     for number, inputs in found.inputs.items():
         if found.kinds.get(number) == b"iovl":
@@ -76,6 +79,12 @@ def check(name: str, data: bytes, limit: Limit) -> None:
         limit.check(name, height, width)
         if not any(height <= high + _SLACK and width <= wide + _SLACK for high, wide in found.sizes):
             raise ValueError(f"a picture of {width}×{height} pixels is in it that it does not declare")
+
+
+def _check_exif(item: bytes) -> None:
+    """Libraries read it, to compare its orientation with the file's."""
+    block = item[4 + int.from_bytes(item[:4], "big") :]
+    check_values(block.removeprefix(b"Exif\0\0"))
 
 
 def _walk(data: bytes | memoryview, count: Count, depth: int = 0) -> Iterator[tuple[bytes, memoryview]]:

@@ -20,7 +20,7 @@ from PIL import JpegImagePlugin
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
-from hasn_cli.images.limits import Count, Limit
+from hasn_cli.images.limits import Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment, whole_resolution
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Source
@@ -31,6 +31,7 @@ _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
+_METADATA = (_APP0, _APP1, _APP2, _APP13, _COM)
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
@@ -161,9 +162,21 @@ def _decode(data: bytes, icc: bytes | None) -> Pixels:
 
 def _decode_oddly_sampled(data: bytes, icc: bytes | None) -> Pixels:
     """Pixels of colours stored in a size that simplejpeg has no name for. Of damage only a missing end is heard."""
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(_without(data, _APP1))) as image:  # Pillow would read EXIF
         pixels = np.asarray(image)
         return cmyk_to_srgb(pixels, icc) if image.mode == "CMYK" else pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _without(data: bytes, unwanted: int) -> bytes:
+    """The file without the segments of one kind that stand before its first scan."""
+    kept, start = b"", 0
+    for marker, at in _markers(data):
+        if marker == _SOS:
+            break
+        if marker == unwanted:
+            kept += data[start:at]
+            start = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return kept + data[start:]
 
 
 def _with_plain_scans(data: bytes) -> bytes:
@@ -211,7 +224,9 @@ def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
     texts: list[Text] = []
     extended: list[bytes] = []
     photoshop: list[bytes] = []
+    room = Room()
     for marker, body in parts:
+        room.take(len(body) if marker in _METADATA else 0)
         if marker == _APP0 and body[:5] == b"JFIF\0" and len(body) >= 12:
             unit, x, y = struct.unpack_from(">BHH", body, 7)
             if unit in (1, 2) and x and y:

@@ -18,7 +18,8 @@ from hasn_cli.images.limits import MAX_FRAMES, MAX_METADATA, Count, TooMuch
 _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH, _SAMPLES = 256, 257, 322, 323, 277
 _PIECES = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
 _SUB_IFDS = 330
-_SHORT_LISTS = (258, 338, 339)  # one value a sample
+_SHORT_LISTS = (258, 338, 339, *range(33628, 33632))  # one value a sample, and STK's of one a plane
+_OTHERS = (330, 42113, 50838, 50839)  # that are read at once: pictures within a page, GDAL's, ImageJ's
 _METADATA = (270, 305, 347, 700, 33723, 34377, 34675)  # description, software, JPEG's tables, XMP, IPTC, Photoshop, ICC
 _COLOR_MAPS = (301, 320)
 _BIG_TYPES = {16: 8, 17: 8, 18: 8}
@@ -104,7 +105,7 @@ def _check_directory(walk: _Walk, directory: int) -> None:
         counts[tag] = count
         if tag in (_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH, _SAMPLES) and count == 1 and length in (2, 4, 8):
             declared[tag] = walk.number({2: "H", 4: "L", 8: "Q"}[length], offset)
-        if tag in (*_PIECES, *_SHORT_LISTS, *_METADATA, *_COLOR_MAPS, _SUB_IFDS):
+        if tag in (*_PIECES, *_SHORT_LISTS, *_METADATA, *_COLOR_MAPS, *_OTHERS):
             walk.value_bytes += length
         if tag in _METADATA and length > MAX_METADATA and tag != 270:  # OME describes a whole series of pictures there
             raise TooMuch(f"its metadata take more than {MAX_METADATA / 2**20:.4g} MiB")
@@ -116,7 +117,7 @@ def _check_directory(walk: _Walk, directory: int) -> None:
     if max(counts.get(tag, 0) for tag in _PIECES) > pieces:
         raise TooMuch(f"it has more than {pieces} strips or tiles in one page")
     if max(counts.get(tag, 0) for tag in _SHORT_LISTS) > 65_536 or counts.get(_SUB_IFDS, 0) > _MAX_SUB_IFDS:
-        raise TooMuch("it has too many samples a pixel, or too many pictures within a page")
+        raise TooMuch("it has too many samples or planes, or too many pictures within a page")
     if max(counts.get(tag, 0) for tag in _COLOR_MAPS) > 3 * 65_536:
         raise TooMuch("its palette is too long")
 
