@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from types import SimpleNamespace
 
 import imagecodecs
@@ -170,7 +171,7 @@ def multiplying_exif(pointers: int, below: int, entries: int) -> bytes:
     return block
 
 
-@pytest.mark.parametrize("counts", [(1000, 1000, 1000), (4000, 10, 1000), (60_000, 1, 1), (1, 60_000, 5000)])
+@pytest.mark.parametrize("counts", [(1000, 1000, 1000), (60_000, 1, 1), (1, 60_000, 5000)])
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp"])
 def test_exif_whose_pointers_multiply_costs_nothing(bounded, format, counts):
     block = multiplying_exif(*counts)
@@ -208,6 +209,14 @@ def test_exif_whose_values_are_all_the_same_bytes_costs_nothing(bounded):
 
 
 # ---- metadata ----
+
+
+@cache
+def zeros(count: int) -> bytes:
+    """So many zeros, packed by zlib."""
+    worker = zlib.compressobj(1)
+    packed = [worker.compress(bytes(MIB)) for _ in range(count // MIB)]
+    return b"".join([*packed, worker.compress(bytes(count % MIB)), worker.flush()])
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -251,7 +260,7 @@ def packed_box(kind: bytes, length: int) -> bytes:
 @pytest.mark.parametrize("count", [1, 50])
 def test_png_metadata_that_unpack_to_gigabytes_are_refused_or_left_out(bounded, kind, count):
     head = {b"zTXt": b"key\0\0", b"iTXt": b"key\0\1\0\0\0", b"iCCP": b"name\0\0"}[kind]
-    outcome = bounded.read(png_with(*[png_chunk(kind, head + zlib.compress(bytes(66_000_000)))] * count), write="png")
+    outcome = bounded.read(png_with(*[png_chunk(kind, head + zeros(66_000_000))] * count), write="png")
     refused(outcome, "metadata")
 
 
@@ -265,19 +274,19 @@ def big(length: int) -> bytes:
 
 
 METADATA_BOMBS = {
-    "png iTXt": lambda: png_with(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + big(100_000_000))),
-    "png tEXt": lambda: png_with(*[png_chunk(b"tEXt", b"key\0" + bytes(1_000_000))] * 100),
-    "png eXIf": lambda: png_with(png_chunk(b"eXIf", b"II*\0\x08\0\0\0" + bytes(100_000_000))),
+    "png iTXt": lambda: png_with(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + big(40_000_000))),
+    "png tEXt": lambda: png_with(*[png_chunk(b"tEXt", b"key\0" + bytes(1_000_000))] * 40),
+    "png eXIf": lambda: png_with(png_chunk(b"eXIf", b"II*\0\x08\0\0\0" + bytes(40_000_000))),
     "jpeg extended XMP": lambda: jpeg_with(
-        *[segment(0xFFE1, b"http://ns.adobe.com/xmp/extension/\0" + big(65_000))] * 1600
+        *[segment(0xFFE1, b"http://ns.adobe.com/xmp/extension/\0" + big(65_000))] * 600
     ),
-    "jpeg comments": lambda: jpeg_with(*[segment(0xFFFE, b"a" * 65_000)] * 1600),
-    "webp XMP": lambda: webp_with((b"XMP ", big(100_000_000))),
+    "jpeg comments": lambda: jpeg_with(*[segment(0xFFFE, b"a" * 65_000)] * 600),
+    "webp XMP": lambda: webp_with((b"XMP ", big(40_000_000))),
     "webp ICC": lambda: webp_with((b"ICCP", WIDE_GAMUT + bytes(50_000_000))),
-    "gif comment": lambda: gif_with(b"\x21\xfe" + (b"\xff" + b"a" * 255) * 400_000 + b"\0"),
-    "jxl xml": lambda: jxl_with(box(b"xml ", big(100_000_000))),
+    "gif comment": lambda: gif_with(b"\x21\xfe" + (b"\xff" + b"a" * 255) * 140_000 + b"\0"),
+    "jxl xml": lambda: jxl_with(box(b"xml ", big(40_000_000))),
     "jp2 uuid": lambda: (
-        jp2(codestream(64, 48)) + box(b"uuid", bytes.fromhex("be7acfcb97a942e89c71999491e3afac"), big(100_000_000))
+        jp2(codestream(64, 48)) + box(b"uuid", bytes.fromhex("be7acfcb97a942e89c71999491e3afac"), big(40_000_000))
     ),
     "jp2 ICC": lambda: jp2(codestream(64, 48), box(b"colr", b"\2\0\0" + WIDE_GAMUT + bytes(50_000_000))),
     "tiff XMP": lambda: tiff(8, 8, bytes(192), extra=[(700, 1, big(100_000_000))]),
@@ -289,6 +298,23 @@ METADATA_BOMBS = {
 def test_metadata_beyond_the_limit_are_refused(bounded, name):
     data = METADATA_BOMBS[name]()
     refused(bounded.read(data, memory=2 << 30), "metadata", size=len(data))
+
+
+def profile_of_elements(count: int) -> bytes:
+    """A profile of inks whose processing elements all are the same bytes."""
+    table = struct.pack(">II", 148 + 8 * count, 60_000) * count
+    elements = b"mpet" + bytes(4) + struct.pack(">HHI", 4, 3, count) + table + bytes(60_000)
+    icc = bytearray(128) + struct.pack(">I4sII", 1, b"D2B1", 144, len(elements)) + elements
+    icc[12:24] = b"prtrCMYKLab "
+    icc[36:40] = b"acsp"
+    struct.pack_into(">I", icc, 0, len(icc))
+    return bytes(icc)
+
+
+def test_elements_of_a_profile_that_share_their_bytes_are_refused(bounded):
+    buffer = io.BytesIO()
+    Image.new("CMYK", (64, 48)).save(buffer, "JPEG", icc_profile=profile_of_elements(12_000))
+    refused(bounded.read(buffer.getvalue()), "overlap")
 
 
 def test_the_largest_metadata_of_honest_files_are_kept():
@@ -321,7 +347,7 @@ PARTS = {
 
 @pytest.mark.parametrize("name", PARTS)
 def test_millions_of_empty_parts_are_refused(bounded, name):
-    data = PARTS[name](1_000_000)
+    data = PARTS[name](400_000)
     refused(bounded.read(data), "more than", size=len(data))
 
 
@@ -422,12 +448,12 @@ def test_a_jpeg_in_a_strip_has_no_thousands_of_scans(bounded):
 
 @pytest.mark.parametrize("compression", [5, 8, 50000, 34925, 32773])
 def test_a_strip_unpacks_to_no_more_than_it_has_pixels(bounded, compression):
-    raw = bytes(200_000_000)
+    raw = bytes(100_000_000)
     packed = {
-        5: lambda: imagecodecs.lzw_encode(raw[:20_000_000]),
-        8: lambda: zlib.compress(raw),
+        5: lambda: imagecodecs.lzw_encode(raw[:10_000_000]),
+        8: lambda: zeros(200_000_000),
         50000: lambda: imagecodecs.zstd_encode(raw),
-        34925: lambda: imagecodecs.lzma_encode(raw[:20_000_000]),
+        34925: lambda: imagecodecs.lzma_encode(raw[:10_000_000]),
         32773: lambda: b"\x81\0" * 2_000_000,
     }[compression]()
     outcome = bounded.read(tiff(16, 16, bytes(packed), compression=compression))
@@ -599,7 +625,7 @@ def test_a_run_length_encoded_bmp_is_read_as_pillow_reads_it(bits, width):
 
 
 def test_image_data_of_a_png_unpack_to_no_more_than_its_pixels(bounded):
-    body = png_chunk(b"IDAT", zlib.compress(bytes(200_000_000), 1))
+    body = png_chunk(b"IDAT", zeros(200_000_000))
     for interlaced in (0, 1):
         head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, interlaced))
         refused(bounded.read(b"\x89PNG\r\n\x1a\n" + head + body + png_chunk(b"IEND", b"")), "more image data")
