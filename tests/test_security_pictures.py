@@ -483,6 +483,20 @@ def test_pages_that_share_a_long_list_are_refused(bounded):
     refused(bounded.read(data[:4] + struct.pack("<L", first) + data[8:]), "more than the file", size=len(data))
 
 
+def test_strips_that_share_a_long_piece_of_the_file_are_refused(bounded):
+    data = bytes(12_000_000)
+    counts, offsets = struct.pack("<L", 12_000_000) * 4000, struct.pack("<L", 8) * 4000
+    file = tiff(16, 4000, data, rows=1, compression=8, extra=[(273, 4, offsets), (279, 4, counts)])
+    refused(bounded.read(file), "strips", size=len(file))
+
+
+def test_tables_that_are_read_for_each_strip_are_short(bounded):
+    tables = b"\xff\xd8" + segment(0xFFE5, bytes(65_000)) * 100 + b"\xff\xd9"
+    strips = [inner("jpeg", 16)] * 4000
+    file = tiff(16, 64_000, *strips, rows=16, compression=7, channels=1, extra=[(347, 7, tables)])
+    refused(bounded.read(file), "tables", size=len(file))
+
+
 def test_a_chain_of_a_million_pages_is_refused(bounded):
     page = [(256, 4, 1, 1), (257, 4, 1, 1), (273, 4, 1, 8), (279, 4, 1, 1)]
     size = 2 + 12 * len(page) + 4
@@ -801,6 +815,11 @@ def test_a_named_pipe_that_never_ends_is_read_as_far_as_its_header_says(tmp_path
     writer.start()
     shown, _ = open_source(path, Settings(), "pipe")
     assert shown.size == (30, 40)
+    writer.join(20)
+    assert not writer.is_alive()
+    writer = threading.Thread(target=feed, daemon=True)
+    writer.start()
+    assert open_picture(path).size == (30, 40)
     writer.join(20)
     assert not writer.is_alive()
 

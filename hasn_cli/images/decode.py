@@ -35,6 +35,12 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
         ImageError: not a picture, or a broken one, or one too large; also while the frames are iterated.
         MissingExtraError: the format needs an optional package.
     """
+    if isinstance(source, Path) and (source.is_fifo() or source.is_char_device()):
+        from hasn_cli.images.stream import read_stream  # which calls the decoders' guard, in turn
+
+        name = name or str(source)
+        with source.open("rb") as stream:
+            source = read_stream(stream, max_pixels=max_pixels, name=name)
     origin = Source(source, name, most=MAX_FILE_BYTES if max_pixels else None)
     picture = guarded(origin.name, lambda: _read(origin, Limit(max_pixels or None)))
     orientation = orientation_of(picture.metadata.exif)

@@ -26,8 +26,9 @@ def read(source: Source, limit: Limit) -> Picture:
         MissingExtraError: pillow-heif is not installed.
     """
     heif = _heif(source.name)
-    items.check(source.name, source.read(), limit)
-    file = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
+    data = source.read()
+    items.check(source.name, data, limit)
+    file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     image = file[file.primary_index]
     width, height = image.size
     limit.check(source.name, height, width)

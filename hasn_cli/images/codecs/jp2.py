@@ -48,9 +48,10 @@ class _File:
 
 def read(source: Source, limit: Limit) -> Picture:
     """Read a JP2 file or a bare codestream, 1 to 16 bits deep."""
-    file = _take_apart(source.read())
+    contents = source.read()
+    file = _take_apart(contents)
     limit.check(source.name, file.height, file.width)
-    check_structure(source.read())
+    check_structure(contents)
     channels = _channels(file)
     metadata = Metadata(**file.metadata)
 

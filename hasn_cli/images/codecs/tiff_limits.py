@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any
 
+import numpy as np
 import tifffile
 
 from hasn_cli.images.codecs import jp2, jpeg, jxl
@@ -20,7 +21,9 @@ _PIECES = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
 _SUB_IFDS = 330
 _SHORT_LISTS = (258, 338, 339, *range(33628, 33632))  # one value a sample, and STK's of one a plane
 _OTHERS = (330, 42113, 50838, 50839)  # that are read at once: pictures within a page, GDAL's, ImageJ's
-_METADATA = (270, 305, 347, 700, 33723, 34377, 34675)  # description, software, JPEG's tables, XMP, IPTC, Photoshop, ICC
+_BYTE_COUNTS = (279, 325)
+_TABLES, _MAX_TABLES = 347, 65_536  # JPEG's tables, which are read again for each strip; they have some hundred bytes
+_METADATA = (270, 305, 700, 33723, 34377, 34675)  # description, software, XMP, IPTC, Photoshop, ICC
 _COLOR_MAPS = (301, 320)
 _BIG_TYPES = {16: 8, 17: 8, 18: 8}
 _SHARED = 2**30  # bytes by which all values may exceed the file: pages may share a profile
@@ -46,6 +49,8 @@ class _Walk:
     data: bytes | mmap
     seen: set[int] = field(default_factory=set)
     value_bytes: int = 0
+    piece_bytes: int = 0
+    sample_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.order = "<" if bytes(self.data[:2]) == b"II" else ">"
@@ -107,11 +112,19 @@ def _check_directory(walk: _Walk, directory: int) -> None:
             declared[tag] = walk.number({2: "H", 4: "L", 8: "Q"}[length], offset)
         if tag in (*_PIECES, *_SHORT_LISTS, *_METADATA, *_COLOR_MAPS, *_OTHERS):
             walk.value_bytes += length
+        if tag == _TABLES and length > _MAX_TABLES:
+            raise TooMuch("its JPEG tables are too long")
+        if tag in _BYTE_COUNTS and length and offset + length <= len(walk.data):
+            numbers = np.frombuffer(walk.data[offset : offset + length], f"{walk.order}u{length // count}")
+            walk.piece_bytes += int(numbers.sum(dtype=np.float64))
         if tag in _METADATA and length > MAX_METADATA and tag != 270:  # OME describes a whole series of pictures there
             raise TooMuch(f"its metadata take more than {MAX_METADATA / 2**20:.4g} MiB")
     if walk.value_bytes > len(walk.data) + _SHARED:
         raise TooMuch("its directories hold more than the file")
     height, width = declared.get(_LENGTH, 0), declared.get(_WIDTH, 0)
+    walk.sample_bytes += height * width * 8 * max(1, declared.get(_SAMPLES, 1))
+    if walk.piece_bytes > 2 * len(walk.data) + walk.sample_bytes + _SHARED:
+        raise TooMuch("its strips or tiles are longer than the file and its pixels")
     # a strip for each row and sample, or tiles of 64 pixels at the least
     pieces = 65_536 + 8 * height + height * width * declared.get(_SAMPLES, 1) // 64
     if max(counts.get(tag, 0) for tag in _PIECES) > pieces:
