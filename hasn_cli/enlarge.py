@@ -112,7 +112,7 @@ def enlarge(
     consistent: bool = False,
     progress: Progress | None = None,
 ) -> Picture:
-    """The picture enlarged; its frames are computed one by one when they are iterated.
+    """The picture enlarged; its frames are computed one by one when they are iterated, equal ones in a row just once.
 
     Args:
         picture: as `open_picture` gives it.
@@ -130,12 +130,24 @@ def enlarge(
     size.network_scale(picture.size)
 
     def frames() -> Iterator[Frame]:
+        before: Pixels | None = None
+        large: Pixels | None = None
         for index, frame in enumerate(picture.frames):
             share = progress and _part(progress, index / picture.frame_count, 1 / picture.frame_count)
-            yield replace(frame, pixels=enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share))
+            if large is None or before is None or not _are_equal(before, frame.pixels):
+                large = None  # so that it need not be kept beside the next
+                large = enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share)
+            elif share:
+                share(1.0)
+            before = frame.pixels
+            yield replace(frame, pixels=large)
 
     pages = tuple(replace(shape, size=size.target(shape.size)) for shape in picture.page_shapes)
     return replace(picture, size=size.target(picture.size), page_shapes=pages, frames=Again(frames))
+
+
+def _are_equal(one: Pixels, other: Pixels) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def enlarge_pixels(

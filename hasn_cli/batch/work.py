@@ -22,8 +22,8 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PLANE_BYTES, enlarge
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, UsageError, WeightsError
 from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, open_picture, write_picture
-from hasn_cli.images.formats import sniff
 from hasn_cli.images.picture import Shape
+from hasn_cli.images.stream import read_stream
 
 READ_WHOLE = 64 << 20  # files up to so many bytes are read once, for the decoder and for the fingerprint alike
 FEATURE_BYTES = 700  # of the network's feature maps, an LR pixel
@@ -154,28 +154,26 @@ def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, 
     data: bytes | Path
     mark: journal.Mark
     if source == "-":
-        data, mark = _read_stream(sys.stdin.buffer), {}
+        data, mark = read_stream(sys.stdin.buffer, max_pixels=settings.max_pixels, name=name), {}
     elif isinstance(source, str):
         data, mark = journal.mark_url(source)
     else:
-        data, mark = _read_file(source)
+        data, mark = _read_file(source, settings, name)
     picture = open_picture(data, max_pixels=settings.max_pixels, name=name)
     return picture.first() if settings.encode.first_frame else picture, mark
 
 
-def _read_stream(stream: BinaryIO) -> bytes:
-    """All of a stream that begins as pictures do; of any other, which may never end, the beginning."""
-    head = stream.read(64)
-    return head + stream.read() if sniff(head) else head
-
-
-def _read_file(path: Path) -> tuple[bytes | Path, journal.Mark]:
+def _read_file(path: Path, settings: Settings, name: str) -> tuple[bytes | Path, journal.Mark]:
     """The bytes of a small file or of a pipe, the path of a large one; and the fingerprint."""
     try:
         if path.is_file() and path.stat().st_size > READ_WHOLE:
             return path, journal.mark_input(path)
         before = journal.input_state(path)  # taken first: a change while we read must not go unnoticed
-        data = path.read_bytes()
+        if path.is_file():
+            data = path.read_bytes()
+        else:  # a pipe or a device, which may never end
+            with path.open("rb") as stream:
+                data = read_stream(stream, max_pixels=settings.max_pixels, name=name)
     except OSError:
         return path, {}  # open_picture finds the words for it
     return data, journal.mark_input(path, data, before)

@@ -125,10 +125,12 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     from hasn_cli.compare import bicubic, compare
     from hasn_cli.enlarge import Size
     from hasn_cli.images import open_picture
+    from hasn_cli.images.stream import read_stream
 
     def opened(source: Path) -> Picture:
-        data = sys.stdin.buffer.read() if str(source) == "-" else source
-        return open_picture(data, max_pixels=most_pixels(given["max_megapixels"]), name=printable(source.name))
+        limit, name = most_pixels(given["max_megapixels"]), printable(source.name)
+        data = read_stream(sys.stdin.buffer, max_pixels=limit, name=name) if str(source) == "-" else source
+        return open_picture(data, max_pixels=limit, name=name)
 
     picture = opened(path)
     reference = given["reference"] and opened(given["reference"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from functools import cache
 from typing import Any
 
@@ -131,6 +132,7 @@ def _halve(values: Pixels) -> Pixels:
     return result
 
 
+_PROFILE_TAGS = 100  # that Little CMS reads
 _RELATIVE_COLORIMETRIC = 1
 _BLACK_POINT_COMPENSATION = 0x2000
 _NO_SHORTCUT = 0x0100
@@ -269,7 +271,7 @@ def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
     color = pixels[..., 0] if space == "gray" else np.broadcast_to(pixels[..., :colors], (*pixels.shape[:2], 3))
     try:
         converted = _transform(color, icc, space, srgb_profile(), "rgb")[..., :colors]
-    except imagecodecs.CmsError:
+    except (imagecodecs.CmsError, ValueError):
         return pixels
     if pixels.dtype.kind == "f":
         converted = np.maximum(converted, 0)
@@ -279,6 +281,7 @@ def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
 def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space: str) -> Pixels:
     import imagecodecs
 
+    _check_elements(icc)
     result: Pixels = imagecodecs.cms_transform(
         np.ascontiguousarray(pixels),
         icc,
@@ -290,3 +293,24 @@ def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space
         flags=_BLACK_POINT_COMPENSATION | (_NO_SHORTCUT if pixels.dtype == np.uint16 else 0),
     )
     return result
+
+
+def _check_elements(icc: bytes) -> None:
+    """See that the processing elements of a profile do not share their bytes: Little CMS makes a table of each.
+
+    Raises:
+        ValueError: they do, or the profile is broken.
+    """
+    if len(icc) < 132:
+        raise ValueError("its colour profile is broken")
+    for index in range(min(struct.unpack_from(">I", icc, 128)[0], _PROFILE_TAGS)):
+        if 144 + 12 * index > len(icc):
+            raise ValueError("its colour profile is broken")
+        _, start, length = struct.unpack_from(">III", icc, 132 + 12 * index)
+        if icc[start : start + 4] != b"mpet" or start + 16 > len(icc):
+            continue
+        (count,) = struct.unpack_from(">I", icc, start + 12)
+        if 16 + 8 * count > length or start + 16 + 8 * count > len(icc):
+            raise ValueError("its colour profile is broken")
+        if sum(struct.unpack_from(f">{2 * count}I", icc, start + 16)[1::2]) > length:
+            raise ValueError("the elements of its colour profile overlap")

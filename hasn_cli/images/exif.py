@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
+
+from hasn_cli.images.limits import MAX_METADATA, TooMuch
 
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 ORIENTATION = 0x0112
@@ -22,6 +25,7 @@ PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003
 
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _SHORT, _LONG, _RATIONAL, _IFD = 3, 4, 5, 13
+MAX_ENTRIES = 4096  # of one directory; cameras write some hundred at most
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,14 @@ class Directories:
         return self._unpack("L", 4)
 
     def entries(self, directory: int) -> Iterator[Entry]:
-        """The entries of the directory at an offset; those that point out of the structure are left out."""
+        """The entries of the directory at an offset; those that point out of the structure are left out.
+
+        A directory that states more than `MAX_ENTRIES` is none, and has no entries.
+        """
         if not 8 <= directory <= len(self.data) - 2:
             return
-        for index in range(self._unpack("H", directory)):
+        count = self._unpack("H", directory)
+        for index in range(count if count <= MAX_ENTRIES else 0):
             position = directory + 2 + 12 * index
             if position + 12 > len(self.data):
                 return
@@ -71,6 +79,10 @@ class Directories:
             offset = position + 8 if size <= 4 else self._unpack("L", position + 8)
             if size and offset + size <= len(self.data):
                 yield Entry(tag, type, count, position, offset, size)
+
+    def number_of_entries(self, directory: int) -> int:
+        """How many entries a directory states."""
+        return self._unpack("H", directory)
 
     def find(self, directory: int, tag: int) -> Entry | None:
         """A directory's entry of that tag."""
@@ -185,6 +197,19 @@ class Exif(Directories):
         return False
 
 
+def check_values(exif: bytes) -> None:
+    """See that the first directory's values are no more than the block: libraries read all of them, shared or not.
+
+    Raises:
+        TooMuch: they are.
+    """
+    with suppress(ValueError, struct.error):
+        block = Directories(exif)
+        values = sum(entry.value_size for entry in block.entries(block.first))
+        if values > 2 * len(exif) or block.number_of_entries(block.first) > MAX_ENTRIES:
+            raise TooMuch("its EXIF values overlap")
+
+
 RawEntry = tuple[int, int, int, bytes]
 """Tag, type, count and stored value."""
 
@@ -233,23 +258,43 @@ def pack_tree(
         the directories below, and the entries of the directory itself, which point to them.
 
     Raises:
-        ValueError: values overlap, so that copying would multiply them.
+        ValueError: values or directories overlap, so that copying would multiply them, or they are too large.
     """
-    below = b""
-    entries: list[RawEntry] = []
-    size = 0
-    for entry in source.entries(directory):
-        if not keep(entry.tag):
-            continue
-        size += entry.value_size
-        if size > len(source.data):
-            raise ValueError("its metadata overlap")
-        if entry.tag not in _BELOW:
-            entries.append((entry.tag, entry.type, entry.count, source.value(entry)))
-        elif entry.tag in pointers and (offset := source.number(directory, entry.tag)) is not None:
-            start = at + len(below)
-            deeper, inner = pack_tree(source, offset, start, pointers=_BELOW[entry.tag])
-            start += len(deeper)
-            below += deeper + pack_directory(source.order, inner, start)
-            entries.append((entry.tag, _LONG, 1, struct.pack(source.order + "L", start)))
-    return below, entries
+    tree = _Tree(source, keep)
+    return tree.pack(directory, at, pointers, first=True)
+
+
+class _Tree:
+    """Copies directories: each of them once, and no more bytes than the structure has."""
+
+    def __init__(self, source: Directories, keep: Callable[[int], bool]) -> None:
+        self._source = source
+        self._keep = keep
+        self._seen: set[int] = set()
+        self._left = min(len(source.data), MAX_METADATA)
+
+    def pack(
+        self, directory: int, at: int, pointers: tuple[int, ...], first: bool = False
+    ) -> tuple[bytes, list[RawEntry]]:
+        """As `pack_tree`."""
+        if directory in self._seen:
+            raise ValueError("its metadata point to one directory twice")
+        self._seen.add(directory)
+        source = self._source
+        below = b""
+        entries: dict[int, RawEntry] = {}
+        for entry in source.entries(directory):
+            if (first and not self._keep(entry.tag)) or (entry.tag in entries and entry.tag in _BELOW):
+                continue
+            self._left -= entry.value_size
+            if self._left < 0:
+                raise ValueError("its metadata overlap, or are too large")
+            if entry.tag not in _BELOW:
+                entries[entry.tag] = (entry.tag, entry.type, entry.count, source.value(entry))
+            elif entry.tag in pointers and (offset := source.number(directory, entry.tag)) is not None:
+                start = at + len(below)
+                deeper, inner = self.pack(offset, start, _BELOW[entry.tag])
+                start += len(deeper)
+                below += deeper + pack_directory(source.order, inner, start)
+                entries[entry.tag] = (entry.tag, _LONG, 1, struct.pack(source.order + "L", start))
+        return below, list(entries.values())

@@ -5,14 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from hasn_cli.images.limits import Count
+
 
 def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """Type and body of each box.
 
     Raises:
         ValueError: a box reaches beyond the data.
+        TooMuch: there are too many.
     """
     view = memoryview(data)
+    count = Count("boxes")
     at = 0
     while at < len(view):
         if at + 8 > len(view):
@@ -25,6 +29,7 @@ def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
         end = len(view) if length == 0 else at + length
         if end > len(view) or end < start:
             raise ValueError("the file is truncated")
+        count.add()
         yield kind, view[start:end]
         at = end
 

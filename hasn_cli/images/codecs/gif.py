@@ -17,15 +17,18 @@ from PIL import Image
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.animation import Ticks, changed_area, to_image
+from hasn_cli.images.limits import MAX_FRAMES, MAX_PARTS, Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
 _KEEP, _CLEAR, _RESTORE = 1, 2, 3  # what happens to a frame's rectangle before the next frame
 _COLORS = 256
 _SHORTEST = 2  # hundredths of a second: browsers show what is shorter for a tenth
+_BAND = 256  # rows that are drawn at once: looking colours up takes many times the memory of the indices
 _EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
 _CONTROL, _COMMENT, _APPLICATION = 0xF9, 0xFE, 0xFF
+_USED = (_CONTROL, _COMMENT, _APPLICATION)
 _NO_CONTROL: tuple[int, int, int | None] = (0, 0, None)
 _LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 
@@ -79,16 +82,24 @@ def _walk(data: bytes) -> _File:
     at = 13 + _table_length(flags)
     file, shared = _File(width, height), data[13:at]
     control = _NO_CONTROL
+    frames, extensions, room = Count("frames", MAX_FRAMES), Count("extensions"), Room()
+    # sub-blocks are 255 bytes long but the last of each frame
+    pieces = Count("sub-blocks", MAX_PARTS + len(data) // 64)
     # a lone picture may lack the trailer, as some old ones do: nothing else can be missing then
     while not (at == len(data) and len(file.frames) == 1) and (kind := data[at]) != _TRAILER:
         if kind == _EXTENSION:
-            body, end = _sub_blocks_from(data, at + 2)
-            control = _control(body) if data[at + 1] == _CONTROL else control
-            _note_extension(file, data[at + 1], body)
+            end = _end_of_sub_blocks(data, at + 2, pieces)
+            extensions.add()
+            if data[at + 1] in _USED:
+                room.take(end - at)
+                body = _sub_blocks_from(data, at + 2, end)
+                control = _control(body) if data[at + 1] == _CONTROL else control
+                _note_extension(file, data[at + 1], body)
         elif kind == _IMAGE:
             place = struct.unpack_from("<HHHHB", data, at + 1)
             start = at + 10 + _table_length(place[4])
-            _, end = _sub_blocks_from(data, start + 1)
+            end = _end_of_sub_blocks(data, start + 1, pieces)
+            frames.add()
             palette = data[at + 10 : start] or shared
             file.frames.append(_FrameData(place, palette, data[start:end], *control))
             control = _NO_CONTROL
@@ -106,13 +117,21 @@ def _table_length(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _sub_blocks_from(data: bytes, at: int) -> tuple[bytes, int]:
-    """The bytes of the sub-blocks that begin at an offset, and where they end."""
-    pieces = []
+def _end_of_sub_blocks(data: bytes, at: int, pieces: Count) -> int:
+    """Where the sub-blocks end that begin at an offset."""
     while length := data[at]:
-        pieces.append(data[at + 1 : at + 1 + length])
         at += 1 + length
-    return b"".join(pieces), at + 1
+        pieces.add()
+    return at + 1
+
+
+def _sub_blocks_from(data: bytes, at: int, end: int) -> bytes:
+    """The bytes of the sub-blocks that begin and end at these offsets."""
+    pieces = []
+    while at < end - 1:
+        pieces.append(data[at + 1 : at + 1 + data[at]])
+        at += 1 + data[at]
+    return b"".join(pieces)
 
 
 def _control(body: bytes) -> tuple[int, int, int | None]:
@@ -163,9 +182,8 @@ def _compose(file: _File) -> Iterator[Frame]:
             raise ValueError("a frame reaches beyond the picture")
         # there is nothing before the first frame, and readers agree to keep it then
         before = area.copy() if frame.disposal == _RESTORE and frame is not file.frames[0] else None
-        drawn = indices != (-1 if frame.transparent is None else frame.transparent)
-        area[drawn, :3] = palette[indices[drawn]]
-        area[drawn, 3] = 255
+        for start in range(0, len(area), _BAND):
+            _draw(area[start : start + _BAND], indices[start : start + _BAND], palette, frame.transparent)
         duration = 10.0 * frame.hundredths if len(file.frames) > 1 else None
         yield Frame(
             np.ascontiguousarray(canvas[..., : file.channels]) if file.channels < 4 else canvas.copy(), duration
@@ -174,6 +192,12 @@ def _compose(file: _File) -> Iterator[Frame]:
             area[...] = before
         elif frame.disposal == _CLEAR:
             area[...] = 0
+
+
+def _draw(area: Pixels, indices: Pixels, palette: Pixels, transparent: int | None) -> None:
+    drawn = indices != (-1 if transparent is None else transparent)
+    area[drawn, :3] = palette[indices[drawn]]
+    area[drawn, 3] = 255
 
 
 def _decode(frame: _FrameData) -> Pixels:

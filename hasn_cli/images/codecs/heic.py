@@ -10,11 +10,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hasn_cli.errors import MissingExtraError
+from hasn_cli.images.codecs import items
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
+from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import upright
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
 
 def read(source: Source, limit: Limit) -> Picture:
@@ -24,7 +26,9 @@ def read(source: Source, limit: Limit) -> Picture:
         MissingExtraError: pillow-heif is not installed.
     """
     heif = _heif(source.name)
-    file = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
+    data = source.read()
+    items.check(source.name, data, limit)
+    file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     image = file[file.primary_index]
     width, height = image.size
     limit.check(source.name, height, width)

@@ -12,9 +12,11 @@ import numpy as np
 from PIL import IcoImagePlugin
 
 from hasn_cli.images.codecs import png
+from hasn_cli.images.limits import Limit
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
+_PLAIN, _BIT_FIELDS = 0, 3  # compressions of a bitmap, of which icons have no other
 _CORE_HEADER = 12  # bytes of the header that OS/2 began with, whose sides are of 16 bits
 
 
@@ -43,6 +45,8 @@ def read(source: Source, limit: Limit) -> Picture:
         raise ValueError("the file is truncated")
     if inside.startswith(png.SIGNATURE):
         return replace(png.read(Source(inside, source.name), limit), format="ico", frame_count=1)
+    if _compression(inside) not in (_PLAIN, _BIT_FIELDS):
+        raise ValueError("compressed bitmaps in icons are not supported")
     height, width = _bitmap_size(inside)
     limit.check(source.name, height, width)
     alone = data[:4] + struct.pack("<HBBBBHHLL", 1, 0, 0, 0, 0, 1, best.depth, len(inside), 22) + inside
@@ -61,6 +65,13 @@ def _bitmap_size(bitmap: bytes) -> tuple[int, int]:
     core = struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER
     width, height = struct.unpack_from("<HH" if core else "<Ll", bitmap, 4)
     return abs(height) // 2, width
+
+
+def _compression(bitmap: bytes) -> int:
+    if struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER:
+        return _PLAIN
+    number: int = struct.unpack_from("<L", bitmap, 16)[0]
+    return number
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

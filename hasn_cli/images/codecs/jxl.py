@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -10,12 +9,13 @@ import imagecodecs
 import numpy as np
 
 from hasn_cli.images.codecs.boxes import box, boxes
+from hasn_cli.images.limits import MAX_CHANNELS, Limit, Room
 from hasn_cli.images.metadata import upright
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
 _SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"
-_MAX_UNPACKED = 16 * 1024 * 1024
+_HEAD = 64  # bytes that hold all that is read of a codestream here
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height
 
 
@@ -23,15 +23,14 @@ def read(source: Source, limit: Limit) -> Picture:
     """Read a still JPEG XL. Its size is looked up before; what kind of samples it has, only decoding tells."""
     data = source.read()
     metadata = Metadata()
-    codestream: bytes | memoryview = data
+    size = declared_size(data)
+    limit.check(source.name, *size)
     if data.startswith(_SIGNATURE):
-        found = list(boxes(data))
-        by_kind = dict(reversed(found))
-        codestream = by_kind[b"jxlc"] if b"jxlc" in by_kind else by_kind[b"jxlp"][4:]
         # the codestream's own orientation counts, and libjxl has applied it
-        metadata = upright(_metadata(found))
-    limit.check(source.name, *_size(bytes(codestream[:32])))
+        metadata = upright(_metadata(list(boxes(data))))
     pixels = _decode(data)
+    if pixels.shape[:2] not in (size, size[::-1]):
+        raise ValueError("it does not hold what its header says")
     return Picture(
         name=source.name,
         format="jpegxl",
@@ -42,6 +41,23 @@ def read(source: Source, limit: Limit) -> Picture:
         lossless=False,
         metadata=metadata,
     )
+
+
+def declared_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a JPEG XL declares, in boxes or bare.
+
+    Raises:
+        ValueError: it is none, holds an animation, or has more channels than are decoded.
+    """
+    head = data[:_HEAD]
+    if data.startswith(_SIGNATURE):
+        head = b""
+        for kind, body in boxes(data):
+            if kind in (b"jxlc", b"jxlp"):
+                head += bytes(body[4 if kind == b"jxlp" else 0 :][:_HEAD])
+            if len(head) >= _HEAD:
+                break
+    return _size(head)
 
 
 def _frames(source: Source) -> Iterator[Frame]:
@@ -58,23 +74,27 @@ def _decode(data: bytes) -> Pixels:
 
 
 def _metadata(found: list[tuple[bytes, memoryview]]) -> Metadata:
-    """EXIF and XMP, bare or packed; the first of a kind counts, and packed ones that are broken are left out."""
+    """EXIF and XMP, bare or packed; the first of a kind counts, and one that is packed and broken is left out."""
     bodies: dict[bytes, bytes] = {}
+    room = Room()
     for kind, body in found:
         packed = kind == b"brob"
         inner = bytes(body[:4]) if packed else kind
         if inner in (b"Exif", b"xml ") and inner not in bodies:
-            with contextlib.suppress(imagecodecs.BrotliError):
-                bodies[inner] = _unpacked(bytes(body[4:])) if packed else bytes(body)
+            bodies[inner] = _unpacked(bytes(body[4:]), room) if packed else bytes(body)
+            room.take(len(bodies[inner]))
     exif = bodies.get(b"Exif")
     if exif is not None:
         exif = exif[4 + int.from_bytes(exif[:4], "big") :]
-    return Metadata(exif=exif, xmp=bodies.get(b"xml "))
+    return Metadata(exif=exif or None, xmp=bodies.get(b"xml ") or None)
 
 
-def _unpacked(packed: bytes) -> bytes:
-    """Brotli's data, which are refused beyond the limit."""
-    return bytes(imagecodecs.brotli_decode(packed, out=_MAX_UNPACKED))
+def _unpacked(packed: bytes, room: Room) -> bytes:
+    """Brotli's data; none where they are broken, or unpack to more than there is room for."""
+    try:
+        return bytes(imagecodecs.brotli_decode(packed, out=room.left))
+    except imagecodecs.BrotliError:
+        return b""
 
 
 class _Bits:
@@ -98,6 +118,16 @@ class _Bits:
         across, down = _RATIOS[ratio - 1]
         return height, height * across // down
 
+    def extra_channels(self) -> int:
+        """From the depth of the samples on: how many channels there are besides colour."""
+        is_float = bool(self.take(1))
+        if self.take(2) == 3:
+            self.take(6)  # a depth that has no number of its own
+        self.take(4 if is_float else 0)  # bits of the exponent
+        self.take(1)  # whether 16 bits are enough to decode with
+        kind = self.take(2)
+        return kind if kind < 2 else 2 + self.take(4) if kind == 2 else 1 + self.take(12)
+
     def _length(self, small: bool) -> int:
         """A side: in units of 8 pixels, or in as many bits as a selector says."""
         if small:
@@ -109,20 +139,24 @@ def _size(codestream: bytes) -> tuple[int, int]:
     """Height and width as the codestream declares them.
 
     Raises:
-        ValueError: it is none, or holds an animation.
+        ValueError: it is none, holds an animation, or has more channels than are decoded.
     """
     if codestream[:2] != b"\xff\x0a":
         raise ValueError("there is no codestream")
     bits = _Bits(codestream[2:])
     size = bits.size()
-    standard = bits.take(1)
-    if not standard and bits.take(1):
+    if bits.take(1):  # all is as usual
+        return size
+    if bits.take(1):
         bits.take(3)  # the orientation
         if bits.take(1):
             bits.size()  # at which it would like to be shown
         has_preview, has_animation = bits.take(1), bits.take(1)
         if has_preview or has_animation:
             raise ValueError("animated JPEG XL is not supported")
+    extra = bits.extra_channels()
+    if extra > MAX_CHANNELS - 3:  # each is decoded, wanted or not
+        raise ValueError(f"{extra} channels besides colour are not supported")
     return size
 
 

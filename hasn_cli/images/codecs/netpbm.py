@@ -9,17 +9,22 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from hasn_cli.images.limits import Limit
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
-_MAX_HEADER = 64 * 1024
+MAX_HEADER = 64 * 1024
+MAX_TOKEN = 15  # digits of a sample that is written as text; five say all, the rest may be zeros or spaces
+_PIECE = 1 << 20  # bytes of text, or samples, that are worked on at once
 _CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3, b"Pf": 1, b"PF": 3}
 _PLAIN = (b"P1", b"P2", b"P3")
 _TUPLES = {1: b"GRAYSCALE", 2: b"GRAYSCALE_ALPHA", 3: b"RGB", 4: b"RGB_ALPHA"}
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
+    """What stands before the samples, and where they start."""
+
     magic: bytes
     width: int
     height: int
@@ -37,11 +42,11 @@ class _Header:
 def read(source: Source, limit: Limit) -> Picture:
     """Read a picture of any of these formats; samples are stretched to the whole range of 8 or 16 bits."""
     with source.open() as stream:
-        header = _header(stream.read(_MAX_HEADER))
+        header = parse_header(stream.read(MAX_HEADER))
     limit.check(source.name, header.height, header.width)
 
     def frames() -> Iterator[Frame]:
-        yield Frame(_pixels(header, source.read()))
+        yield Frame(_pixels(header, source.read_up_to(extent(header))))
 
     return Picture(
         name=source.name,
@@ -53,7 +58,22 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _header(data: bytes) -> _Header:
+def extent(header: Header) -> int:
+    """Up to how many bytes the header and the samples that it announces take."""
+    samples = header.height * header.width * header.channels
+    if header.magic in _PLAIN:
+        return header.start + (MAX_TOKEN + 1) * samples
+    if header.magic == b"P4":
+        return header.start + header.height * ((header.width + 7) // 8)
+    return header.start + header.dtype.itemsize * samples
+
+
+def parse_header(data: bytes) -> Header:
+    """The header that a file begins with.
+
+    Raises:
+        ValueError: it is broken, or longer than `data`.
+    """
     magic = data[:2]
     if magic == b"P7":
         return _pam_header(data)
@@ -75,20 +95,20 @@ def _header(data: bytes) -> _Header:
     top = float(numbers[2]) if len(numbers) == 3 else 1.0
     if magic not in (b"PF", b"Pf") and not (top.is_integer() and 1 <= top <= 65535):
         raise ValueError(f"its largest value, {top:g}, is out of range")
-    return _Header(magic, int(numbers[0]), int(numbers[1]), _CHANNELS[magic], top, at + 1)
+    return Header(magic, int(numbers[0]), int(numbers[1]), _CHANNELS[magic], top, at + 1)
 
 
-def _pam_header(data: bytes) -> _Header:
+def _pam_header(data: bytes) -> Header:
     end = data.index(b"ENDHDR\n")
     lines = [line.split(None, 1) for line in data[3:end].splitlines() if line.strip() and not line.startswith(b"#")]
     fields = {line[0]: line[1] for line in lines if len(line) == 2}
     channels, top = int(fields[b"DEPTH"]), int(fields[b"MAXVAL"])
     if channels not in _TUPLES or not 1 <= top <= 65535:
         raise ValueError(f"{channels} channels up to {top} are not supported")
-    return _Header(b"P7", int(fields[b"WIDTH"]), int(fields[b"HEIGHT"]), channels, top, end + 7)
+    return Header(b"P7", int(fields[b"WIDTH"]), int(fields[b"HEIGHT"]), channels, top, end + 7)
 
 
-def _pixels(header: _Header, data: bytes) -> Pixels:
+def _pixels(header: Header, data: bytes) -> Pixels:
     shape = (header.height, header.width, header.channels)
     count = header.height * header.width * header.channels
     if header.magic == b"P4":
@@ -107,18 +127,51 @@ def _pixels(header: _Header, data: bytes) -> Pixels:
         raise ValueError("a sample is beyond the largest value that its header states")
     if header.top == full:
         return values.astype(header.dtype).reshape(shape)
-    return np.rint(values * (full / header.top)).astype(header.dtype).reshape(shape)
+    table: Pixels = np.rint(np.arange(int(header.top) + 1) * (full / header.top)).astype(header.dtype)
+    result = np.empty(count, header.dtype)
+    for start in range(0, count, _PIECE):  # looking up takes eight bytes a sample
+        result[start : start + _PIECE] = table[values[start : start + _PIECE]]
+    return result.reshape(shape)
 
 
-def _plain(header: _Header, text: bytes, count: int) -> Pixels:
-    if header.magic == b"P1":  # its digits need no space between them, and 1 is black
-        digits = np.frombuffer(text.translate(None, b" \t\r\n\v\f"), np.uint8)
-        values = ord("1") - digits[:count]
-    else:
-        values = np.array(text.split()[:count]).astype(np.int64)
-    if len(values) < count or values.min() < 0:
-        raise ValueError("the file is truncated")
+def _plain(header: Header, text: bytes, count: int) -> Pixels:
+    """So many samples that are written as digits, read piece by piece.
+
+    Raises:
+        ValueError: there are fewer, or something else is among them.
+    """
+    values = np.empty(count, header.dtype)
+    at = found = 0
+    while found < count:
+        if at >= len(text):
+            raise ValueError("the file is truncated")
+        end = _end_of_token(text, min(at + _PIECE, len(text)))
+        piece = _digits(text[at:end]) if header.magic == b"P1" else _numbers(text[at:end])
+        taken = piece[: count - found]
+        if len(taken) and not 0 <= int(taken.min()) <= int(taken.max()) <= header.top:
+            raise ValueError("a sample is beyond the largest value that its header states")
+        values[found : found + len(taken)] = taken
+        found += len(taken)
+        at = end
     return values
+
+
+def _end_of_token(text: bytes, at: int) -> int:
+    """The end of the digits that stand at an offset, which are cut off where they are too many."""
+    last = min(at + MAX_TOKEN + 1, len(text))
+    return next((end for end in range(at, last) if text[end : end + 1].isspace()), last)
+
+
+def _digits(text: bytes) -> Pixels:
+    """Samples of one digit each, of which 1 is black; they need no space between them."""
+    return ord("1") - np.frombuffer(text.translate(None, b" \t\r\n\v\f"), np.uint8).astype(np.int64)
+
+
+def _numbers(text: bytes) -> Pixels:
+    words = text.split()
+    if max(map(len, words), default=0) > MAX_TOKEN:
+        raise ValueError(f"a sample has more than {MAX_TOKEN} digits")
+    return np.array(words, f"S{MAX_TOKEN}").astype(np.int64)
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

@@ -12,23 +12,38 @@ import imagecodecs
 import numpy as np
 from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugin, WebPImagePlugin
 
+from hasn_cli.images.codecs import bmp_rle, items
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
 from hasn_cli.images.color import code_points, widen
+from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.metadata import whole_resolution, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 from hasn_cli.machine import count_cores
 
 _AVIF_SPEED = 6  # Pillow's own choice
 _BMP_RESOLUTION = 38  # where it stands in the file
+_WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
 _METRE = 1 / 0.0254  # inches
 
 
 def read_webp(source: Source, limit: Limit) -> Picture:
     """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
-    data = source.read()
-    chunks = dict(_riff_chunks(data))
+    chunks, frames = _riff_chunks(source.read())
+    height, width = _webp_size(chunks)
+    limit.check(source.name, height, width)
+    limit.check_total(source.name, height * width * max(1, frames))
+    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
+    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a WebP declares; raises as `read_webp` does."""
+    return _webp_size(_riff_chunks(data)[0])
+
+
+def _webp_size(chunks: dict[bytes, memoryview]) -> tuple[int, int]:
     if (extended := chunks.get(b"VP8X")) is not None:
         width, height = (int.from_bytes(extended[at : at + 3], "little") + 1 for at in (4, 7))
     elif (lossless := chunks.get(b"VP8L")) is not None:
@@ -36,28 +51,36 @@ def read_webp(source: Source, limit: Limit) -> Picture:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
-    limit.check(source.name, height, width)
-    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
-    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
+    return height, width
 
 
-def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and body of each chunk, the last of a type first so that a dictionary keeps the first."""
+def _riff_chunks(data: bytes) -> tuple[dict[bytes, memoryview], int]:
+    """The first chunk of each type, and the number of frames.
+
+    Raises:
+        ValueError: the file is truncated.
+        TooMuch: there are too many chunks, or too much of metadata.
+    """
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         raise ValueError("the file is truncated")
-    found = []
+    found: dict[bytes, memoryview] = {}
+    count, frames, room = Count("chunks"), Count("frames", MAX_FRAMES), Room()
     at = 12
     while at + 8 <= length + 8:
-        (size,) = struct.unpack_from("<I", data, at + 4)
-        found.append((data[at : at + 4], memoryview(data)[at + 8 : at + 8 + size]))
+        kind, (size,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
+        count.add()
+        frames.add(kind == b"ANMF")
+        room.take(size if kind in _WEBP_METADATA else 0)
+        found.setdefault(kind, memoryview(data)[at + 8 : at + 8 + size])
         at += 8 + size + size % 2
-    return reversed(found)
+    return found, frames.count
 
 
 def read_avif(source: Source, limit: Limit) -> Picture:
     """Read an AVIF; a still of 10 or 12 bits comes as 16."""
     data = source.read()
+    items.check(source.name, data, limit)
     configuration = data.find(b"av1C")
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
@@ -70,7 +93,9 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
-    """Read a BMP of any depth, compressed or not."""
+    """Read a BMP of any depth; one that is run-length encoded is unpacked at once."""
+    if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
+        source = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
     return _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
 
 

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import BinaryIO
 
 import imagecodecs
@@ -17,11 +18,12 @@ import numpy as np
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.animation import changed_area
-from hasn_cli.images.codecs.png_metadata import metadata_chunks, read_metadata
+from hasn_cli.images.codecs.png_metadata import METADATA_CHUNKS, metadata_chunks, read_metadata
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import over
+from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
@@ -37,6 +39,7 @@ _ADAM7 = (
     np.s_[::2, 1::2],
     np.s_[1::2, :],
 )
+_COLOR_CHUNKS = {b"PLTE": 3 * 256, b"tRNS": 256}  # and the longest that they may be
 _PIECE = 1 << 20
 _MAX_CHUNK = 1 << 30  # of data; a chunk's length must stay below 2**31
 _COMPRESSION = 4  # a third of the time of 6, and files 6% larger
@@ -58,7 +61,10 @@ class _FrameData:
 
 @dataclass
 class _File:
-    """A PNG file taken apart."""
+    """A PNG file taken apart.
+
+    `others` holds the palette and the chunks that are metadata; of what else there may be, nothing is kept.
+    """
 
     ihdr: bytes
     width: int
@@ -77,7 +83,7 @@ class _File:
         """Of a pixel as stored."""
         return self.depth * (1 if self.ihdr[9] == 3 else _CHANNELS[self.ihdr[9]])
 
-    @property
+    @cached_property
     def has_alpha(self) -> bool:
         transparent = self.ihdr[9] in (4, 6) or any(kind == b"tRNS" for kind, _ in self.others)
         first, gone = self.frames[0], [frame.dispose for frame in self.frames[:-1]]
@@ -85,7 +91,7 @@ class _File:
         uncovered = _DISPOSE_BACKGROUND in gone or gone[:1] == [_DISPOSE_PREVIOUS]
         return transparent or uncovered or (first.height, first.width) != (self.height, self.width)
 
-    @property
+    @cached_property
     def is_gray(self) -> bool:
         if self.ihdr[9] != 3:
             return self.ihdr[9] in (0, 4)
@@ -107,8 +113,10 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
     Raises:
         ValueError: the file ends before IEND, or a checksum does not agree.
+        TooMuch: there are too many chunks.
     """
     view = memoryview(data)
+    count = Count("chunks")
     at = len(SIGNATURE)
     while True:
         if at + 12 > len(data):
@@ -122,14 +130,15 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
             raise ValueError(f"the checksum of chunk {kind!r} is wrong")
         if kind == b"IEND":
             return
+        count.add()
         yield kind, view[at + 8 : end - 4]
         at = end
 
 
 def read(source: Source, limit: Limit) -> Picture:
     """Take a PNG apart; frames of an APNG come composed on its canvas."""
+    limit.check(source.name, *struct.unpack_from(">II", source.head, 16)[::-1])
     file = _take_apart(source.read())
-    limit.check(source.name, file.height, file.width)
     return Picture(
         name=source.name,
         format="png",
@@ -153,7 +162,8 @@ def _take_apart(data: bytes) -> _File:
     if depth not in _DEPTHS.get(color, ()) or ihdr[10:12] != b"\0\0" or ihdr[12] > 1:
         raise ValueError(f"there is no PNG of colour type {color}, {depth} bits, methods {tuple(ihdr[10:])}")
     still, frames, others, plays = _FrameData(height=height, width=width), [], [], None
-    sequence = 0
+    sequence, palettes = 0, set[bytes]()
+    room, frame_count = Room(), Count("frames", MAX_FRAMES)
     for kind, body in parts:
         if kind == b"acTL":
             plays = struct.unpack_from(">I", body, 4)[0]
@@ -162,6 +172,7 @@ def _take_apart(data: bytes) -> _File:
                 raise ValueError("frames are missing or out of order")
             sequence += 1
             if kind == b"fcTL":
+                frame_count.add()
                 frames.append(_frame_control(body, height, width))
             else:
                 frames[-1].data.append(body[4:])
@@ -169,7 +180,13 @@ def _take_apart(data: bytes) -> _File:
             still.data.append(body)
             if frames:
                 frames[0].data.append(body)
-        else:
+        elif kind in _COLOR_CHUNKS:
+            if len(body) > _COLOR_CHUNKS[kind] or kind in palettes:
+                raise ValueError(f"its chunk {kind!r} is too long, or comes twice")
+            palettes.add(kind)
+            others.append((kind, bytes(body)))
+        elif kind in METADATA_CHUNKS:
+            room.take(len(body))
             others.append((kind, bytes(body)))
     animated = plays is not None and bool(frames)
     if any(not frame.data for frame in (frames if animated else [still])):

@@ -16,11 +16,13 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
+from hasn_cli.images.codecs.tiff_limits import check_directories, check_pieces
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
+from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import apply_orientation, upright
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say is raised as an error here
 
@@ -54,6 +56,8 @@ _4_GIB = 2**32
 
 def read(source: Source, limit: Limit) -> Picture:
     """Read a TIFF's pages, each turned as it says itself; smaller versions of a page and masks are no pages."""
+    with source.view() as data:
+        check_directories(data)
     with source.open() as stream, tifffile.TiffFile(stream) as file:
         indices = _pages(file)
         page: Any = file.pages[indices[0]]
@@ -111,6 +115,8 @@ def _pages(file: tifffile.TiffFile) -> list[int]:
 def _check(source: Source, limit: Limit, page: Any) -> None:
     """Refuse before decoding what is too large, truncated, or of a kind that is not supported."""
     limit.check(source.name, page.imagelength, page.imagewidth)
+    if page.is_tiled:
+        limit.check(source.name, page.tilelength, page.tilewidth)
     if page.imagedepth != 1 or page.samplesperpixel > 8:
         raise ValueError(f"{page.samplesperpixel} samples a pixel, {page.imagedepth} deep, are not supported")
     plain = page.compression == tifffile.COMPRESSION.JPEG or (page.bitspersample == 8 and page.subsampling == (1, 1))
@@ -170,6 +176,7 @@ def _is_8_bit(colormap: Pixels) -> bool:
 
 
 def _pixels(page: Any) -> Pixels:
+    check_pieces(page)
     data = page.asarray()
     if page.axes == "SYX":
         data = np.moveaxis(data, 0, 2)
