@@ -82,7 +82,14 @@ def _make(
         picture = picture.load()  # ahead, while the network has another picture
     tell(started)
     progress = _reporter(job, picture, tell)
-    sr = enlarge(picture, upscaler.for_scale, settings.size, consistent=settings.consistent, progress=progress)
+    sr = enlarge(
+        picture,
+        upscaler.for_scale,
+        settings.size,
+        consistent=settings.consistent,
+        alpha=settings.alpha,
+        progress=progress,
+    )
     if sr.frame_count == 1:
         sr = sr.load()
     return write_result(sr, job, started.format, settings, overwrite)
@@ -196,8 +203,16 @@ def bytes_needed(picture: Picture, settings: Settings) -> int:
     needed = []
     for shape in picture.shapes:
         with contextlib.suppress(ImageError):  # out of reach, which is said when its turn comes
-            needed.append(_page_bytes(shape, settings))
+            needed.append(_page_bytes(shape, settings) + _earlier_bytes(picture, shape, settings))
     return max(needed, default=0)
+
+
+def _earlier_bytes(picture: Picture, shape: Shape, settings: Settings) -> int:
+    """Of the two earlier frames, and their results, that are held for what stands still."""
+    if picture.frame_count == 1:
+        return 0
+    height, width = settings.size.target(shape.size)
+    return 2 * shape.channels * shape.dtype.itemsize * (shape.size[0] * shape.size[1] + height * width)
 
 
 def _page_bytes(shape: Shape, settings: Settings) -> int:
