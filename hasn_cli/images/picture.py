@@ -100,6 +100,7 @@ class Picture:
         frame_count: how many frames come.
         loop: how many times an animation is played, 0 for ever; None for what is no animation.
         paged: the frames are pages of a document, which may differ in size, and not an animation.
+        one_palette: all frames of the file it was read from shared one palette.
         lossless: the file it was read from kept each pixel exactly.
         page_shapes: of each page, as far as its header can be read; empty where all frames are as the first.
     """
@@ -113,6 +114,7 @@ class Picture:
     frame_count: int = 1
     loop: int | None = None
     paged: bool = False
+    one_palette: bool = False
     lossless: bool = True
     metadata: Metadata = field(default_factory=Metadata)
     page_shapes: tuple[Shape, ...] = ()
