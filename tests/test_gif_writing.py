@@ -110,7 +110,9 @@ def test_a_frame_that_becomes_transparent_again_keeps_what_stands_still_beside_i
 def gif_by_hand(frames: list[tuple[np.ndarray, int, bool]]) -> bytes:
     """A GIF of whole frames of palette indices, each with its disposal; index 0 is transparent where that is asked."""
     height, width = frames[0][0].shape
-    data = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x81, 0, 0) + bytes([0, 0, 0, 255, 0, 0, 0, 255, 0, 9, 9, 9])
+    data = (
+        b"GIF89a" + struct.pack("<HHBBB", width, height, 0x81, 0, 0) + bytes([0, 0, 0, 255, 0, 0, 0, 255, 0, 9, 9, 9])
+    )
     for indices, disposal, transparent in frames:
         alone = io.BytesIO()
         Image.fromarray(indices.astype(np.uint8)).save(alone, "GIF", optimize=False, interlace=0)

@@ -20,6 +20,13 @@ def is_opaque(pixels: Pixels) -> bool:
     return pixels.shape[2] in (1, 3) or bool((pixels[..., -1] >= top(pixels)).all())
 
 
+def opaque_if_unused(pixels: Pixels) -> Pixels:
+    """H×W×(2 or 4) pixels; where alpha is 0 in every one of them, it is not used, and the picture is opaque."""
+    if pixels[..., -1].any():
+        return pixels
+    return np.concatenate([pixels[..., :-1], np.full_like(pixels[..., -1:], top(pixels))], axis=2)
+
+
 def lay_on(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
     """Pixels without their alpha channel: where they are transparent, an opaque 8-bit RGB background shows.
 

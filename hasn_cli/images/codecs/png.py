@@ -321,7 +321,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
 
 def _encode(pixels: Pixels) -> bytes:
     plane = pixels if pixels.shape[2] > 1 else pixels[..., 0]
-    # imagecodecs' own guess of the room that is needed leaves out each row's filter, too little for noise in few columns
+    # imagecodecs' own guess of the room leaves out the filter of each row: too little for noise in few columns
     raw = plane.nbytes + plane.shape[0]
     room = raw + raw // 64 + _MARGIN
     return bytes(imagecodecs.png_encode(np.ascontiguousarray(plane), _COMPRESSION, out=room))
