@@ -14,6 +14,7 @@ from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugi
 
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
+from hasn_cli.images.codecs.webp_writing import write_animation
 from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
 from hasn_cli.images.metadata import whole_resolution, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
@@ -176,15 +177,16 @@ def metadata_from(info: Mapping[Any, Any]) -> Metadata:
 
 
 def write_webp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a WebP, lossless if so asked or come. Frames go to libwebp one by one; it keeps them compressed."""
+    """Write a WebP, lossless if so asked or come."""
+    if picture.frame_count > 1:
+        write_animation(picture, stream, options)
+        return
     arguments: dict[str, Any] = {
         "quality": options.quality,
         "lossless": bool(options.lossless),
         "exact": True,
         "method": 4,
     }
-    if picture.frame_count > 1:
-        arguments["loop"] = picture.loop or 0
     _save(picture, stream, "WEBP", arguments)
 
 
