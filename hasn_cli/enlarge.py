@@ -117,8 +117,8 @@ def enlarge(
 ) -> Picture:
     """The picture enlarged; its frames are computed one by one when they are iterated.
 
-    What stands still in an animation stays still, pixel for pixel (see `hasn_cli.stillness`), and a frame or page that
-    is equal to the one before is computed once.
+    What stands still in an animation stays still, pixel for pixel, and equal frames are computed once (see
+    `hasn_cli.stillness`). Pages have nothing to do with each other.
 
     Args:
         picture: as `open_picture` gives it.
@@ -144,10 +144,10 @@ def enlarge(
             large = still.known(frame.pixels)
             if large is None:
                 large = enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share, alpha=alpha)
-                large = large if picture.paged else still.carry_over(frame.pixels, large)
+                large = still.carry_over(frame.pixels, large)
             elif share is not None:
                 share(1.0)
-            if picture.frame_count > 1:
+            if picture.frame_count > 1 and not picture.paged:
                 still.remember(frame.pixels, large)
             yield replace(frame, pixels=large)
 

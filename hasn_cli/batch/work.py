@@ -209,7 +209,7 @@ def bytes_needed(picture: Picture, settings: Settings) -> int:
 
 def _earlier_bytes(picture: Picture, shape: Shape, settings: Settings) -> int:
     """Of the two earlier frames, and their results, that are held for what stands still."""
-    if picture.frame_count == 1:
+    if picture.frame_count == 1 or picture.paged:
         return 0
     height, width = settings.size.target(shape.size)
     return 2 * shape.channels * shape.dtype.itemsize * (shape.size[0] * shape.size[1] + height * width)

@@ -59,8 +59,7 @@ def read(source: Source, limit: Limit) -> Picture:
     Several come as pages. The plain formats (P1 to P3) hold one, and what follows it means nothing; so does what
     follows any other and is no header.
 
-    Raises:
-        ValueError: a picture that follows is cut off.
+    One that is cut off is told of when its turn comes.
     """
     with source.view() as data:
         places = list(_places(data, source, limit))
@@ -69,8 +68,12 @@ def read(source: Source, limit: Limit) -> Picture:
 
     def frames() -> Iterator[Frame]:
         with source.view() as data:
-            for start, header in places:
-                yield Frame(_pixels(header, data[start : start + header.start + (header.length or len(data))]))
+            for number, (start, header) in enumerate(places, 1):
+                end = start + header.start + (header.length or len(data))
+                if header.length is not None and end > len(data):
+                    which = "the file" if len(places) == 1 else f"picture {number}"
+                    raise ValueError(f"{which} is truncated")
+                yield Frame(_pixels(header, data[start:end]))
 
     return Picture(
         name=source.name,
@@ -87,14 +90,10 @@ def read(source: Source, limit: Limit) -> Picture:
 
 def _places(data: bytes | mmap, source: Source, limit: Limit) -> Iterator[tuple[int, _Header]]:
     """Where each picture's header begins, and the header."""
-    at, count = 0, 0
+    at = 0
     while True:
         header = _header(data[at : at + _MAX_HEADER])
-        count += 1
         limit.check(source.name, header.height, header.width)
-        if header.length is not None and at + header.start + header.length > len(data):
-            which = "the file" if count == 1 else f"picture {count}"
-            raise ValueError(f"{which} is truncated")
         yield at, header
         if header.length is None:
             return
