@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+import tifffile
 from pictures import Nearest, Overshooting, photo, picture
 from PIL import Image
 
@@ -26,9 +27,8 @@ def shown(data: bytes) -> np.ndarray:
 
 
 def assert_opaque(pixels: np.ndarray, wanted: np.ndarray) -> None:
-    np.testing.assert_array_equal(
-        pixels[..., :3], np.broadcast_to(wanted, (*wanted.shape[:2], pixels[..., :3].shape[2]))
-    )
+    color = pixels[..., : 1 if pixels.shape[2] <= 2 else 3]
+    np.testing.assert_array_equal(color, np.broadcast_to(wanted, color.shape))
     assert pixels.shape[2] in (1, 3) or (pixels[..., -1] == 255).all()
 
 
@@ -66,6 +66,27 @@ def test_a_tgas_extension_tells_whether_alpha_that_is_0_everywhere_means_anythin
 def test_a_tgas_colour_that_has_been_multiplied_by_alpha_is_divided():
     pixels = np.full((4, 4, 4), (50, 100, 25, 128), np.uint8)
     assert np.abs(shown(tga(pixels, 8, 4)).astype(int) - (100, 199, 50, 128)).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_colour_that_cannot_have_been_multiplied_by_an_alpha_of_0_is_opaque(channels):
+    pixels = photo(channels=channels)
+    pixels[..., -1] = 0
+    document = io.BytesIO()
+    with tifffile.TiffWriter(document) as writer:
+        writer.write(pixels, photometric="rgb" if channels == 4 else "minisblack", extrasamples=[1])
+    assert_opaque(shown(document.getvalue()), pixels[..., :-1])
+    if channels == 4:
+        assert_opaque(shown(tga(pixels, 8, 4)), pixels[..., :-1])
+
+
+def test_samples_of_a_tiff_that_are_not_declared_as_alpha_are_none():
+    pixels = photo(channels=4)
+    pixels[..., 3] = 0
+    document = io.BytesIO()
+    with tifffile.TiffWriter(document) as writer:
+        writer.write(pixels, photometric="rgb", extrasamples=[0])
+    assert_opaque(shown(document.getvalue()), pixels[..., :3])
 
 
 def test_a_tga_of_16_bits_without_an_alpha_bit_is_opaque():
@@ -174,6 +195,21 @@ def test_what_alpha_is_must_be_known():
 def test_a_resumed_run_notices_that_alpha_means_something_else():
     assert Settings().fingerprint() == Settings(alpha="blend").fingerprint() != Settings(alpha="separate").fingerprint()
     assert Settings.from_dict(Settings(alpha="separate").to_dict()).alpha == "separate"
+
+
+@pytest.mark.parametrize("format", ["gif", "jpg", "pfm", "jxl"])
+def test_a_format_that_would_lose_data_in_alpha_is_refused_before_the_work(tmp_path, format, capsys):
+    source, target = tmp_path / "texture.png", tmp_path / f"large.{format}"
+    Image.fromarray(texture()).save(source)
+    arguments = ["upscale", str(source), "-s", "2", "-o", str(target), "--alpha", "separate", "--background", "red"]
+    assert run([*arguments, "-q"]) == 1
+    said = capsys.readouterr().err
+    assert "alpha" in said and "-f png" in said
+    assert not target.exists()
+    if format == "jxl":
+        assert run([*arguments, "--lossless", "-q"]) == 0
+        back = shown(target.read_bytes())[::2, ::2, :3].astype(int)
+        assert np.abs(back - texture()[..., :3]).mean() < 20  # the colour is there
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "tiff", "tga"])

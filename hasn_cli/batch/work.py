@@ -125,9 +125,26 @@ def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> 
     target_size = settings.size.target(picture.size)
     scale = settings.size.network_scale(picture.size)
     check_can_hold(picture, target_size, format, settings.encode)
+    if settings.alpha == "separate" and picture.has_alpha:
+        _check_data_alpha(picture, format, settings)
     channels = 1 if picture.channels < 3 else 3
     plan = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     return Started(job, picture.size, target_size, picture.frame_count, format, plan)
+
+
+def _check_data_alpha(picture: Picture, format: str, settings: Settings) -> None:
+    """See that a format keeps alpha that is data, and the colour under it.
+
+    Raises:
+        ImageError: it does not.
+    """
+    title = FORMATS[format].title
+    if format == "jpegxl" and not settings.encode.lossless:
+        message = f"{picture.name}: {title} with loss drops the colour under transparent pixels"
+        raise ImageError(message, "add --lossless, use -f png, or leave out --alpha separate")
+    if format == "gif" or not FORMATS[format].alpha:
+        message = f"{picture.name}: {title} cannot hold alpha as data"
+        raise ImageError(message, "use -f png, or leave out --alpha separate")
 
 
 def meets_every_picture(error: Exception, settings: Settings) -> bool:

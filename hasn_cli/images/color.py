@@ -85,8 +85,13 @@ def widen(samples: Pixels, bits: int) -> Pixels:
 
 
 def unpremultiply(pixels: Pixels) -> Pixels:
-    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays."""
+    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays.
+
+    Alpha that is 0 everywhere, over colour that is not, cannot be what the colour was multiplied by: it is not used.
+    """
     full = top(pixels)
+    if not pixels[..., -1].any() and pixels.any():
+        return opaque_if_unused(pixels)
     alpha = pixels[..., -1:].astype(np.float32)
     color = rounded(pixels[..., :-1] * (full / np.maximum(alpha, full / 65535)), pixels.dtype)
     return np.concatenate([color, pixels[..., -1:]], axis=2)
