@@ -82,7 +82,14 @@ def _make(
         picture = picture.load()  # ahead, while the network has another picture
     tell(started)
     progress = _reporter(job, picture, tell)
-    sr = enlarge(picture, upscaler.for_scale, settings.size, consistent=settings.consistent, progress=progress)
+    sr = enlarge(
+        picture,
+        upscaler.for_scale,
+        settings.size,
+        consistent=settings.consistent,
+        alpha=settings.alpha,
+        progress=progress,
+    )
     if sr.frame_count == 1:
         sr = sr.load()
     return write_result(sr, job, started.format, settings, overwrite)
@@ -118,9 +125,26 @@ def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> 
     target_size = settings.size.target(picture.size)
     scale = settings.size.network_scale(picture.size)
     check_can_hold(picture, target_size, format, settings.encode)
+    if settings.alpha == "separate" and picture.has_alpha:
+        _check_data_alpha(picture, format, settings)
     channels = 1 if picture.channels < 3 else 3
     plan = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     return Started(job, picture.size, target_size, picture.frame_count, format, plan)
+
+
+def _check_data_alpha(picture: Picture, format: str, settings: Settings) -> None:
+    """See that a format keeps alpha that is data, and the colour under it.
+
+    Raises:
+        ImageError: it does not.
+    """
+    title = FORMATS[format].title
+    if format == "jpegxl" and not settings.encode.lossless:
+        message = f"{picture.name}: {title} with loss drops the colour under transparent pixels"
+        raise ImageError(message, "add --lossless, use -f png, or leave out --alpha separate")
+    if format == "gif" or not FORMATS[format].alpha:
+        message = f"{picture.name}: {title} cannot hold alpha as data"
+        raise ImageError(message, "use -f png, or leave out --alpha separate")
 
 
 def meets_every_picture(error: Exception, settings: Settings) -> bool:
@@ -194,8 +218,16 @@ def bytes_needed(picture: Picture, settings: Settings) -> int:
     needed = []
     for shape in picture.shapes:
         with contextlib.suppress(ImageError):  # out of reach, which is said when its turn comes
-            needed.append(_page_bytes(shape, settings))
+            needed.append(_page_bytes(shape, settings) + _earlier_bytes(picture, shape, settings))
     return max(needed, default=0)
+
+
+def _earlier_bytes(picture: Picture, shape: Shape, settings: Settings) -> int:
+    """Of the two earlier frames, and their results, that are held for what stands still."""
+    if picture.frame_count == 1 or picture.paged:
+        return 0
+    height, width = settings.size.target(shape.size)
+    return 2 * shape.channels * shape.dtype.itemsize * (shape.size[0] * shape.size[1] + height * width)
 
 
 def _page_bytes(shape: Shape, settings: Settings) -> int:

@@ -21,6 +21,13 @@ def is_opaque(pixels: Pixels) -> bool:
     return pixels.shape[2] in (1, 3) or bool((pixels[..., -1] >= top(pixels)).all())
 
 
+def opaque_if_unused(pixels: Pixels) -> Pixels:
+    """H×W×(2 or 4) pixels; where alpha is 0 in every one of them, it is not used, and the picture is opaque."""
+    if pixels[..., -1].any():
+        return pixels
+    return np.concatenate([pixels[..., :-1], np.full_like(pixels[..., -1:], top(pixels))], axis=2)
+
+
 def lay_on(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
     """Pixels without their alpha channel: where they are transparent, an opaque 8-bit RGB background shows.
 
@@ -79,8 +86,13 @@ def widen(samples: Pixels, bits: int) -> Pixels:
 
 
 def unpremultiply(pixels: Pixels) -> Pixels:
-    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays."""
+    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays.
+
+    Alpha that is 0 everywhere, over colour that is not, cannot be what the colour was multiplied by: it is not used.
+    """
     full = top(pixels)
+    if not pixels[..., -1].any() and pixels.any():
+        return opaque_if_unused(pixels)
     alpha = pixels[..., -1:].astype(np.float32)
     color = rounded(pixels[..., :-1] * (full / np.maximum(alpha, full / 65535)), pixels.dtype)
     return np.concatenate([color, pixels[..., -1:]], axis=2)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import codecs
+from hasn_cli.images.following import split_first
 from hasn_cli.images.formats import FORMATS, sniff
 from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit, TooMuch
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
@@ -60,7 +61,8 @@ def _read(source: Source, limit: Limit) -> Picture:
     if format is None:
         known = ", ".join(entry.title for entry in FORMATS.values())
         raise ImageError(f"{source.name}: not a picture of a known format", f"known are {known}")
-    picture = codecs.read(format, source, limit)
+    first, following = split_first(source, format)
+    picture = replace(codecs.read(format, first, limit), following=following)
     limit.check_whole(picture)
     return picture
 

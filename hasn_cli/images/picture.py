@@ -100,7 +100,9 @@ class Picture:
         frame_count: how many frames come.
         loop: how many times an animation is played, 0 for ever; None for what is no animation.
         paged: the frames are pages of a document, which may differ in size, and not an animation.
+        one_palette: all frames of the file it was read from shared one palette.
         lossless: the file it was read from kept each pixel exactly.
+        following: how many more pictures stand behind this one in its file, which are not read.
         page_shapes: of each page, as far as its header can be read; empty where all frames are as the first.
     """
 
@@ -113,9 +115,11 @@ class Picture:
     frame_count: int = 1
     loop: int | None = None
     paged: bool = False
+    one_palette: bool = False
     lossless: bool = True
     metadata: Metadata = field(default_factory=Metadata)
     page_shapes: tuple[Shape, ...] = ()
+    following: int = 0
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -136,7 +140,7 @@ class Picture:
     def first(self) -> Picture:
         """The first frame or page alone, as a still; it is made when it is asked for, as all were."""
         frames = Again(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
-        return replace(self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1])
+        return replace(self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1], following=0)
 
     def load(self) -> Picture:
         """Make every frame now and keep them; for a still this is where the decoding (or the network) runs.

@@ -1,7 +1,7 @@
 """GIF, after the GIF89a specification, and after browsers where it leaves something open.
 
-Blocks are taken apart and put together here, so that frames are read and written one by one; the LZW coding in them is
-giflib's work (through imagecodecs).
+Blocks are taken apart here, so that frames are read one by one; the LZW coding in them is giflib's work (through
+imagecodecs). Writing is in `gif_writing`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
-from PIL import Image
 
-from hasn_cli.errors import ImageError
-from hasn_cli.images.codecs.animation import Ticks, changed_area, to_image
+from hasn_cli.images.codecs.gif_writing import write
 from hasn_cli.images.limits import MAX_FRAMES, MAX_PARTS, Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.picture import Again, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Source
 
-_KEEP, _CLEAR, _RESTORE = 1, 2, 3  # what happens to a frame's rectangle before the next frame
+__all__ = ["read", "write"]
+
+_CLEAR, _RESTORE = 2, 3  # what happens to a frame's rectangle before the next frame
 _COLORS = 256
-_SHORTEST = 2  # hundredths of a second: browsers show what is shorter for a tenth
 _BAND = 256  # rows that are drawn at once: looking colours up takes many times the memory of the indices
 _EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
 _CONTROL, _COMMENT, _APPLICATION = 0xF9, 0xFE, 0xFF
@@ -163,6 +161,7 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=np.dtype(np.uint8),
         frames=Again(lambda: _compose(_take_apart(source.read()))),
         frame_count=count,
+        one_palette=all(frame.palette == file.frames[0].palette for frame in file.frames),
         # a GIF says how often to repeat, or nothing for once through
         loop=(1 if file.repeats is None else file.repeats and file.repeats + 1) if count > 1 else None,
         metadata=Metadata(text=tuple(texts)),
@@ -180,8 +179,9 @@ def _compose(file: _File) -> Iterator[Frame]:
         area = canvas[frame.area]
         if area.shape[:2] != indices.shape:
             raise ValueError("a frame reaches beyond the picture")
-        # there is nothing before the first frame, and readers agree to keep it then
-        before = area.copy() if frame.disposal == _RESTORE and frame is not file.frames[0] else None
+        # before the first frame there is nothing; readers differ where it has no transparent colour to go back to
+        restore = frame.disposal == _RESTORE and (frame is not file.frames[0] or frame.transparent is not None)
+        before = area.copy() if restore else None
         for start in range(0, len(area), _BAND):
             _draw(area[start : start + _BAND], indices[start : start + _BAND], palette, frame.transparent)
         duration = 10.0 * frame.hundredths if len(file.frames) > 1 else None
@@ -210,88 +210,3 @@ def _decode(frame: _FrameData) -> Pixels:
     alone = b"GIF89a" + screen + place + frame.data + bytes([_TRAILER])
     indices: Pixels = imagecodecs.gif_decode(alone, asrgb=False)
     return indices.reshape(height, width)
-
-
-def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a GIF: each frame has its own 256 colours (dithered if it needs more) and only the rectangle that changes.
-
-    Transparency is cut at one half, for GIF knows no other.
-    """
-    height, width = picture.size
-    stream.write(b"GIF89a" + struct.pack("<HHBBB", width, height, 0x70, 0, 0))
-    if picture.frame_count > 1 and picture.loop != 1:
-        repeats = picture.loop - 1 if picture.loop else 0
-        stream.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", min(repeats, 0xFFFF), 0))
-    for text in picture.metadata.text:
-        if text.key == "Comment":
-            stream.write(b"\x21\xfe" + _sub_blocks(text.value.encode()))
-    canvas: Pixels | None = None
-    ticks = Ticks(10, least=_SHORTEST)
-    for frame, following in _pairs(picture):
-        if frame.pixels.shape[:2] != picture.size:
-            raise ImageError(f"{picture.name}: its frames differ in size", "write it as TIFF")
-        clear = following is not None and bool((frame.pixels[..., 3] & ~following.pixels[..., 3]).any())
-        top, left, bottom, right = (0, 0, height, width) if clear else changed_area(canvas, frame.pixels)
-        _write_frame(stream, frame, (top, left, bottom, right), clear, min(ticks(frame.duration), 0xFFFF))
-        canvas = np.zeros_like(frame.pixels) if clear else frame.pixels
-    stream.write(b"\x3b")
-
-
-def _pairs(picture: Picture) -> Iterator[tuple[Frame, Frame | None]]:
-    """Each frame as RGBA with no half transparency, and the one after it."""
-    frame: Frame | None = None
-    for shown in picture.frames:
-        pixels = np.array(to_image(shown.pixels).convert("RGBA"))
-        pixels[..., 3] = np.where(pixels[..., 3] >= 128, 255, 0)
-        pixels[pixels[..., 3] == 0] = 0
-        following = Frame(pixels, shown.duration)
-        if frame is not None:
-            yield frame, following
-        frame = following
-    if frame is not None:
-        yield frame, None
-
-
-def _write_frame(stream: BinaryIO, frame: Frame, area: tuple[int, int, int, int], clear: bool, hundredths: int) -> None:
-    top, left, bottom, right = area
-    # readers differ in what a frame without a transparent colour is cleared to, so one to be cleared has one
-    indices, palette, transparent = _quantize(frame.pixels[top:bottom, left:right], transparent=clear)
-    flags = (_CLEAR if clear else _KEEP) << 2 | (transparent is not None)
-    stream.write(b"\x21\xf9\x04" + struct.pack("<BHBB", flags, hundredths, transparent or 0, 0))
-    stream.write(b"\x2c" + struct.pack("<HHHHB", left, top, right - left, bottom - top, 0x87) + palette)
-    stream.write(_compressed(indices))
-
-
-def _quantize(pixels: Pixels, transparent: bool) -> tuple[Pixels, bytes, int | None]:
-    """H×W×4 to H×W indices, 256 RGB entries, and the index that is transparent, if need be or so asked."""
-    visible = pixels[..., 3] > 0
-    room = _COLORS if visible.all() and not transparent else _COLORS - 1
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
-    if image.getcolors(room) is not None:
-        reduced = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=room)
-    else:
-        palette = image.quantize(room, Image.Quantize.MEDIANCUT)
-        reduced = image.quantize(room, palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    indices = np.array(reduced)
-    if room < _COLORS:
-        indices[~visible] = room
-    entries = bytes(reduced.getpalette("RGB") or [])[: 3 * room]
-    return indices, entries.ljust(3 * _COLORS, b"\0"), room if room < _COLORS else None
-
-
-def _compressed(indices: Pixels) -> bytes:
-    """The LZW data of one image, cut out of a GIF that holds nothing else."""
-    alone = bytes(imagecodecs.gif_encode(indices))
-    start = 13 + _table_length(alone[10])
-    while alone[start] == 0x21:
-        start += 2
-        while length := alone[start]:
-            start += 1 + length
-        start += 1
-    start += 10 + _table_length(alone[start + 9])
-    return alone[start:-1]
-
-
-def _sub_blocks(data: bytes) -> bytes:
-    pieces = [data[at : at + 255] for at in range(0, len(data), 255)]
-    return b"".join(bytes([len(piece)]) + piece for piece in pieces) + b"\0"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from hasn_cli.images.color import cmyk_to_srgb
 from hasn_cli.images.limits import Limit
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels, Shape
 from hasn_cli.images.source import Source
 
 MAX_HEADER = 64 * 1024
@@ -31,6 +34,8 @@ class Header:
     channels: int
     top: float
     start: int
+    depth: int = 0  # samples of a pixel in the file, where they are not as many as channels
+    inks: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -38,34 +43,80 @@ class Header:
             return np.dtype(np.float32)
         return np.dtype(np.uint8 if self.top < 256 else np.uint16)
 
+    @property
+    def length(self) -> int | None:
+        """Bytes of the samples; None where they are numbers in text."""
+        if self.magic in _PLAIN:
+            return None
+        if self.magic == b"P4":
+            return self.height * ((self.width + 7) // 8)
+        return self.height * self.width * self.stored * self.dtype.itemsize
+
+    @property
+    def stored(self) -> int:
+        """Samples of a pixel in the file."""
+        return self.depth or self.channels
+
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read a picture of any of these formats; samples are stretched to the whole range of 8 or 16 bits."""
-    with source.open() as stream:
-        header = parse_header(stream.read(MAX_HEADER))
-    limit.check(source.name, header.height, header.width)
+    """Read every picture of a stream; samples are stretched to the whole range of 8 or 16 bits.
+
+    Several come as pages. The plain formats (P1 to P3) hold one, and whatever follows it is ignored; so is anything
+    behind the other formats that is not another header. A picture that is cut off fails when its turn comes.
+    """
+    with source.view() as data:
+        places = list(_places(data, source, limit))
+    first = places[0][1]
+    shapes = tuple(Shape((header.height, header.width), header.channels, header.dtype) for _, header in places)
 
     def frames() -> Iterator[Frame]:
-        yield Frame(_pixels(header, source.read_up_to(extent(header))))
+        with source.view() as data:
+            for number, (start, header) in enumerate(places, 1):
+                end = start + extent(header)
+                if header.length is not None and end > len(data):
+                    which = "the file" if len(places) == 1 else f"picture {number}"
+                    raise ValueError(f"{which} is truncated")
+                yield Frame(_pixels(header, data[start:end]))
 
     return Picture(
         name=source.name,
-        format="pfm" if header.dtype.kind == "f" else "ppm",
-        size=(header.height, header.width),
-        channels=header.channels,
-        dtype=header.dtype,
+        format="pfm" if first.dtype.kind == "f" else "ppm",
+        size=(first.height, first.width),
+        channels=first.channels,
+        dtype=first.dtype,
         frames=Again(frames),
+        frame_count=len(places),
+        paged=len(places) > 1,
+        page_shapes=shapes if len(places) > 1 else (),
     )
 
 
+def _places(data: bytes | mmap, source: Source, limit: Limit) -> Iterator[tuple[int, Header]]:
+    """Where each picture's header begins, and the header."""
+    at = 0
+    while True:
+        header = parse_header(data[at : at + MAX_HEADER])
+        limit.check(source.name, header.height, header.width)
+        yield at, header
+        if header.length is None:
+            return
+        at += header.start + header.length
+        following = data[at : at + MAX_HEADER]
+        at += len(following) - len(following.lstrip())
+        if not _begins(data[at : at + 16]):
+            return
+
+
+def _begins(head: bytes) -> bool:
+    """Whether a header begins: a magic number, white space, then a number, a comment, or one of PAM's fields."""
+    return re.match(rb"P(?:[1-6Ff]\s+[\d#]|7\s+[A-Z#])", head) is not None
+
+
 def extent(header: Header) -> int:
-    """Up to how many bytes the header and the samples that it announces take."""
-    samples = header.height * header.width * header.channels
-    if header.magic in _PLAIN:
-        return header.start + (MAX_TOKEN + 1) * samples
-    if header.magic == b"P4":
-        return header.start + header.height * ((header.width + 7) // 8)
-    return header.start + header.dtype.itemsize * samples
+    """The number of bytes that the header and its samples take, at most."""
+    if header.length is None:
+        return header.start + (MAX_TOKEN + 1) * header.height * header.width * header.channels
+    return header.start + header.length
 
 
 def parse_header(data: bytes) -> Header:
@@ -105,12 +156,18 @@ def _pam_header(data: bytes) -> Header:
     channels, top = int(fields[b"DEPTH"]), int(fields[b"MAXVAL"])
     if channels not in _TUPLES or not 1 <= top <= 65535:
         raise ValueError(f"{channels} channels up to {top} are not supported")
-    return Header(b"P7", int(fields[b"WIDTH"]), int(fields[b"HEIGHT"]), channels, top, end + 7)
+    size = int(fields[b"WIDTH"]), int(fields[b"HEIGHT"])
+    kind = fields.get(b"TUPLTYPE", _TUPLES[channels]).strip()
+    inks = kind == b"CMYK" and channels == 4
+    shown = channels
+    if channels in (2, 4) and not kind.endswith(b"_ALPHA"):  # its last channel is no alpha
+        shown = channels - 1
+    return Header(b"P7", *size, shown, top, end + 7, channels, inks)
 
 
 def _pixels(header: Header, data: bytes) -> Pixels:
-    shape = (header.height, header.width, header.channels)
-    count = header.height * header.width * header.channels
+    shape = (header.height, header.width, header.stored)
+    count = header.height * header.width * header.stored
     if header.magic == b"P4":
         row = (header.width + 7) // 8
         packed = np.frombuffer(data, np.uint8, header.height * row, header.start).reshape(header.height, row)
@@ -126,12 +183,14 @@ def _pixels(header: Header, data: bytes) -> Pixels:
     if values.max() > header.top:
         raise ValueError("a sample is beyond the largest value that its header states")
     if header.top == full:
-        return values.astype(header.dtype).reshape(shape)
-    table: Pixels = np.rint(np.arange(int(header.top) + 1) * (full / header.top)).astype(header.dtype)
-    result = np.empty(count, header.dtype)
-    for start in range(0, count, _PIECE):  # looking up takes eight bytes a sample
-        result[start : start + _PIECE] = table[values[start : start + _PIECE]]
-    return result.reshape(shape)
+        pixels = values.astype(header.dtype).reshape(shape)
+    else:
+        table: Pixels = np.rint(np.arange(int(header.top) + 1) * (full / header.top)).astype(header.dtype)
+        stretched = np.empty(count, header.dtype)
+        for start in range(0, count, _PIECE):  # looking up takes eight bytes a sample
+            stretched[start : start + _PIECE] = table[values[start : start + _PIECE]]
+        pixels = stretched.reshape(shape)
+    return cmyk_to_srgb(pixels, None) if header.inks else pixels[..., : header.channels]
 
 
 def _plain(header: Header, text: bytes, count: int) -> Pixels:
@@ -175,8 +234,12 @@ def _numbers(text: bytes) -> Pixels:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write PFM for floats, PGM for gray, PPM for RGB, PAM for what is transparent."""
-    pixels = next(iter(picture.frames)).pixels
+    """Write PFM for floats, PGM for gray, PPM for RGB, PAM for what is transparent; pages one behind the other."""
+    for frame in picture.frames:
+        _write_one(frame.pixels, stream)
+
+
+def _write_one(pixels: Pixels, stream: BinaryIO) -> None:
     height, width, channels = pixels.shape
     if pixels.dtype.kind == "f":
         order = -1 if sys.byteorder == "little" else 1

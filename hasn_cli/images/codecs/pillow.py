@@ -15,14 +15,17 @@ from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugi
 from hasn_cli.images.codecs import bmp_rle, items
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
-from hasn_cli.images.color import code_points, widen
+from hasn_cli.images.codecs.webp_writing import write_animation
+from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.metadata import whole_resolution, without_orientation
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Source
 from hasn_cli.machine import count_cores
 
 _AVIF_SPEED = 6  # Pillow's own choice
+_TGA_ATTRIBUTES = 494  # where, in its extension area, a TGA says what its alpha is
+_TGA_UNUSED, _TGA_PREMULTIPLIED = (0, 1, 2), 4  # none, and undefined; and multiplied into the colour
 _BMP_RESOLUTION = 38  # where it stands in the file
 _WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
 _METRE = 1 / 0.0254  # inches
@@ -93,15 +96,43 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
-    """Read a BMP of any depth; one that is run-length encoded is unpacked at once."""
+    """Read a BMP of any depth, compressed or not. Alpha that is 0 everywhere is not used, as other programs have it."""
     if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
         source = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
-    return _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
+    return _with_used_alpha(_read(source, limit, "bmp", BmpImagePlugin.BmpImageFile))
 
 
 def read_tga(source: Source, limit: Limit) -> Picture:
-    """Read a TGA."""
-    return _read(source, limit, "tga", TgaImagePlugin.TgaImageFile)
+    """Read a TGA. Its header says how many bits of a pixel are alpha: where it says 0, what stands there means nothing.
+
+    An extension area (version 2.0 of the format) may say so too, or that the colour has been multiplied by the alpha.
+    """
+    has_map, bits = source.head[1], source.head[17] & 15
+    picture = _read(source, limit, "tga", TgaImagePlugin.TgaImageFile, opaque=not bits and not has_map)
+    kind = _tga_alpha(source)
+    if kind == _TGA_PREMULTIPLIED and picture.has_alpha:
+        return _changed(picture, unpremultiply)
+    # what a palette has for alpha, the header's bits do not tell of
+    return _with_used_alpha(picture) if has_map or kind in _TGA_UNUSED else picture
+
+
+def _tga_alpha(source: Source) -> int | None:
+    """What the extension area says of the alpha; None where there is none."""
+    with source.view() as data:
+        if len(data) < 26 or data[-18:-2] != b"TRUEVISION-XFILE":
+            return None
+        (at,) = struct.unpack("<L", data[-26:-22])
+        return data[at + _TGA_ATTRIBUTES] if 0 < at < len(data) - _TGA_ATTRIBUTES else None
+
+
+def _with_used_alpha(picture: Picture) -> Picture:
+    """The picture, opaque where its alpha is 0 in every pixel: nobody keeps a picture that cannot be seen."""
+    return _changed(picture, opaque_if_unused) if picture.has_alpha else picture
+
+
+def _changed(picture: Picture, change: Callable[[Pixels], Pixels]) -> Picture:
+    before = picture.frames
+    return replace(picture, frames=Again(lambda: (replace(frame, pixels=change(frame.pixels)) for frame in before)))
 
 
 def _read(
@@ -111,11 +142,13 @@ def _read(
     plugin: Callable[[BinaryIO], ImageFile.ImageFile],
     lossless: bool | None = None,
     depth: int = 8,
+    opaque: bool = False,
 ) -> Picture:
     with plugin(source.open()) as image:
         limit.check(source.name, image.height, image.width)
         count = getattr(image, "n_frames", 1)
         mode = _shown_mode(image)
+        mode = mode.removesuffix("A") if opaque else mode
         size = (image.height, image.width)
         info = dict(image.info)
         deep = depth > 8 and count == 1
@@ -169,15 +202,16 @@ def metadata_from(info: Mapping[Any, Any]) -> Metadata:
 
 
 def write_webp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a WebP, lossless if so asked or come. Frames go to libwebp one by one; it keeps them compressed."""
+    """Write a WebP, lossless if so asked or come."""
+    if picture.frame_count > 1:
+        write_animation(picture, stream, options)
+        return
     arguments: dict[str, Any] = {
         "quality": options.quality,
         "lossless": bool(options.lossless),
         "exact": True,
         "method": 4,
     }
-    if picture.frame_count > 1:
-        arguments["loop"] = picture.loop or 0
     _save(picture, stream, "WEBP", arguments)
 
 
