@@ -506,6 +506,16 @@ def test_a_chain_of_a_million_pages_is_refused(bounded):
     refused(bounded.read(data), "pages", size=len(data))
 
 
+def test_directories_that_lie_in_each_other_are_refused(bounded):
+    # 16,000 directories of 4,000 entries each, four bytes apart
+    step = struct.pack("<HH", 4000, 4000)
+    data = bytearray(b"II*\0" + struct.pack("<L", 8) + step * 60_000)
+    for index in range(16_000):
+        at = 8 + 4 * index
+        struct.pack_into("<L", data, at + 2 + 12 * 4000, at + 4)
+    refused(bounded.read(bytes(data)), size=len(data))
+
+
 def test_a_long_document_is_read(bounded):
     pages = [Frame(photo(8, 8, channels=1))] * 1000
     data = written(picture(pages[0].pixels, frames=pages, frame_count=1000, paged=True), "tiff")
