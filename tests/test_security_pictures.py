@@ -625,6 +625,11 @@ def test_a_run_length_encoded_bmp_of_nothing_is_refused_at_once(bounded, data):
     refused(bounded.read(rle_bmp(10_000, 10_000, data)), "truncated")
 
 
+def test_lines_of_a_run_length_encoded_bmp_that_end_early_take_no_time(bounded):
+    """Each of these lines of 200,000 pixels ends after the first."""
+    refused(bounded.read(rle_bmp(200_000, 500, b"\1\7\0\0" * 400)), "truncated")
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("width", [61, 64])
 def test_a_run_length_encoded_bmp_is_read_as_pillow_reads_it(bits, width):
