@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 EXTREMES = (
     0,
@@ -63,7 +64,10 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 def restructured(data: bytes, format: str, dice: random.Random) -> bytes:
     """A file whose parts are repeated, dropped or exchanged, or whose fields hold extreme values."""
-    parts = [part for part in PARTS.get(format, _no_parts)(data) if part[1] <= len(data)]
+    parts: list[Part] = []
+    with suppress(IndexError, struct.error):  # where the file is broken already, its parts end
+        for part in PARTS[format](data):
+            parts += [part] if part[1] <= len(data) else []
     if not parts:
         return _with_extreme(data, dice.randrange(min(len(data), 64)), dice)
     start, end = dice.choice(parts)
@@ -102,10 +106,6 @@ def with_true_checksums(data: bytes) -> bytes:
         struct.pack_into(">I", mended, end - 4, zlib.crc32(mended[at + 4 : end - 4]))
         at = end
     return bytes(mended)
-
-
-def _no_parts(data: bytes) -> Iterator[Part]:
-    yield from ()
 
 
 def _png(data: bytes) -> Iterator[Part]:

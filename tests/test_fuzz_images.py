@@ -11,7 +11,6 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import imagecodecs
 import numpy as np
@@ -172,8 +171,12 @@ def watched(format: str, files: list[bytes], seeds: range, folder: Path) -> Tall
         receiving, sending = os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(receiving)
-            _read_all(format, files, left[:BATCH], folder, sending)
+            try:
+                os.close(receiving)
+                _read_all(format, files, left[:BATCH], folder, sending)
+                os._exit(0)
+            finally:
+                os._exit(99)
         os.close(sending)
         with os.fdopen(receiving, "rb") as answers:
             lines = [json.loads(line) for line in answers.read().splitlines()]
@@ -202,7 +205,7 @@ def _note(tally: Tally, line: dict, name: str) -> None:
         tally.failures.append(f"{name}: took {line['seconds']:.1f} s")
 
 
-def _read_all(format: str, files: list[bytes], seeds: list[int], folder: Path, sending: int) -> NoReturn:
+def _read_all(format: str, files: list[bytes], seeds: list[int], folder: Path, sending: int) -> None:
     """In the child: read one mutation after the other and tell of each in a line."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -225,7 +228,6 @@ def _read_all(format: str, files: list[bytes], seeds: list[int], folder: Path, s
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         line = {"seed": seed, "found": found, "seconds": seconds, "peak": peak}
         os.write(sending, json.dumps(line).encode() + b"\n")
-    os._exit(0)
 
 
 def mutation(format: str, files: list[bytes], seed: int) -> bytes:

@@ -506,6 +506,16 @@ def test_a_chain_of_a_million_pages_is_refused(bounded):
     refused(bounded.read(data), "pages", size=len(data))
 
 
+def test_directories_that_lie_in_each_other_are_refused(bounded):
+    # 16,000 directories of 4,000 entries each, four bytes apart
+    step = struct.pack("<HH", 4000, 4000)
+    data = bytearray(b"II*\0" + struct.pack("<L", 8) + step * 60_000)
+    for index in range(16_000):
+        at = 8 + 4 * index
+        struct.pack_into("<L", data, at + 2 + 12 * 4000, at + 4)
+    refused(bounded.read(bytes(data)), size=len(data))
+
+
 def test_a_long_document_is_read(bounded):
     pages = [Frame(photo(8, 8, channels=1))] * 1000
     data = written(picture(pages[0].pixels, frames=pages, frame_count=1000, paged=True), "tiff")
@@ -613,6 +623,11 @@ def rle_bmp(width: int, height: int, data: bytes, bits: int = 8) -> bytes:
 @pytest.mark.parametrize("data", [b"\1\0\0\0" * 500, b"\0\0" * 1000, b"\0\2\0\xff" * 30, b"\xff\7" * 500, b"\0\1"])
 def test_a_run_length_encoded_bmp_of_nothing_is_refused_at_once(bounded, data):
     refused(bounded.read(rle_bmp(10_000, 10_000, data)), "truncated")
+
+
+def test_lines_of_a_run_length_encoded_bmp_that_end_early_take_no_time(bounded):
+    """Each of these lines of 200,000 pixels ends after the first."""
+    refused(bounded.read(rle_bmp(200_000, 500, b"\1\7\0\0" * 400)), "truncated")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -62,15 +62,15 @@ class Directories:
         """Offset of the main picture's directory."""
         return self._unpack("L", 4)
 
-    def entries(self, directory: int) -> Iterator[Entry]:
+    def entries(self, directory: int, most: int = MAX_ENTRIES) -> Iterator[Entry]:
         """The entries of the directory at an offset; those that point out of the structure are left out.
 
-        A directory that states more than `MAX_ENTRIES` is none, and has no entries.
+        A directory that states more than `most` is none, and has no entries.
         """
         if not 8 <= directory <= len(self.data) - 2:
             return
         count = self._unpack("H", directory)
-        for index in range(count if count <= MAX_ENTRIES else 0):
+        for index in range(count if count <= most else 0):
             position = directory + 2 + 12 * index
             if position + 12 > len(self.data):
                 return
@@ -79,10 +79,6 @@ class Directories:
             offset = position + 8 if size <= 4 else self._unpack("L", position + 8)
             if size and offset + size <= len(self.data):
                 yield Entry(tag, type, count, position, offset, size)
-
-    def number_of_entries(self, directory: int) -> int:
-        """How many entries a directory states."""
-        return self._unpack("H", directory)
 
     def find(self, directory: int, tag: int) -> Entry | None:
         """A directory's entry of that tag."""
@@ -205,8 +201,8 @@ def check_values(exif: bytes) -> None:
     """
     with suppress(ValueError, struct.error):
         block = Directories(exif)
-        values = sum(entry.value_size for entry in block.entries(block.first))
-        if values > 2 * len(exif) or block.number_of_entries(block.first) > MAX_ENTRIES:
+        values = sum(entry.value_size for entry in block.entries(block.first, most=0xFFFF))
+        if values > 2 * len(exif):
             raise TooMuch("its EXIF values overlap")
 
 

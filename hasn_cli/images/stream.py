@@ -82,7 +82,12 @@ def _read_netpbm(taken: _Taken, limit: Limit, name: str) -> None:
     """Take one picture after the other, each as long as its header says."""
     start = pixels = 0
     while sniff(taken.up_to(start + _HEAD, start)) in ("ppm", "pfm"):
-        header = _header(taken, start)
+        try:
+            header = _header(taken, start)
+        except ValueError:
+            if start:  # what follows a picture need be none
+                return
+            raise
         limit.check(name, header.height, header.width)
         pixels += header.height * header.width
         limit.check_total(name, pixels)

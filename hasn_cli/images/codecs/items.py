@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from hasn_cli.images.codecs.bits import av1_size, hevc_size
 from hasn_cli.images.codecs.boxes import boxes
 from hasn_cli.images.exif import check_values
-from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
+from hasn_cli.images.limits import MAX_FRAMES, MAX_METADATA, Count, Limit, Room
 
 _METADATA = (b"Exif", b"mime", b"uri ")
+_PICTURES = (b"hvc1", b"av01", b"grid", b"iovl", b"iden")
+_PROFILE_ROOM = 8 * MAX_METADATA  # bytes of the profiles of all pictures together, which may share one
 _INSIDE = {  # boxes that are looked into, and the bytes before the first box in them
     b"meta": 4,
     b"iprp": 0,
@@ -43,7 +45,9 @@ class _Found:
     kinds: dict[int, bytes] = field(default_factory=dict)
     places: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     chunks: list[int] = field(default_factory=list)
-    inputs: dict[int, list[int]] = field(default_factory=dict)
+    inputs: dict[int, list[int]] = field(default_factory=dict)  # of an item that is made of others
+    described: dict[int, int] = field(default_factory=dict)  # how many pictures an item of metadata belongs to
+    profiles: int = 0  # bytes
 
 
 def check(name: str, data: bytes, limit: Limit) -> None:
@@ -64,9 +68,14 @@ def check(name: str, data: bytes, limit: Limit) -> None:
         _note(found, kind, body, room, count)
     for number, places in found.places.items():
         if found.kinds.get(number) in _METADATA:
-            room.take(sum(length for _, length in places))
+            # libraries read it for each picture that it belongs to
+            room.take(sum(length for _, length in places) * max(1, found.described.get(number, 1)))
         if found.kinds.get(number) == b"Exif":
             _check_exif(b"".join(data[start : start + length] for start, length in places if start >= 0))
+    pieces = {number for inputs in found.inputs.values() for number in inputs}
+    pictures = sum(kind in _PICTURES and number not in pieces for number, kind in found.kinds.items())
+    Room(_PROFILE_ROOM).take(found.profiles * max(1, pictures))
+    room.take(found.profiles)
     layers = Count("layers", _MAX_LAYERS)
     for number, inputs in found.inputs.items():
         if found.kinds.get(number) == b"iovl":
@@ -109,7 +118,7 @@ def _note(found: _Found, kind: bytes, body: memoryview, room: Room, count: Count
     elif kind == b"hvcC":
         found.coded += hevc_size(bytes(body))
     elif kind == b"colr" and bytes(body[:4]) in (b"prof", b"rICC"):
-        room.take(len(body))
+        found.profiles += len(body)
     elif kind == b"stsz":
         Count("frames", MAX_FRAMES).add(struct.unpack_from(">I", body, 8)[0])
     elif kind in (b"stts", b"ctts", b"stsc", b"stco", b"co64", b"stss"):
@@ -119,7 +128,7 @@ def _note(found: _Found, kind: bytes, body: memoryview, room: Room, count: Count
     elif kind == b"iinf":
         found.kinds |= _kinds(body, count)
     elif kind == b"iref":
-        found.inputs |= _inputs(body, count)
+        _note_references(found, body, count)
     elif kind == b"iloc":
         found.places |= _places(body, count)
 
@@ -134,17 +143,18 @@ def _kinds(body: memoryview, count: Count) -> dict[int, bytes]:
     return found
 
 
-def _inputs(body: memoryview, count: Count) -> dict[int, list[int]]:
-    """The items that each item is made of."""
+def _note_references(found: _Found, body: memoryview, count: Count) -> None:
+    """Of what items are made, and what they describe."""
     size = 2 if body[0] == 0 else 4
-    found: dict[int, list[int]] = {}
     for kind, entry in _walk(body[4:], count):
+        (items,) = struct.unpack_from(">H", entry, size)
+        count.add(items)
+        number = int.from_bytes(entry[:size], "big")
         if kind == b"dimg":
-            (items,) = struct.unpack_from(">H", entry, size)
-            count.add(items)
             numbers = [int.from_bytes(entry[at : at + size], "big") for at in range(size + 2, len(entry), size)]
-            found.setdefault(int.from_bytes(entry[:size], "big"), []).extend(numbers[:items])
-    return found
+            found.inputs.setdefault(number, []).extend(numbers[:items])
+        elif kind == b"cdsc":
+            found.described[number] = found.described.get(number, 0) + items
 
 
 def _places(body: memoryview, count: Count) -> dict[int, list[tuple[int, int]]]:

@@ -27,6 +27,7 @@ _METADATA = (270, 305, 700, 33723, 34377, 34675)  # description, software, XMP, 
 _COLOR_MAPS = (301, 320)
 _BIG_TYPES = {16: 8, 17: 8, 18: 8}
 _SHARED = 2**30  # bytes by which all values may exceed the file: pages may share a profile
+_MAX_ENTRIES = 40 * MAX_FRAMES  # of all directories
 _MAX_SUB_IFDS = 1000  # of one directory: smaller versions of a picture, and masks
 
 _COMPRESSION = tifffile.COMPRESSION
@@ -92,21 +93,25 @@ def check_directories(data: bytes | mmap) -> None:
         struct.error: the file is truncated.
     """
     walk, pages = _Walk(data), Count("pages", MAX_FRAMES)
+    entries = Count("directory entries", min(_MAX_ENTRIES, MAX_ENTRIES + len(data) // 12))
     directory = walk.first
     while 8 <= directory < len(data) and directory not in walk.seen:
         pages.add()
         walk.seen.add(directory)
         try:
-            _check_directory(walk, directory)
+            entries.add(_check_directory(walk, directory))
             directory = walk.following(directory)
         except struct.error:  # said when its turn comes
             return
 
 
-def _check_directory(walk: _Walk, directory: int) -> None:
+def _check_directory(walk: _Walk, directory: int) -> int:
+    """See to one directory; returns the number of its tags."""
     declared = {}
     counts = {}
+    number = 0
     for tag, count, length, offset in walk.entries(directory):
+        number += 1
         counts[tag] = count
         if tag in (_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH, _SAMPLES) and count == 1 and length in (2, 4, 8):
             declared[tag] = walk.number({2: "H", 4: "L", 8: "Q"}[length], offset)
@@ -133,6 +138,7 @@ def _check_directory(walk: _Walk, directory: int) -> None:
         raise TooMuch("it has too many samples or planes, or too many pictures within a page")
     if max(counts.get(tag, 0) for tag in _COLOR_MAPS) > 3 * 65_536:
         raise TooMuch("its palette is too long")
+    return number
 
 
 def check_pieces(page: Any) -> None:
