@@ -67,7 +67,7 @@ def random_film(seed: int, count: int, shape: tuple[int, int], colors: int, shar
     share=st.sampled_from([0, 0.1, 0.5, 0.95]),
     one_palette=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_animation_with_transparency_is_decoded_as_it_was_composed(seed, count, shape, colors, share, one_palette):
     frames = random_film(seed, count, shape, colors, share)
     data = written(film_of(frames, one_palette=one_palette))
@@ -83,7 +83,7 @@ def test_any_animation_with_transparency_is_decoded_as_it_was_composed(seed, cou
     share=st.sampled_from([0, 0.1, 0.5]),
     one_palette=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_with_more_colours_than_fit_transparency_is_right_and_two_decoders_agree(seed, shape, share, one_palette):
     frames = random_film(seed, 4, shape, 2000, share)
     data = written(film_of(frames, one_palette=one_palette))

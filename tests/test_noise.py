@@ -92,7 +92,7 @@ def test_noise_that_moves_is_written_in_every_format(format, size, channels):
     colors=st.sampled_from([1, 2, 3, 4, 16, 64, 127, 128, 129, 254, 255, 256]),
     count=st.integers(1, 3),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_noise_of_up_to_256_colours_is_a_gif_without_loss(seed, size, colors, count):
     palette = np.random.default_rng(seed).integers(0, 256, (colors, 3), np.uint8)
     frames = []
