@@ -860,7 +860,7 @@ def test_raw_samples_beyond_those_declared_are_not_read(bounded, tmp_path):
     os.truncate(path, 25 * 2**30)
     read_well(bounded.read(path), (30, 40))
     path.write_bytes(b"P6 9000 9000 255\n1234")
-    refused(bounded.read(path, memory=100 * MIB), "smaller")
+    refused(bounded.read(path, memory=100 * MIB), "truncated")
 
 
 def test_real_photographs_are_read(bounded):

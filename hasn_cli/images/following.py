@@ -28,7 +28,7 @@ _NOTES = (b"\x92\x7c\0\7", b"\x7c\x92\7\0")  # EXIF's entry of a camera's notes,
 
 def split_first(source: Source, format: str) -> tuple[Source, int]:
     """The first picture alone, and how many stand behind it: none where its format does not say where it ends."""
-    if format not in _ENDS:
+    if format not in _ENDS or source.too_long:
         return source, 0
     with source.view() as data:
         end = at = _end(data, 0, format)

@@ -59,20 +59,30 @@ class Source:
         """
         if isinstance(self.origin, bytes):
             return self.origin
+        if self.too_long:
+            assert self.most is not None
+            hint = "if you trust it: hasn upscale and compare take --max-megapixels 0 (no limit)"
+            message = f"{self.name}: a picture of its kind is not read beyond {self.most / 2**30:.4g} GiB"
+            raise ImageError(message, hint)
         with self._reading() as stream:
-            if self.most is not None and os.fstat(stream.fileno()).st_size > self.most:
-                hint = "if you trust it: hasn upscale and compare take --max-megapixels 0 (no limit)"
-                message = f"{self.name}: a picture of its kind is not read beyond {self.most / 2**30:.4g} GiB"
-                raise ImageError(message, hint)
             return stream.read()
 
-    def read_up_to(self, count: int) -> bytes:
-        """The first so many bytes, or all where there are fewer."""
+    def read_up_to(self, count: int, start: int = 0) -> bytes:
+        """At most `count` bytes from the offset `start`; fewer if the file ends before."""
         if isinstance(self.origin, bytes):
-            return self.origin[:count]
+            return self.origin[start : start + count]
         with self._reading() as stream:
             length = os.fstat(stream.fileno()).st_size  # 0 of what is no regular file
+            stream.seek(start)
             return stream.read(min(count, length or count))  # as many bytes as are asked for are reserved
+
+    @property
+    def too_long(self) -> bool:
+        """Whether `read` would refuse to read the whole file."""
+        if isinstance(self.origin, bytes) or self.most is None:
+            return False
+        with self._reading() as stream:
+            return os.fstat(stream.fileno()).st_size > self.most
 
     @contextmanager
     def _reading(self) -> Iterator[BinaryIO]:

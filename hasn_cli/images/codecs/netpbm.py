@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from mmap import mmap
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -64,19 +63,17 @@ def read(source: Source, limit: Limit) -> Picture:
     Several come as pages. The plain formats (P1 to P3) hold one, and whatever follows it is ignored; so is anything
     behind the other formats that is not another header. A picture that is cut off fails when its turn comes.
     """
-    with source.view() as data:
-        places = list(_places(data, source, limit))
+    places = list(_places(source, limit))
     first = places[0][1]
     shapes = tuple(Shape((header.height, header.width), header.channels, header.dtype) for _, header in places)
 
     def frames() -> Iterator[Frame]:
-        with source.view() as data:
-            for number, (start, header) in enumerate(places, 1):
-                end = start + extent(header)
-                if header.length is not None and end > len(data):
-                    which = "the file" if len(places) == 1 else f"picture {number}"
-                    raise ValueError(f"{which} is truncated")
-                yield Frame(_pixels(header, data[start:end]))
+        for number, (start, header) in enumerate(places, 1):
+            data = source.read_up_to(extent(header), start)
+            if header.length is not None and len(data) < extent(header):
+                which = "the file" if len(places) == 1 else f"picture {number}"
+                raise ValueError(f"{which} is truncated")
+            yield Frame(_pixels(header, data))
 
     return Picture(
         name=source.name,
@@ -91,19 +88,19 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _places(data: bytes | mmap, source: Source, limit: Limit) -> Iterator[tuple[int, Header]]:
+def _places(source: Source, limit: Limit) -> Iterator[tuple[int, Header]]:
     """Where each picture's header begins, and the header."""
     at = 0
     while True:
-        header = parse_header(data[at : at + MAX_HEADER])
+        header = parse_header(source.read_up_to(MAX_HEADER, at))
         limit.check(source.name, header.height, header.width)
         yield at, header
         if header.length is None:
             return
         at += header.start + header.length
-        following = data[at : at + MAX_HEADER]
+        following = source.read_up_to(MAX_HEADER, at)
         at += len(following) - len(following.lstrip())
-        if not _begins(data[at : at + 16]):
+        if not _begins(following.lstrip()):
             return
 
 
@@ -205,7 +202,7 @@ def _plain(header: Header, text: bytes, count: int) -> Pixels:
         if at >= len(text):
             raise ValueError("the file is truncated")
         end = _end_of_token(text, min(at + _PIECE, len(text)))
-        piece = _digits(text[at:end]) if header.magic == b"P1" else _numbers(text[at:end])
+        piece = _digits(text[at:end]) if header.magic == b"P1" else _numbers(text[at:end], count - found)
         taken = piece[: count - found]
         if len(taken) and not 0 <= int(taken.min()) <= int(taken.max()) <= header.top:
             raise ValueError("a sample is beyond the largest value that its header states")
@@ -226,8 +223,9 @@ def _digits(text: bytes) -> Pixels:
     return ord("1") - np.frombuffer(text.translate(None, b" \t\r\n\v\f"), np.uint8).astype(np.int64)
 
 
-def _numbers(text: bytes) -> Pixels:
-    words = text.split()
+def _numbers(text: bytes, most: int) -> Pixels:
+    """The first numbers of a text, at most so many; whatever follows them is not looked at."""
+    words = text.split(None, most)[:most]
     if max(map(len, words), default=0) > MAX_TOKEN:
         raise ValueError(f"a sample has more than {MAX_TOKEN} digits")
     return np.array(words, f"S{MAX_TOKEN}").astype(np.int64)
