@@ -245,8 +245,8 @@ class _Run:
         try:
             outcome = future.result()
         except KilledWorker:
-            message = f"{job.name}: every worker that tried it died"
-            return Failed(job, HasnError(message, "they may lack memory: give a smaller --memory"))
+            hint = "they may lack memory: give a smaller --memory"
+            return Failed(job, HasnError(f"{job.name}: every worker that tried it died", hint))
         except CancelledError as error:
             raise HasnError("the cluster is lost: it dropped a picture", AGAIN) from error
         except Exception as error:
@@ -258,9 +258,8 @@ class _Run:
             if is_taken(failed.error):
                 self._gate.spare(job)
             return failed
-        done = Done(job=job, **outcome["done"])
         self._gate.finish(job, Receipt(**outcome["receipt"]))
-        return done
+        return Done(job=job, **outcome["done"])
 
 
 class WorkerState(WorkerPlugin):  # type: ignore[misc]
@@ -359,9 +358,7 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: bool) -> dict[s
 
 
 def _without_job(done: Done) -> dict[str, Any]:
-    values = asdict(done)
-    del values["job"]
-    return values
+    return {name: value for name, value in asdict(done).items() if name != "job"}
 
 
 def _absolute(job: Job) -> Job:
