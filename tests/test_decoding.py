@@ -161,6 +161,7 @@ def wait_until(condition, seconds: float = 30) -> None:
         ("KILLED", "a.bmp: the decoder was killed, most likely because memory ran out"),
         ("GREEDY", "a.bmp: the decoder ran out of memory"),
         ("ENDLESS", "a.bmp: the decoder took far longer than a picture of its size should"),
+        ("BABBLES", "a.bmp: the decoder gave no answer"),
         ("EXITS", "a.bmp: the decoder ended without an answer (exit code 7)"),
     ],
 )
@@ -310,7 +311,7 @@ def test_questions_after_the_end_are_turned_away():
 
 
 def test_the_process_that_decodes_imports_no_torch():
-    code = "import sys, hasn_cli.decoding.child, hasn_cli.images, hasn_cli.decoding.messages; print('torch' in sys.modules)"
+    code = "import sys, hasn_cli.decoding.child, hasn_cli.decoding.messages; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
 
@@ -377,10 +378,6 @@ def test_a_header_comes_back_as_it_was():
     content, received = through_a_pipe({"picture": to_plain(whole(), blobs)}, blobs)
     assert vars(header_from(Picture, content["picture"], received, {"frames": ()})) == vars(whole())
     frame = to_plain(Frame(np.zeros(1), 40.0, b"p", (1, 2)), received := [])
-    assert (
-        header_from(Frame, frame, received, {"pixels": None}) == header_from(Frame, frame, received, {"pixels": None})
-        or True
-    )
     assert vars(header_from(Frame, frame, received, {"pixels": None})) == vars(Frame(None, 40.0, b"p", (1, 2)))
 
 
