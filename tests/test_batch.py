@@ -379,10 +379,15 @@ def test_decoding_and_encoding_go_on_beside_the_network(folder, fake, monkeypatc
     jobs = save_many(12)
     fake(seconds=0.05)
     slow_down(monkeypatch, "open_source", 0.04), slow_down(monkeypatch, "write_result", 0.04)
-    began = time.perf_counter()
-    assert len(of_type(run_batch(jobs, TWICE), Done)) == 12
-    # one after the other: 1.56 s; the network alone: 0.6 s
-    assert time.perf_counter() - began < 1.1
+
+    def seconds(workers: int | None) -> float:
+        began = time.perf_counter()
+        assert len(of_type(run_batch(jobs, TWICE, workers=workers, on_exists="overwrite"), Done)) == 12
+        return time.perf_counter() - began
+
+    seconds(1)  # which imports what is imported late
+    # one after the other: 1.56 s, and the start of the process that decodes; the network alone: 0.6 s
+    assert seconds(None) < 0.85 * seconds(1)
 
 
 def slow_down(monkeypatch, name: str, seconds: float) -> None:

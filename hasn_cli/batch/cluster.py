@@ -43,6 +43,7 @@ from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
+from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.weights import NAMES, files_of, hub
@@ -244,8 +245,8 @@ class _Run:
         try:
             outcome = future.result()
         except KilledWorker:
-            message = f"{job.name}: every worker that tried it died"
-            return Failed(job, HasnError(message, "they may lack memory: give a smaller --memory"))
+            hint = "they may lack memory: give a smaller --memory"
+            return Failed(job, HasnError(f"{job.name}: every worker that tried it died", hint))
         except CancelledError as error:
             raise HasnError("the cluster is lost: it dropped a picture", AGAIN) from error
         except Exception as error:
@@ -257,9 +258,8 @@ class _Run:
             if is_taken(failed.error):
                 self._gate.spare(job)
             return failed
-        done = Done(job=job, **outcome["done"])
         self._gate.finish(job, Receipt(**outcome["receipt"]))
-        return done
+        return Done(job=job, **outcome["done"])
 
 
 class WorkerState(WorkerPlugin):  # type: ignore[misc]
@@ -291,12 +291,14 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self.settings = settings
         self.pool = UpscalerPool(settings)
         self.room = Room(settings.memory)
+        self.decoders = Decoders(min(PICTURES_PER_WORKER, worker.state.nthreads))
         worker.log_event(self.name, {"process": unfinished.owner()})
 
     def teardown(self, worker: Worker) -> None:
         """Called by Dask when the run is over: what still runs stops."""
         self.pool.stop()
         self.room.close()
+        self.decoders.close()
         if self._folder:
             self._folder.cleanup()
 
@@ -345,9 +347,10 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: bool) -> dict[s
     try:
         found = target_state(job.target)
         changed = found if found != before else None
-        finished = changed and finished_before(job, changed, state.settings, state.pool)
-        done, receipt = finished or do_job(job, state.settings, state.pool, state.room, tell, overwrite)
-    except Cancelled:
+        with in_use(state.decoders):
+            finished = changed and finished_before(job, changed, state.settings, state.pool)
+            done, receipt = finished or do_job(job, state.settings, state.pool, state.room, tell, overwrite)
+    except (Cancelled, Closed):
         return {"error": {"kind": "HasnError", "message": f"{job.name}: cancelled", "hint": None}}
     except Exception as error:
         return {"error": _error_to_dict(error)}
@@ -355,9 +358,7 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: bool) -> dict[s
 
 
 def _without_job(done: Done) -> dict[str, Any]:
-    values = asdict(done)
-    del values["job"]
-    return values
+    return {name: value for name, value in asdict(done).items() if name != "job"}
 
 
 def _absolute(job: Job) -> Job:

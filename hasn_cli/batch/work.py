@@ -19,9 +19,10 @@ from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
 from hasn_cli.batch.pool import PooledUpscaler, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
+from hasn_cli.decoding.pool import open_picture
 from hasn_cli.enlarge import PLANE_BYTES, enlarge
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, UsageError, WeightsError
-from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, open_picture, write_picture
+from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, write_picture
 from hasn_cli.images.picture import Shape
 from hasn_cli.images.stream import read_stream
 

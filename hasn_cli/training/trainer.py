@@ -28,6 +28,7 @@ from hasn_cli.network import HASN
 from hasn_cli.training.forward import forward
 from hasn_cli.training.optimizer import build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Patches, PatchPlan
+from hasn_cli.training.saved import load_finite, read_checkpoint, understood
 from hasn_cli.training.start import adopt, renew, revive, shut_channels, spatial_deviation, start
 from hasn_cli.weights.checkpoint import save_network, write_atomically
 
@@ -129,7 +130,8 @@ class Trainer:
         self.best = dict.fromkeys(recipe.scales, -math.inf)
         self.history: list[Report] = []
         if saved is not None:
-            self._take_up(saved)
+            with understood(self.checkpoint):
+                self._take_up(saved)
 
     @property
     def checkpoint(self) -> Path:
@@ -313,12 +315,8 @@ class Trainer:
         if not self.checkpoint.exists():
             self._refuse_strangers()
             return None
-        hint = "give another folder, or delete the file to begin anew"
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            plan = state["plan"]
-        except Exception as error:
-            raise HasnError(f"{self.checkpoint} is damaged, or no checkpoint of a run", hint) from error
+        state = read_checkpoint(self.checkpoint)
+        plan = state["plan"]
         if state["step"] == 0:  # nothing is lost by beginning anew, with other options too
             return None
         for option, value in self._plan.items():
@@ -333,7 +331,7 @@ class Trainer:
             raise HasnError(message, "give another folder")
         for networks, name in ((self.networks, "networks"), (self.averaged, "averaged")):
             for scale, network in networks.items():
-                network.load_state_dict(state[name][scale])
+                load_finite(network, state[name][scale])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
