@@ -33,19 +33,19 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import silence_logging_cmgr
 
 from hasn_cli import errors
-from hasn_cli.batch import local_cluster
+from hasn_cli.batch import carried_weights, local_cluster
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.batch.gate import Gate, target_state
 from hasn_cli.batch.inputs import Job
-from hasn_cli.batch.journal import Mark
 from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER
+from hasn_cli.batch.marks import Mark
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.images import unfinished
-from hasn_cli.weights import NAMES, files_of, hub
+from hasn_cli.images.unfinished import Overwrite
 
 GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -275,7 +275,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self.name = name
         self._threads = threads
         self._settings = settings.to_dict()
-        self._weights = _files_to_send(settings.weights)
+        self._weights = carried_weights.pack(settings.weights)
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask in each worker, also in those that come later."""
@@ -286,7 +286,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self._folder = tempfile.TemporaryDirectory(prefix="hasn-") if self._weights else None
         settings = Settings.from_dict(self._settings)
         if self._weights and self._folder:
-            settings = replace(settings, weights=_unpack(self._weights, Path(self._folder.name)))
+            settings = replace(settings, weights=carried_weights.unpack(self._weights, Path(self._folder.name)))
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
         self.settings = settings
         self.pool = UpscalerPool(settings)
@@ -301,40 +301,14 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
             self._folder.cleanup()
 
 
-_Files = tuple[str, dict[str, bytes]]  # the name that is given as -w, and the files by their paths
-
-
-def _files_to_send(weights: str) -> _Files | None:
-    """The file that `weights` means, or those of the folder; None where workers find by that name what we do."""
-    if weights in NAMES or weights.startswith(hub.SCHEME):
-        return None
-    path = Path(weights).expanduser()
-    if path.is_file():
-        return path.name, {path.name: path.read_bytes()}
-    if not path.is_dir():
-        return None
-    files = {found.path for found in files_of(weights)}
-    files |= {path / hub.CONFIG} if (path / hub.CONFIG).is_file() else set()
-    name = path.resolve().name or "weights"
-    return name, {f"{name}/{file.relative_to(path).as_posix()}": file.read_bytes() for file in files}
-
-
-def _unpack(files: _Files, folder: Path) -> str:
-    name, contents = files
-    for below, data in contents.items():
-        (folder / below).parent.mkdir(parents=True, exist_ok=True)
-        (folder / below).write_bytes(data)
-    return str(folder / name)
-
-
-def run_task(run: str, job: Job, before: Mark | None, overwrite: bool) -> dict[str, Any]:
+def run_task(run: str, job: Job, before: Mark | None, overwrite: Overwrite) -> dict[str, Any]:
     """One picture, on a worker; errors are part of the answer, since not all of them can travel as they are.
 
     Args:
         run: the run's name.
         job: with absolute paths.
         before: the output's state when the gate let the job in.
-        overwrite: whether what is there at the output may be replaced.
+        overwrite: what becomes of what is there at the output.
     """
     worker = get_worker()
     state: WorkerState = worker.plugins[run]
@@ -363,7 +337,8 @@ def _without_job(done: Done) -> dict[str, Any]:
 def _absolute(job: Job) -> Job:
     source = job.source.absolute() if isinstance(job.source, Path) else job.source
     target = job.target.absolute() if isinstance(job.target, Path) else job.target
-    return replace(job, source=source, target=target)
+    root = job.root.absolute() if isinstance(job.root, Path) else job.root
+    return replace(job, source=source, target=target, root=root)
 
 
 def _error_to_dict(error: Exception) -> dict[str, Any]:
