@@ -44,10 +44,6 @@ class ImageError(HasnError):
     """A picture that cannot be read, or cannot be held by the format asked for."""
 
 
-class TooLargeError(ImageError):
-    """A picture that declares more pixels than are allowed."""
-
-
 class OutputError(HasnError):
     """An output that cannot be written, or must not be."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 
 HIDDEN = "***"
 _SHORTEST = 6  # characters of an environment variable's value that is looked for; shorter ones would hide words
@@ -37,6 +38,21 @@ def redacted(text: str) -> str:
     text = _HEADER.sub(rf"\g<1> {HIDDEN}", text)
     text = _KNOWN.sub(HIDDEN, text)
     return _ASSIGNED.sub(rf"\g<1>{HIDDEN}", text)
+
+
+def redacted_traceback(error: BaseException) -> list[str]:
+    """The lines of an error's traceback."""
+    text = redacted("".join(traceback.format_exception(error)))  # in whole, since a secret may span lines
+    return [line for line in text.split("\n") if line]
+
+
+def without_secrets(value: object) -> object:
+    """A JSON-able value with every string in it `redacted`."""
+    if isinstance(value, dict):
+        return {key: without_secrets(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(held) for held in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 def _without_value(found: re.Match[str]) -> str:

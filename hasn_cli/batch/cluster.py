@@ -28,7 +28,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distributed import CancelledError, Client, Future, KilledWorker, SpecCluster, Worker, get_worker
+from distributed import CancelledError, Client, Future, KilledWorker, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import silence_logging_cmgr
 
@@ -37,7 +37,7 @@ from hasn_cli.batch import carried_weights, local_cluster
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.batch.gate import Gate, target_state
 from hasn_cli.batch.inputs import Job
-from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER
+from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER, PrivateCluster
 from hasn_cli.batch.marks import Mark
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
@@ -78,16 +78,18 @@ def run_on_cluster(
             settings = replace(settings, memory=local_cluster.memory_share(count, settings.memory))
             threads = local_cluster.cores_share(count)
             address = local.scheduler_address
-        run = _Run(_connect(address), settings, gate, threads, most)
+        security = None if local is None else local.security
+        run = _Run(_connect(address, security), settings, gate, threads, most)
         stack.callback(run.close, local)
         yield from run.events(jobs)
 
 
-def _connect(address: str) -> Client:
+def _connect(address: str, security: Any) -> Client:
+    """A client of the scheduler at `address`; without `security`, with the certificates of Dask's configuration."""
     if "://" not in address:
         raise UsageError(f"--cluster {address}: no address", "give tcp://HOST:PORT of a running scheduler, or local:N")
     try:
-        return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False)
+        return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False, security=security)
     except (OSError, ValueError) as error:
         hint = "give tcp://HOST:PORT of a running Dask scheduler, or local:N"
         raise HasnError(f"--cluster {address}: no scheduler answers there", hint) from error
@@ -139,7 +141,7 @@ class _Run:
         if full is not None and waiting:
             yield Stopped(full, len(waiting))
 
-    def close(self, local: SpecCluster | None) -> None:
+    def close(self, local: PrivateCluster | None) -> None:
         """Leave the cluster as it was: nothing of this run goes on there. One that was ours is ended."""
         interrupted = bool(self._flight)
         within = CLEANUP_TIMEOUT if interrupted else CONNECT_TIMEOUT

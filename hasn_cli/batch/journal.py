@@ -28,7 +28,7 @@ from hasn_cli.redaction import redacted
 NAME = ".hasn-journal.jsonl"
 LONGEST_LINE = 1 << 16  # bytes; two paths of 4,096 bytes, each of them escaped, fit
 LARGEST = 2 << 30  # bytes; some three million pictures
-SCALES = (2, 3, 4)
+LARGEST_SCALE = 64  # more than there will ever be
 
 
 class Journal:
@@ -214,7 +214,7 @@ def _record_in(line: bytes) -> Mark | None:
         return None
     names = [record.get("target"), *([record["source"]] if record.get("source") is not None else [])]
     marks = [record.get("input", {}), record.get("output", {})]
-    known = all(map(_is_name, names)) and all(map(_is_mark, marks)) and _is_scale(record.get("scale", SCALES[0]))
+    known = all(map(_is_name, names)) and all(map(_is_mark, marks)) and _is_scale(record.get("scale", 1))
     return record if known else None
 
 
@@ -236,7 +236,7 @@ def _is_mark(value: object) -> bool:
 
 
 def _is_scale(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in SCALES
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SCALE
 
 
 def outputs_recorded(folder: Path, among: Collection[Path]) -> frozenset[Path]:

@@ -10,7 +10,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 
-from hasn_cli.errors import ImageError, TooLargeError
+from hasn_cli.errors import ImageError
 
 
 class Source:
@@ -81,4 +81,4 @@ class Limit:
         if self.max_pixels is not None and height * width > self.max_pixels:
             counts = f"{height * width / 1e6:.4g} megapixels, over the limit of {self.max_pixels / 1e6:.4g}"
             hint = "if you trust it: hasn upscale and compare take --max-megapixels N (0: no limit)"
-            raise TooLargeError(f"{name}: declares {width}×{height} pixels, {counts}", hint)
+            raise ImageError(f"{name}: declares {width}×{height} pixels, {counts}", hint)
