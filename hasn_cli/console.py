@@ -53,8 +53,7 @@ def error_lines(error: BaseException, *, name: str = "") -> list[str]:
 
 def printable(text: str, longest: int = 500) -> str:
     """`text` as one line that no file name can break or colour, without passwords: escaped, its end cut off."""
-    text = redacted(text)
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redacted(text))
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
@@ -267,7 +266,7 @@ class BarView:
 
         if isinstance(event, events.Failed):
             if self.verbose:
-                self.bars.console.print(traceback_text(event.error), markup=False, highlight=False)
+                self.bars.console.print(Text(traceback_text(event.error)), end="")
             for line in error_lines(event.error, name=event.job.name):
                 self.bars.console.print(Text.from_ansi(line), soft_wrap=True)
         outcome = outcome_line(event, verbose=self.verbose)
@@ -369,9 +368,7 @@ def duration(seconds: float) -> str:
 
 def shortened(name: str, width: int = 32) -> str:
     """`name`, its middle left out where it is longer than `width` characters."""
-    if len(name) <= width:
-        return name
-    return name[: width // 2 - 1] + "…" + name[-(width // 2) :]
+    return name if len(name) <= width else name[: width // 2 - 1] + "…" + name[-(width // 2) :]
 
 
 def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:

@@ -281,6 +281,18 @@ def test_of_a_link_to_a_file_only_the_link_is_replaced(folder, fake):
         assert not Path(name).is_symlink()
 
 
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_a_link_to_an_input_at_an_outputs_name_stops_no_batch_and_harms_no_input(folder, fake, link):
+    save("in/a.png"), save("in/b.png", seed=1)
+    Path("in/a_x2.png").symlink_to("b.png") if link == "symbolic" else os.link("in/b.png", "in/a_x2.png")
+    content = Path("in/b.png").read_bytes()
+    jobs = find_jobs(["in"], default_suffix="_x2")
+    events = list(run_batch(jobs, TWICE))
+    assert [event.job.name for event in of_type(events, Failed)] == ["in/a.png"] and len(of_type(events, Done)) == 1
+    assert len(of_type(run_batch(jobs, TWICE, on_exists="overwrite"), Done)) == 2
+    assert Path("in/b.png").read_bytes() == content
+
+
 def test_the_systems_own_links_are_never_replaced():
     for path in (Path("/dev/stdout"), Path("/dev/fd/1"), Path("/proc/self/exe")):
         if path.is_symlink():

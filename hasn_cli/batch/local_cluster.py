@@ -108,10 +108,17 @@ def end(cluster: PrivateCluster) -> None:
         nanny.auto_restart = False
         with suppress(AttributeError, TypeError, ProcessLookupError):  # it is not up, or already down
             os.kill(nanny.process.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    _clear(cluster)  # first, since whoever ends us may not wait for the rest
+    with suppress(TimeoutError):
+        cluster.close(1)
+    _clear(cluster)
+
+
+def _clear(cluster: PrivateCluster) -> None:
+    """Delete its scratch folder, and forget it: Dask looks for modules there, and the name is free for anybody now."""
+    with suppress(AttributeError, OSError):
+        cluster.scheduler._workdir.release()  # or Dask would miss it when the program ends, and say so
     shutil.rmtree(cluster.scratch, ignore_errors=True)
-    cluster.close(1)
-    shutil.rmtree(cluster.scratch, ignore_errors=True)  # what its last steps wrote
-    # Dask looks for modules there, and leaves it so; but anybody may make a folder of that name now
     sys.path[:] = [folder for folder in sys.path if not folder.startswith(cluster.scratch)]
 
 
