@@ -316,7 +316,9 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: Overwrite) -> d
     state: WorkerState = worker.plugins[run]
 
     def tell(event: Started | Progress) -> None:
-        worker.log_event(run, event.to_dict())
+        # without the names, which who started it knows: one that is no valid Unicode would end the connection
+        facts = {key: value for key, value in event.to_dict().items() if key not in ("input", "output")}
+        worker.log_event(run, facts)
 
     try:
         found = target_state(job.target)
