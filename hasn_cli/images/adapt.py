@@ -11,7 +11,7 @@ import numpy as np
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import is_opaque, lay_on, profile_of, to_dtype, to_srgb
 from hasn_cli.images.formats import FORMATS, Format
-from hasn_cli.images.metadata import resized
+from hasn_cli.images.metadata import resized, without_extension
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape, parse_color
 
 
@@ -93,12 +93,19 @@ def metadata_for(picture: Picture, format: str, options: EncodeOptions) -> Metad
     old = picture.metadata
     if options.strip:
         shown = ("icc", "gamma", "chromaticities", "srgb_intent", "cicp")
-        old = Metadata(**{name: getattr(old, name) for name in shown})
+        old = Metadata(**{name: getattr(old, name) for name in shown}, notices=old.notices)
     if _misfit(picture, format) is not None:
         old = _of_srgb(old)
     elif format != "png":  # no other format has gamma and chromaticities
         old = replace(old, icc=profile_of(old, _colors(picture, format)))
+    if format != "jpeg":
+        old = without_extension(old)
     return resized(old, picture.size)
+
+
+def notices_of(picture: Picture, format: str, options: EncodeOptions) -> tuple[str, ...]:
+    """What is to be told of a picture, enlarged as it is going to be, that is written in a format: a few words each."""
+    return metadata_for(picture, format, options).notices
 
 
 def _misfit(picture: Picture, format: str) -> bytes | None:

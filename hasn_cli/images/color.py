@@ -153,6 +153,19 @@ def lab_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
+def is_profile(icc: bytes) -> bool:
+    """Whether Little CMS can make sense of bytes as an ICC profile."""
+    import imagecodecs
+
+    if len(icc) < 132 or icc[36:40] != b"acsp" or int.from_bytes(icc[:4], "big") > len(icc):
+        return False
+    try:
+        imagecodecs.cms_profile_validate(icc)
+    except imagecodecs.CmsError:
+        return False
+    return True
+
+
 _SRGB_GAMMA = 0.45455
 _D65 = (0.3127, 0.329)
 _SRGB_PRIMARIES = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06)

@@ -34,7 +34,7 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
     """
     origin = Source(source, name)
     picture = _guarded(origin.name, lambda: _read(origin, Limit(max_pixels or None)))
-    orientation = orientation_of(picture.metadata.exif)
+    orientation = orientation_of(picture.metadata.exif) if picture.metadata.size is None else 1
 
     def frames() -> Iterator[Frame]:
         iterator = iter(picture.frames)
@@ -42,7 +42,9 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
             yield replace(frame, pixels=apply_orientation(frame.pixels, orientation))
 
     size = picture.size if orientation < 5 else picture.size[::-1]
-    metadata = upright(picture.metadata, orientation)
+    metadata = picture.metadata
+    if metadata.size is None:  # else its reader has applied the orientation
+        metadata = upright(metadata, picture.size, orientation)
     return replace(picture, frames=Again(frames), size=size, metadata=metadata)
 
 

@@ -58,6 +58,8 @@ class Metadata:
         chromaticities: PNG's cHRM: white, red, green, blue, as x, y pairs.
         srgb_intent: PNG's sRGB chunk: the rendering intent, 0 to 3.
         cicp: primaries, transfer function, matrix and range after ITU-T H.273, as PNG's cICP has them.
+        size: (height, width) of the picture that places and sizes in `exif` and `xmp` are about.
+        notices: what of the file was broken, or does not come along; a few words each, to be told to the user.
     """
 
     icc: bytes | None = None
@@ -71,6 +73,8 @@ class Metadata:
     chromaticities: tuple[float, ...] | None = None
     srgb_intent: int | None = None
     cicp: bytes | None = None
+    size: tuple[int, int] | None = field(default=None, compare=False)
+    notices: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from hasn_cli.errors import MissingExtraError
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
-from hasn_cli.images.metadata import upright
+from hasn_cli.images.metadata import applied
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
 from hasn_cli.images.source import Limit, Source
 
@@ -50,7 +50,7 @@ def read(source: Source, limit: Limit) -> Picture:
         frames=Again(frames),
         lossless=False,
         # libheif has applied the file's own orientation, so that EXIF's is a mere copy
-        metadata=upright(metadata),
+        metadata=applied(metadata, (height, width)),
     )
 
 

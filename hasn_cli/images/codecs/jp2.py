@@ -14,6 +14,7 @@ import numpy as np
 from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
+from hasn_cli.images.metadata import with_whole_profile
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
 
@@ -49,7 +50,7 @@ def read(source: Source, limit: Limit) -> Picture:
     file = _take_apart(source.read())
     limit.check(source.name, file.height, file.width)
     channels = _channels(file)
-    metadata = Metadata(**file.metadata)
+    metadata = with_whole_profile(Metadata(**file.metadata))
 
     def frames() -> Iterator[Frame]:
         data = source.read()

@@ -21,7 +21,7 @@ from PIL import JpegImagePlugin
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
-from hasn_cli.images.metadata import decoded_comment, whole_resolution
+from hasn_cli.images.metadata import decoded_comment, whole_resolution, with_whole_profile
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
 from hasn_cli.images.source import Limit, Source
 
@@ -82,7 +82,7 @@ def read(source: Source, limit: Limit) -> Picture:
     scans = (marker for marker, _ in _markers(data) if marker == _SOS)
     if sum(1 for _ in islice(scans, _MAX_SCANS + 1)) > _MAX_SCANS:
         raise ValueError("it has absurdly many scans")
-    metadata = _metadata(parts)
+    metadata = with_whole_profile(_metadata(parts))
 
     def frames() -> Iterator[Frame]:
         yield Frame(_decode(source.read(), metadata.icc))

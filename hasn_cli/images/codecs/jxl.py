@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 
 from hasn_cli.images.codecs.boxes import box, boxes
-from hasn_cli.images.metadata import upright
+from hasn_cli.images.metadata import applied
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
 
@@ -28,8 +28,7 @@ def read(source: Source, limit: Limit) -> Picture:
         found = list(boxes(data))
         by_kind = dict(reversed(found))
         codestream = by_kind[b"jxlc"] if b"jxlc" in by_kind else by_kind[b"jxlp"][4:]
-        # the codestream's own orientation counts, and libjxl has applied it
-        metadata = upright(_metadata(found))
+        metadata = _metadata(found)
     limit.check(source.name, *_size(bytes(codestream[:32])))
     pixels = _decode(data)
     return Picture(
@@ -40,7 +39,8 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=pixels.dtype,
         frames=Again(lambda: _frames(source)),
         lossless=False,
-        metadata=metadata,
+        # the codestream's own orientation counts, and libjxl has applied it
+        metadata=applied(metadata, pixels.shape[:2]),
     )
 
 

@@ -70,10 +70,10 @@ def read(source: Source, limit: Limit) -> Picture:
     def frames() -> Iterator[Frame]:
         with source.open() as again, tifffile.TiffFile(again) as opened:
             for index in indices:
-                shown = opened.pages[index]
+                shown: Any = opened.pages[index]
                 _check(source, limit, shown)
                 turned = _orientation(shown)
-                about = upright(_metadata(shown), turned)
+                about = upright(_metadata(shown), (shown.imagelength, shown.imagewidth), turned)
                 yield Frame(apply_orientation(_pixels(shown), turned), icc=about.icc, dpi=about.dpi)
 
     return Picture(
@@ -86,7 +86,7 @@ def read(source: Source, limit: Limit) -> Picture:
         frame_count=len(indices),
         paged=True,
         page_shapes=shapes if any(shape != first for shape in shapes) else (),
-        metadata=upright(metadata, orientation),
+        metadata=upright(metadata, (page.imagelength, page.imagewidth), orientation),
     )
 
 
