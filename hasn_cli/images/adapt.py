@@ -38,7 +38,10 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     def frames() -> Iterator[Frame]:
         for index, frame in enumerate(picture.frames):
             by = None if picture.paged and index else profile  # a later page has its own
-            yield replace(frame, pixels=_fit(frame.pixels, entry, by))
+            pixels = frame.pixels
+            if frame.min_is_white and pixels.dtype.kind == "f" and not entry.pages:  # TIFF alone can say so
+                pixels = np.concatenate([1 - pixels[..., :1], pixels[..., 1:]], axis=2)
+            yield replace(frame, pixels=_fit(pixels, entry, by))
 
     def fitted(shape: Shape) -> Shape:
         return replace(shape, dtype=_dtype(shape.dtype, entry))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +39,11 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
 
     def frames() -> Iterator[Frame]:
         iterator = iter(picture.frames)
-        while (frame := _guarded(origin.name, lambda: next(iterator, None))) is not None:
+        for number in count(1):
+            part = f", {'page' if picture.paged else 'frame'} {number}" if picture.frame_count > 1 else ""
+            frame = _guarded(origin.name + part, lambda: next(iterator, None))
+            if frame is None:
+                return
             yield replace(frame, pixels=apply_orientation(frame.pixels, orientation))
 
     size = picture.size if orientation < 5 else picture.size[::-1]

@@ -143,6 +143,8 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
     if options.first_frame:
         picture = picture.first()
+    if picture.broken:
+        raise ImageError(f"{picture.name}: {picture.broken}", "--first-frame takes the first alone")
     if picture.frame_count > 1:
         _check_frames(picture, entry)
     if format != "png" and is_hdr(picture.metadata):

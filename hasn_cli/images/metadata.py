@@ -17,7 +17,7 @@ from hasn_cli.images.geometry import Geometry
 from hasn_cli.images.iptc import is_iptc
 from hasn_cli.images.picture import Metadata, Pixels
 from hasn_cli.images.pixel_properties import follow, follow_in_exif
-from hasn_cli.images.pointers import drop_pointers
+from hasn_cli.images.pointers import GAIN_MAP, OTHERS, drop_pointers
 from hasn_cli.images.xmp import Packet
 
 _XMP_ORIENTATION = ("http://ns.adobe.com/tiff/1.0/", "Orientation")
@@ -91,6 +91,8 @@ def _with_xmp_turned(metadata: Metadata, geometry: Geometry) -> Metadata:
 
     metadata = _edited(metadata, edit)
     notices = [left_out(kind) for kind in dict.fromkeys(dropped)]
+    if GAIN_MAP in dropped:  # which is one of the further pictures behind a JPEG
+        metadata = replace(metadata, notices=tuple(n for n in metadata.notices if n != left_out(OTHERS)))
     return with_notices(metadata, *notices, *_lost(lost))
 
 

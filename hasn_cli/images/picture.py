@@ -24,12 +24,15 @@ class Frame:
             uint16 over their whole range, or float32 in a range of its own (alpha in [0, 1]).
         duration: how long it is shown, in milliseconds; None where nothing moves.
         icc, dpi: of a document's page after the first, as `Metadata` has the first one's.
+        min_is_white: it comes from a TIFF of gray whose zero is white, and is one again in another: integers are turned
+            round here, floats have their values as stored.
     """
 
     pixels: Pixels
     duration: float | None = None
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
+    min_is_white: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Picture:
         loop: how many times an animation is played, 0 for ever; None for what is no animation.
         paged: the frames are pages of a document, which may differ in size, and not an animation.
         lossless: the file it was read from kept each pixel exactly.
+        broken: where the chain of frames or pages breaks off in the file, None where it is whole; the frames before
+            that come, then an `ImageError`.
         page_shapes: of each page, as far as its header can be read; empty where all frames are as the first.
     """
 
@@ -120,6 +125,7 @@ class Picture:
     lossless: bool = True
     metadata: Metadata = field(default_factory=Metadata)
     page_shapes: tuple[Shape, ...] = ()
+    broken: str | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -140,7 +146,7 @@ class Picture:
     def first(self) -> Picture:
         """The first frame or page alone, as a still; it is made when it is asked for, as all were."""
         frames = Again(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
-        return replace(self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1])
+        return replace(self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1], broken=None)
 
     def load(self) -> Picture:
         """Make every frame now and keep them; for a still this is where the decoding (or the network) runs.

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from hasn_cli.images.xmp import Name, Node, Packet
 
 GAIN_MAP, VIDEO, DEPTH_MAP, OTHERS = "gain map", "video", "depth map", "further pictures"
+UNKNOWN = "data behind the picture, of an unknown kind,"
+_LEAST = 16  # fewer bytes behind a picture are no data that anyone would miss
 
 _CONTAINERS = ("http://ns.google.com/photos/1.0/container/", "http://ns.google.com/photos/dd/1.0/container/")
 _ITEMS = ("http://ns.google.com/photos/1.0/container/item/", "http://ns.google.com/photos/dd/1.0/item/")
@@ -31,6 +33,23 @@ _SEMANTICS = {
     "depth": DEPTH_MAP,
     "confidence": DEPTH_MAP,
 }
+
+
+_GAIN_MAP_MARKS = (b"hdr-gain-map", b"HDRGainMap", b"urn:iso:std:iso:ts:21496")
+_JPEG = b"\xff\xd8\xff"
+
+
+def kinds_behind(data: bytes | memoryview) -> tuple[str, ...]:
+    """The kinds of parts in what stands in a file behind its picture, such as a JPEG's."""
+    found = bytes(data)
+    kinds = []
+    if _JPEG in found:
+        kinds.append(GAIN_MAP if any(mark in found for mark in _GAIN_MAP_MARKS) else OTHERS)
+    if b"ftyp" in found:
+        kinds.append(VIDEO)
+    if not kinds and len(found.strip(b"\0\xff\r\n ")) >= _LEAST:
+        kinds.append(UNKNOWN)
+    return tuple(kinds)
 
 
 def drop_pointers(packet: Packet) -> tuple[str, ...]:

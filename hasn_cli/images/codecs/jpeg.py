@@ -21,14 +21,16 @@ from PIL import JpegImagePlugin
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
-from hasn_cli.images.metadata import decoded_comment, whole_resolution, with_whole_profile
+from hasn_cli.images.metadata import decoded_comment, left_out, whole_resolution, with_notices, with_whole_profile
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.pointers import GAIN_MAP, kinds_behind
 from hasn_cli.images.source import Limit, Source
 
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
+_ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
@@ -82,7 +84,7 @@ def read(source: Source, limit: Limit) -> Picture:
     scans = (marker for marker, _ in _markers(data) if marker == _SOS)
     if sum(1 for _ in islice(scans, _MAX_SCANS + 1)) > _MAX_SCANS:
         raise ValueError("it has absurdly many scans")
-    metadata = with_whole_profile(_metadata(parts))
+    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _beside(data, parts)))
 
     def frames() -> Iterator[Frame]:
         yield Frame(_decode(source.read(), metadata.icc))
@@ -113,6 +115,14 @@ def _markers(data: bytes) -> Iterator[tuple[int, int]]:
         at = found.end()
         if at + 2 <= len(data):
             at += max(2, struct.unpack_from(">H", data, at)[0])
+
+
+def _beside(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
+    """The kinds of what goes with the picture in the file and does not come along."""
+    end = next((at + 2 for marker, at in _markers(data) if marker == _EOI), len(data))
+    kinds = kinds_behind(memoryview(data)[end:])
+    announced = [GAIN_MAP] if any(marker == _APP2 and body.startswith(_ISO_GAIN_MAP) for marker, body in parts) else []
+    return (*announced, *kinds)
 
 
 def _decode(data: bytes, icc: bytes | None) -> Pixels:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
+from hasn_cli.images.codecs.tiff_structure import break_in_chain, remove_tags, repair_lengths
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.metadata import apply_orientation, upright
@@ -25,6 +26,7 @@ from hasn_cli.images.source import Limit, Source
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say is raised as an error here
 
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
+_MIN_IS_WHITE = _PHOTOMETRIC.MINISWHITE
 _GRAY = (_PHOTOMETRIC.MINISWHITE, _PHOTOMETRIC.MINISBLACK)
 _CONVERTED = (_PHOTOMETRIC.SEPARATED, _PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB)
 _SHOWN = (*_GRAY, _PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, *_CONVERTED)
@@ -64,6 +66,8 @@ def read(source: Source, limit: Limit) -> Picture:
         classic = not file.is_bigtiff
         # OME's and tifffile's descriptions state the sizes of all that is in the file, which are going to be others
         kept = _EXIF_TAGS - {_DESCRIPTION} if file.is_ome or file.is_shaped else _EXIF_TAGS
+    with source.view() as data:
+        broken = break_in_chain(data)
     if classic:
         metadata = replace(metadata, exif=_lift_exif(source, kept))
 
@@ -74,7 +78,10 @@ def read(source: Source, limit: Limit) -> Picture:
                 _check(source, limit, shown)
                 turned = _orientation(shown)
                 about = upright(_metadata(shown), (shown.imagelength, shown.imagewidth), turned)
-                yield Frame(apply_orientation(_pixels(shown), turned), icc=about.icc, dpi=about.dpi)
+                pixels = apply_orientation(_pixels(shown), turned)
+                yield Frame(pixels, icc=about.icc, dpi=about.dpi, min_is_white=shown.photometric == _MIN_IS_WHITE)
+            if broken:
+                raise ValueError(f"page {len(indices) + 1} is missing: {broken}")
 
     return Picture(
         name=source.name,
@@ -85,6 +92,7 @@ def read(source: Source, limit: Limit) -> Picture:
         frames=Again(frames),
         frame_count=len(indices),
         paged=True,
+        broken=broken and f"page {len(indices) + 1} is missing: {broken}",
         page_shapes=shapes if any(shape != first for shape in shapes) else (),
         metadata=upright(metadata, (page.imagelength, page.imagewidth), orientation),
     )
@@ -117,6 +125,7 @@ def _check(source: Source, limit: Limit, page: Any) -> None:
     if page.photometric not in _SHOWN and not (plain and page.photometric == _PHOTOMETRIC.YCBCR):
         raise ValueError(f"its kind of colour, {getattr(page.photometric, 'name', page.photometric)}, is not supported")
     length = page.parent.filehandle.size
+    repair_lengths(page, length)
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     if not pieces or any(not 0 < start < start + count <= length for start, count in pieces):
         raise ValueError("the file is truncated")
@@ -202,8 +211,8 @@ def _color(page: Any, data: Pixels) -> Pixels:
     samples = _stretch(page, data)
     if kind == _PHOTOMETRIC.SEPARATED:
         return cmyk_to_srgb(samples, page.tags.valueof(_ICC))
-    if kind == _PHOTOMETRIC.MINISWHITE:
-        return (1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max) - samples
+    if kind == _MIN_IS_WHITE and samples.dtype.kind != "f":  # floats keep their values
+        return np.iinfo(samples.dtype).max - samples
     return samples
 
 
@@ -238,7 +247,7 @@ def _metadata(page: Any) -> Metadata:
         icc=srgb_profile() if page.photometric in _CONVERTED else raw(_ICC),
         xmp=raw(_XMP),
         iptc=raw(_IPTC),
-        dpi=resolution if units in (2, 3) and min(resolution) > 0 else None,
+        dpi=resolution if units in (None, 2, 3) and 282 in page.tags and min(resolution) > 0 else None,
     )
 
 
@@ -261,15 +270,20 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     metadata = picture.metadata
     exif = _parsed(metadata.exif)
     big = picture.nbytes > 0.95 * _4_GIB
+    without_resolution = []
     with tifffile.TiffWriter(stream, bigtiff=big, byteorder=">" if exif and exif.order == ">" else "<") as writer:
         for index, frame in enumerate(picture.frames):
             channels = frame.pixels.shape[2]
             icc, dpi = (frame.icc, frame.dpi) if index else (metadata.icc, metadata.dpi)
             if options.strip or (dpi and not all(0 < value < 2**32 for value in dpi)):
                 dpi = None
+            if dpi is None:
+                without_resolution.append(index)
+            pixels = _as_stored(frame)
+            gray = "miniswhite" if frame.min_is_white else "minisblack"
             writer.write(
-                np.ascontiguousarray(frame.pixels if channels > 1 else frame.pixels[..., 0]),
-                photometric="minisblack" if channels <= 2 else "rgb",
+                np.ascontiguousarray(pixels if channels > 1 else pixels[..., 0]),
+                photometric=gray if channels <= 2 else "rgb",
                 planarconfig="contig" if channels > 1 else None,
                 extrasamples=["unassalpha"] if channels in (2, 4) else None,
                 compression="zlib",
@@ -281,8 +295,18 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
                 software=False,
                 contiguous=False,
             )
+    # tifffile always states one, which viewers take for a dot an inch
+    remove_tags(stream, without_resolution, frozenset(_RESOLUTION_TAGS))
     if not big:
         _append_metadata(stream, metadata, exif)
+
+
+def _as_stored(frame: Frame) -> Pixels:
+    """Integers of a page whose zero is white are stored the other way round than they are kept here."""
+    pixels = frame.pixels
+    if not frame.min_is_white or pixels.dtype.kind == "f" or pixels.shape[2] > 2:
+        return pixels
+    return np.concatenate([np.iinfo(pixels.dtype).max - pixels[..., :1], pixels[..., 1:]], axis=2)
 
 
 def _parsed(exif: bytes | None) -> Exif | None:
