@@ -23,11 +23,13 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     background; nothing must be transparent if none is given.
 
     Raises:
-        ImageError: it holds one frame only, and the first one alone is not what was asked for.
+        ImageError: it holds one frame only, and the first one alone is not what was asked for; or frames are missing.
     """
     if options.first_frame:
         picture = picture.first()
     entry = FORMATS[format]
+    if picture.broken:
+        raise ImageError(f"{picture.name}: {picture.broken}", "--first-frame takes the first alone")
     if picture.frame_count > 1 and not (entry.pages if picture.paged else entry.animation):
         raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
     if picture.has_alpha and not entry.alpha:

@@ -56,6 +56,7 @@ class _File:
     frames: list[_FrameData] = field(default_factory=list)
     repeats: int | None = None
     comments: list[bytes] = field(default_factory=list)
+    broken: str | None = None
 
     @property
     def channels(self) -> int:
@@ -68,16 +69,26 @@ class _File:
 
 
 def _take_apart(data: bytes) -> _File:
+    file = _File(0, 0)
     try:
-        return _walk(data)
+        _walk(data, file)
     except (IndexError, struct.error):
-        raise ValueError("the file is truncated") from None
+        # what is missing of an animation is said when it is asked for; its first frame is whole
+        file.broken = f"frame {len(file.frames) + 1} is damaged (the file is truncated)"
+        if not file.frames:
+            raise ValueError("the file is truncated") from None
+    if not file.frames:
+        raise ValueError("it holds no picture")
+    left, top, across, down, _ = file.frames[0].place  # some declare a canvas of no size
+    file.width, file.height = max(file.width, left + across), max(file.height, top + down)
+    return file
 
 
-def _walk(data: bytes) -> _File:
+def _walk(data: bytes, file: _File) -> None:
+    """Put the blocks of a GIF into `file`, as far as they go; raises IndexError or struct.error where it breaks off."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _table_length(flags)
-    file, shared = _File(width, height), data[13:at]
+    file.width, file.height, shared = width, height, data[13:at]
     control = _NO_CONTROL
     # a lone picture may lack the trailer, as some old ones do: nothing else can be missing then
     while not (at == len(data) and len(file.frames) == 1) and (kind := data[at]) != _TRAILER:
@@ -95,11 +106,6 @@ def _walk(data: bytes) -> _File:
         else:
             raise ValueError("something that is no block")
         at = end
-    if not file.frames:
-        raise ValueError("it holds no picture")
-    left, top, across, down, _ = file.frames[0].place  # some declare a canvas of no size
-    file.width, file.height = max(file.width, left + across), max(file.height, top + down)
-    return file
 
 
 def _table_length(flags: int) -> int:
@@ -144,6 +150,7 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=np.dtype(np.uint8),
         frames=Again(lambda: _compose(_take_apart(source.read()))),
         frame_count=count,
+        broken=file.broken,
         # a GIF says how often to repeat, or nothing for once through
         loop=(1 if file.repeats is None else file.repeats and file.repeats + 1) if count > 1 else None,
         metadata=Metadata(text=tuple(texts)),
@@ -174,6 +181,8 @@ def _compose(file: _File) -> Iterator[Frame]:
             area[...] = before
         elif frame.disposal == _CLEAR:
             area[...] = 0
+    if file.broken:
+        raise ValueError(file.broken)
 
 
 def _decode(frame: _FrameData) -> Pixels:

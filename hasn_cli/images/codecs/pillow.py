@@ -14,6 +14,7 @@ from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugi
 
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
+from hasn_cli.images.codecs.avif_sequence import mended
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.metadata import whole_resolution, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
@@ -28,6 +29,8 @@ _METRE = 1 / 0.0254  # inches
 def read_webp(source: Source, limit: Limit) -> Picture:
     """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
     data = source.read()
+    source, broken = _mended_webp(source, data)
+    data = source.read() if broken else data
     chunks = dict(_riff_chunks(data))
     if (extended := chunks.get(b"VP8X")) is not None:
         width, height = (int.from_bytes(extended[at : at + 3], "little") + 1 for at in (4, 7))
@@ -38,7 +41,23 @@ def read_webp(source: Source, limit: Limit) -> Picture:
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
     limit.check(source.name, height, width)
     first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
-    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
+    exact = b"VP8L" in chunks or b"VP8L" in first
+    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=exact, broken=broken)
+
+
+def _mended_webp(source: Source, data: bytes) -> tuple[Source, str | None]:
+    """An animation that breaks off, without the frame that it breaks off in, and which that is."""
+    if int.from_bytes(data[4:8], "little") + 8 <= len(data) or data[12:16] != b"VP8X":
+        return source, None
+    at, frames = 12, 0
+    while (end := at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")) <= len(data) and at + 8 <= len(data):
+        frames += data[at : at + 4] == b"ANMF"
+        at = end + end % 2
+    if not frames:
+        return source, None
+    whole = data[:at] + bytes(max(0, at - len(data)))
+    mended = whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
+    return Source(mended, source.name), f"frame {frames + 1} is damaged (the file is truncated)"
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -57,11 +76,14 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 def read_avif(source: Source, limit: Limit) -> Picture:
     """Read an AVIF; a still of 10 or 12 bits comes as 16."""
-    data = source.read()
+    data, cut = mended(source.read())
+    broken = None
+    if cut is not None:
+        source, broken = Source(data, source.name), f"frame {cut + 1} is damaged (the file is truncated)"
     configuration = data.find(b"av1C")
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-    picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth)
+    picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth, broken=broken, whole=cut)
     at = data.find(b"colrnclx") + 8
     if at < 8 or picture.metadata.icc is not None:
         return picture
@@ -86,10 +108,12 @@ def _read(
     plugin: Callable[[BinaryIO], ImageFile.ImageFile],
     lossless: bool | None = None,
     depth: int = 8,
+    broken: str | None = None,
+    whole: int | None = None,
 ) -> Picture:
     with plugin(source.open()) as image:
         limit.check(source.name, image.height, image.width)
-        count = getattr(image, "n_frames", 1)
+        count = int(whole or getattr(image, "n_frames", 1) or 1)  # `whole`: so many of its frames are
         mode = _shown_mode(image)
         size = (image.height, image.width)
         info = dict(image.info)
@@ -105,6 +129,8 @@ def _read(
                     widen(imagecodecs.avif_decode(source.read()), depth) if deep else np.asarray(opened.convert(mode))
                 )
                 yield Frame(pixels.reshape(*size, -1), opened.info.get("duration", 0) if count > 1 else None)
+        if broken:
+            raise ValueError(broken)
 
     return Picture(
         name=source.name,
@@ -114,6 +140,7 @@ def _read(
         dtype=np.dtype(np.uint16 if deep else np.uint8),
         frames=Again(frames),
         frame_count=count,
+        broken=broken,
         loop=info.get("loop", 0) if count > 1 else None,
         lossless=format in ("bmp", "tga") if lossless is None else lossless,
         metadata=metadata_from(info),
