@@ -169,24 +169,102 @@ def is_profile(icc: bytes) -> bool:
 _SRGB_GAMMA = 0.45455
 _D65 = (0.3127, 0.329)
 _SRGB_PRIMARIES = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
-# ITU-T H.273's code points: BT.709 (and sRGB), BT.2020, Display P3; and the curves that pictures have
-_H273_PRIMARIES = {
-    1: _SRGB_PRIMARIES,
-    9: (0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
-    12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+_DCI_WHITE, _C, _E = (0.314, 0.351), (0.31, 0.316), (1 / 3, 1 / 3)
+_P3_PRIMARIES = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+_BT2020_PRIMARIES = (0.708, 0.292, 0.17, 0.797, 0.131, 0.046)
+_BT601_PRIMARIES = (0.63, 0.34, 0.31, 0.595, 0.155, 0.07)
+# ITU-T H.273's code points: white and primaries; and the curves
+_H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: (_D65, _SRGB_PRIMARIES),
+    4: (_C, (0.67, 0.33, 0.21, 0.71, 0.14, 0.08)),
+    5: (_D65, (0.64, 0.33, 0.29, 0.6, 0.15, 0.06)),
+    6: (_D65, _BT601_PRIMARIES),
+    7: (_D65, _BT601_PRIMARIES),
+    8: (_C, (0.681, 0.319, 0.243, 0.692, 0.145, 0.049)),
+    9: (_D65, _BT2020_PRIMARIES),
+    10: (_E, (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)),
+    11: (_DCI_WHITE, _P3_PRIMARIES),
+    12: (_D65, _P3_PRIMARIES),
+    22: (_D65, (0.63, 0.34, 0.295, 0.605, 0.155, 0.077)),
 }
-_H273_SRGB_CURVES = (1, 6, 13, 14, 15)
-_H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+_H273_SRGB_CURVES = (1, 2, 6, 7, 11, 12, 13, 14, 15)  # all shown alike, or not specified
+_H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
+_UNSPECIFIED = 2
 
 
 _HDR_CURVES = (16, 18)  # PQ and HLG
 
 
 def code_points(primaries: int, transfer: int) -> bytes | None:
-    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified."""
-    if primaries in (1, 2) and transfer not in _HDR_CURVES:
+    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified.
+
+    Raises:
+        ValueError: they are none that are known.
+    """
+    if primaries == _UNSPECIFIED:
+        primaries = 1
+    if primaries == 1 and transfer in _H273_SRGB_CURVES:
         return None
-    return bytes([primaries & 255, transfer & 255, 0, 1])
+    known = transfer in (*_H273_SRGB_CURVES, *_H273_GAMMAS, *_HDR_CURVES)
+    if primaries not in _H273_PRIMARIES or not known:
+        raise ValueError(f"its colours, code points {primaries} and {transfer}, are not supported")
+    return bytes([primaries, transfer, 0, 1])
+
+
+def named_colors(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], transfer: int) -> Metadata:
+    """What metadata says of colours with these chromaticities and this curve of H.273: code points, else a profile.
+
+    Raises:
+        ValueError: the curve is not known, or one of high dynamic range with chromaticities that have no code point.
+    """
+    for number, (point, corners) in _H273_PRIMARIES.items():
+        if np.allclose(white, point, atol=1e-3) and (gray or np.allclose(primaries, corners, atol=1e-3)):
+            return Metadata(cicp=code_points(number, transfer))
+    if transfer in _H273_GAMMAS:
+        return Metadata(icc=_make_profile(gray, white, primaries, gamma=_H273_GAMMAS[transfer]))
+    if transfer in _H273_SRGB_CURVES:
+        return Metadata(icc=_make_profile(gray, white, primaries, transferfunction=_srgb_curve()))
+    raise ValueError(f"its colours, of curve {transfer} and primaries of their own, are not supported")
+
+
+def gamma_colors(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], gamma: float) -> Metadata:
+    """What metadata says of colours with these chromaticities and encoded = light ** gamma."""
+    return Metadata(icc=_make_profile(gray, white, primaries, gamma=1 / gamma))
+
+
+def from_linear(light: Pixels, dtype: np.dtype[Any]) -> tuple[Pixels, Metadata]:
+    """H×W×C floats of linear light with sRGB's primaries, beyond [0, 1] outside its gamut, to pixels and their colours.
+
+    They become sRGB of that dtype where it can hold them, and of the smallest of Display P3 and BT.2020 that can, else,
+    of 16 bits then. Alpha, the last of 2 or 4 channels, stays.
+    """
+    colors = 1 if light.shape[2] <= 2 else 3
+    color = light[..., :colors].astype(np.float64)
+    metadata = Metadata()
+    if colors == 3 and (color.min() < -_OUT_OF_GAMUT or color.max() > 1 + _OUT_OF_GAMUT):
+        dtype = np.dtype(np.uint16) if dtype.kind == "u" else dtype
+        for number in (12, 9):
+            wider = color @ (np.linalg.inv(_to_xyz(number)) @ _to_xyz(1)).T
+            metadata = Metadata(cicp=bytes([number, 13, 0, 1]))
+            if wider.min() >= -_OUT_OF_GAMUT:
+                break
+        color = wider
+    color = np.clip(color, 0, 1)
+    encoded = np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
+    pixels = np.concatenate([encoded, np.clip(light[..., colors:], 0, 1)], axis=2).astype(np.float32)
+    return to_dtype(pixels, dtype), metadata
+
+
+_OUT_OF_GAMUT = 0.01  # as far as a lossy encoder may overshoot by itself
+
+
+def _to_xyz(number: int) -> Pixels:
+    """Linear RGB of H.273's primaries with white D65 to CIE XYZ."""
+    white, corners = _H273_PRIMARIES[number]
+    xyz = np.array([[x / y, 1, (1 - x - y) / y] for x, y in zip(corners[::2], corners[1::2], strict=True)]).T
+    point = np.array([white[0] / white[1], 1, (1 - white[0] - white[1]) / white[1]])
+    matrix: Pixels = xyz * np.linalg.solve(xyz, point)
+    return matrix
 
 
 def is_hdr(metadata: Metadata) -> bool:
@@ -219,14 +297,20 @@ def _profile_of_code_points(primaries: int, transfer: int, gray: bool) -> bytes 
     """Of H.273's code points; None for sRGB, and for such as no profile of this kind can express (HDR)."""
     if primaries not in _H273_PRIMARIES or ((gray or primaries == 1) and transfer in _H273_SRGB_CURVES):
         return None
+    white, corners = _H273_PRIMARIES[primaries]
     if transfer in _H273_GAMMAS:
-        return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], gamma=_H273_GAMMAS[transfer])
+        return _make_profile(gray, white, corners, gamma=_H273_GAMMAS[transfer])
     if transfer not in _H273_SRGB_CURVES:
         return None
+    return _make_profile(gray, white, corners, transferfunction=_srgb_curve())
+
+
+def _srgb_curve() -> Pixels:
+    """1024 steps of IEC 61966-2-1, of 16 bits."""
     signal = np.linspace(0, 1, 1024)
-    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
-    curve = np.rint(light * 65535).astype(np.uint16)
-    return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], transferfunction=curve)
+    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+    curve: Pixels = np.rint(light * 65535).astype(np.uint16)
+    return curve
 
 
 def _make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:

@@ -35,7 +35,7 @@ _SEMANTICS = {
 }
 
 
-_GAIN_MAP_MARKS = (b"hdr-gain-map", b"HDRGainMap", b"urn:iso:std:iso:ts:21496")
+_GAIN_MAP_MARKS = (b"hdrgm:Version", b"HDRGainMapVersion", b"urn:iso:std:iso:ts:21496")
 _JPEG = b"\xff\xd8\xff"
 
 

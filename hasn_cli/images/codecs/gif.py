@@ -63,7 +63,7 @@ class _File:
         """What the frames come as: gray, RGB, or RGBA where anything may be transparent."""
         first = self.frames[0]
         covers = first.place[:4] == (0, 0, self.width, self.height)
-        if len(self.frames) > 1 or first.transparent is not None or not covers:
+        if len(self.frames) > 1 or self.broken or first.transparent is not None or not covers:
             return 4
         return 1 if first.palette[0::3] == first.palette[1::3] == first.palette[2::3] else 3
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any, BinaryIO
@@ -182,6 +182,11 @@ def _without_left_over(data: bytes, count: int) -> bytes:
     end = next((at for marker, at in _markers(data) if marker == _EOI), 0)
     scans = data[:end].rstrip(b"\xff")
     return scans[: len(scans) - count] + data[end:]
+
+
+def profile_in(parts: Iterable[tuple[int, bytes]]) -> bytes | None:
+    """The profile that segments hold in pieces."""
+    return _metadata(list(parts)).icc
 
 
 def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:

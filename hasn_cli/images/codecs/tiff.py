@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
-from hasn_cli.images.codecs.tiff_structure import break_in_chain, remove_tags, repair_lengths
+from hasn_cli.images.codecs.tiff_structure import remove_tags, repair_lengths, without_broken_end
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.metadata import apply_orientation, upright
@@ -56,6 +56,7 @@ _4_GIB = 2**32
 
 def read(source: Source, limit: Limit) -> Picture:
     """Read a TIFF's pages, each turned as it says itself; smaller versions of a page and masks are no pages."""
+    source, broken = without_broken_end(source)
     with source.open() as stream, tifffile.TiffFile(stream) as file:
         indices = _pages(file)
         page: Any = file.pages[indices[0]]
@@ -66,8 +67,6 @@ def read(source: Source, limit: Limit) -> Picture:
         classic = not file.is_bigtiff
         # OME's and tifffile's descriptions state the sizes of all that is in the file, which are going to be others
         kept = _EXIF_TAGS - {_DESCRIPTION} if file.is_ome or file.is_shaped else _EXIF_TAGS
-    with source.view() as data:
-        broken = break_in_chain(data)
     if classic:
         metadata = replace(metadata, exif=_lift_exif(source, kept))
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, BinaryIO
 
+from hasn_cli.images.source import Source
+
 _COUNT, _ENTRY, _LINK = (2, 8), (12, 20), (4, 8)  # bytes in a classic TIFF, and in a BigTIFF
 
 
@@ -40,26 +42,44 @@ class _Layout:
         return _ENTRY[self.big]
 
 
-def break_in_chain(data: bytes | mmap) -> str | None:
-    """Why the chain of directories breaks off before its end; None where it is whole.
+def break_in_chain(data: bytes | mmap) -> tuple[str, int] | None:
+    """Why the chain of directories breaks off before its end, and where the last offset that leads on stands.
 
-    A first directory that cannot be read is not looked at, since there is no picture then anyway.
+    None where it is whole, or broken in its first directory, without which there is no picture anyway.
     """
     layout = _Layout.of(bytes(data[:4]))
     seen: set[int] = set()
-    at = layout.start
-    while at + layout.link.size <= len(data):
+    at = last = layout.start
+    reason = None
+    while reason is None:
         (offset,) = layout.link.unpack_from(data, at)
         if offset == 0:
             return None
+        last = at
         if offset in seen:
-            return "its directory is one that came before"
-        if offset + layout.count.size > len(data):
-            return "its directory lies beyond the end of the file"
+            reason = "its directory is one that came before"
+        elif offset + layout.count.size > len(data):
+            reason = "its directory lies beyond the end of the file"
+        else:
+            (count,) = layout.count.unpack_from(data, offset)
+            at = offset + layout.count.size + count * layout.entry
+            if at + layout.link.size > len(data):
+                reason = "its directory is cut off"
         seen.add(offset)
-        (count,) = layout.count.unpack_from(data, offset)
-        at = offset + layout.count.size + count * layout.entry
-    return "its directory is cut off" if len(seen) > 1 else None
+    return (reason, last) if last != layout.start else None
+
+
+def without_broken_end(source: Source) -> tuple[Source, str | None]:
+    """A file whose chain of directories ends where it breaks off, and why it does; the file itself where it is whole."""
+    with source.view() as data:
+        found = break_in_chain(data)
+    if found is None:
+        return source, None
+    reason, at = found
+    ended = bytearray(source.read())
+    size = _Layout.of(bytes(ended[:4])).link.size
+    ended[at : at + size] = bytes(size)
+    return Source(bytes(ended), source.name), reason
 
 
 def repair_lengths(page: Any, size: int) -> None:
