@@ -174,7 +174,7 @@ _P3_PRIMARIES = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 _BT2020_PRIMARIES = (0.708, 0.292, 0.17, 0.797, 0.131, 0.046)
 _BT601_PRIMARIES = (0.63, 0.34, 0.31, 0.595, 0.155, 0.07)
 # ITU-T H.273's code points: white and primaries; and the curves
-_H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     1: (_D65, _SRGB_PRIMARIES),
     4: (_C, (0.67, 0.33, 0.21, 0.71, 0.14, 0.08)),
     5: (_D65, (0.64, 0.33, 0.29, 0.6, 0.15, 0.06)),
@@ -187,8 +187,8 @@ _H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     12: (_D65, _P3_PRIMARIES),
     22: (_D65, (0.63, 0.34, 0.295, 0.605, 0.155, 0.077)),
 }
-_H273_SRGB_CURVES = (1, 2, 6, 7, 11, 12, 13, 14, 15)  # all shown alike, or not specified
-_H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
+H273_SRGB_CURVES = (1, 2, 6, 7, 11, 12, 13, 14, 15)  # all shown alike, or not specified
+H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
 _UNSPECIFIED = 2
 
 
@@ -203,68 +203,12 @@ def code_points(primaries: int, transfer: int) -> bytes | None:
     """
     if primaries == _UNSPECIFIED:
         primaries = 1
-    if primaries == 1 and transfer in _H273_SRGB_CURVES:
+    if primaries == 1 and transfer in H273_SRGB_CURVES:
         return None
-    known = transfer in (*_H273_SRGB_CURVES, *_H273_GAMMAS, *_HDR_CURVES)
-    if primaries not in _H273_PRIMARIES or not known:
+    known = transfer in (*H273_SRGB_CURVES, *H273_GAMMAS, *_HDR_CURVES)
+    if primaries not in H273_PRIMARIES or not known:
         raise ValueError(f"its colours, code points {primaries} and {transfer}, are not supported")
     return bytes([primaries, transfer, 0, 1])
-
-
-def named_colors(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], transfer: int) -> Metadata:
-    """What metadata says of colours with these chromaticities and this curve of H.273: code points, else a profile.
-
-    Raises:
-        ValueError: the curve is not known, or one of high dynamic range with chromaticities that have no code point.
-    """
-    for number, (point, corners) in _H273_PRIMARIES.items():
-        if np.allclose(white, point, atol=1e-3) and (gray or np.allclose(primaries, corners, atol=1e-3)):
-            return Metadata(cicp=code_points(number, transfer))
-    if transfer in _H273_GAMMAS:
-        return Metadata(icc=_make_profile(gray, white, primaries, gamma=_H273_GAMMAS[transfer]))
-    if transfer in _H273_SRGB_CURVES:
-        return Metadata(icc=_make_profile(gray, white, primaries, transferfunction=_srgb_curve()))
-    raise ValueError(f"its colours, of curve {transfer} and primaries of their own, are not supported")
-
-
-def gamma_colors(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], gamma: float) -> Metadata:
-    """What metadata says of colours with these chromaticities and encoded = light ** gamma."""
-    return Metadata(icc=_make_profile(gray, white, primaries, gamma=1 / gamma))
-
-
-def from_linear(light: Pixels, dtype: np.dtype[Any]) -> tuple[Pixels, Metadata]:
-    """H×W×C floats of linear light with sRGB's primaries, beyond [0, 1] outside its gamut, to pixels and their colours.
-
-    They become sRGB of that dtype where it can hold them, and of the smallest of Display P3 and BT.2020 that can, else,
-    of 16 bits then. Alpha, the last of 2 or 4 channels, stays.
-    """
-    colors = 1 if light.shape[2] <= 2 else 3
-    color = light[..., :colors].astype(np.float64)
-    metadata = Metadata()
-    if colors == 3 and (color.min() < -_OUT_OF_GAMUT or color.max() > 1 + _OUT_OF_GAMUT):
-        dtype = np.dtype(np.uint16) if dtype.kind == "u" else dtype
-        for number in (12, 9):
-            wider = color @ (np.linalg.inv(_to_xyz(number)) @ _to_xyz(1)).T
-            metadata = Metadata(cicp=bytes([number, 13, 0, 1]))
-            if wider.min() >= -_OUT_OF_GAMUT:
-                break
-        color = wider
-    color = np.clip(color, 0, 1)
-    encoded = np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
-    pixels = np.concatenate([encoded, np.clip(light[..., colors:], 0, 1)], axis=2).astype(np.float32)
-    return to_dtype(pixels, dtype), metadata
-
-
-_OUT_OF_GAMUT = 0.01  # as far as a lossy encoder may overshoot by itself
-
-
-def _to_xyz(number: int) -> Pixels:
-    """Linear RGB of H.273's primaries with white D65 to CIE XYZ."""
-    white, corners = _H273_PRIMARIES[number]
-    xyz = np.array([[x / y, 1, (1 - x - y) / y] for x, y in zip(corners[::2], corners[1::2], strict=True)]).T
-    point = np.array([white[0] / white[1], 1, (1 - white[0] - white[1]) / white[1]])
-    matrix: Pixels = xyz * np.linalg.solve(xyz, point)
-    return matrix
 
 
 def is_hdr(metadata: Metadata) -> bool:
@@ -290,30 +234,31 @@ def profile_of(metadata: Metadata, channels: int = 3) -> bytes | None:
     usual = gray or np.allclose(chromaticities, _D65 + _SRGB_PRIMARIES, atol=0.002)
     if usual and abs(metadata.gamma - _SRGB_GAMMA) < 0.01:
         return None
-    return _make_profile(gray, chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
+    return make_profile(gray, chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
 
 
 def _profile_of_code_points(primaries: int, transfer: int, gray: bool) -> bytes | None:
     """Of H.273's code points; None for sRGB, and for such as no profile of this kind can express (HDR)."""
-    if primaries not in _H273_PRIMARIES or ((gray or primaries == 1) and transfer in _H273_SRGB_CURVES):
+    if primaries not in H273_PRIMARIES or ((gray or primaries == 1) and transfer in H273_SRGB_CURVES):
         return None
-    white, corners = _H273_PRIMARIES[primaries]
-    if transfer in _H273_GAMMAS:
-        return _make_profile(gray, white, corners, gamma=_H273_GAMMAS[transfer])
-    if transfer not in _H273_SRGB_CURVES:
+    white, corners = H273_PRIMARIES[primaries]
+    if transfer in H273_GAMMAS:
+        return make_profile(gray, white, corners, gamma=H273_GAMMAS[transfer])
+    if transfer not in H273_SRGB_CURVES:
         return None
-    return _make_profile(gray, white, corners, transferfunction=_srgb_curve())
+    return make_profile(gray, white, corners, transferfunction=srgb_curve())
 
 
-def _srgb_curve() -> Pixels:
-    """1024 steps of IEC 61966-2-1, of 16 bits."""
+def srgb_curve() -> Pixels:
+    """sRGB's curve, from signal to light: 1024 steps of IEC 61966-2-1, of 16 bits."""
     signal = np.linspace(0, 1, 1024)
     light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
     curve: Pixels = np.rint(light * 65535).astype(np.uint16)
     return curve
 
 
-def _make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
+def make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
+    """An ICC profile of gray or RGB; `curve` is a gamma or a `transferfunction`, from signal to light."""
     import imagecodecs
 
     if gray:

@@ -57,6 +57,7 @@ class _File:
     repeats: int | None = None
     comments: list[bytes] = field(default_factory=list)
     broken: str | None = None
+    icc: bytes | None = None
 
     @property
     def channels(self) -> int:
@@ -65,7 +66,8 @@ class _File:
         covers = first.place[:4] == (0, 0, self.width, self.height)
         if len(self.frames) > 1 or self.broken or first.transparent is not None or not covers:
             return 4
-        return 1 if first.palette[0::3] == first.palette[1::3] == first.palette[2::3] else 3
+        gray = first.palette[0::3] == first.palette[1::3] == first.palette[2::3]
+        return 1 if gray and self.icc is None else 3  # the profile is one of RGB
 
 
 def _take_apart(data: bytes) -> _File:
@@ -130,6 +132,8 @@ def _control(body: bytes) -> tuple[int, int, int | None]:
 def _note_extension(file: _File, kind: int, body: bytes) -> None:
     if kind == _COMMENT:
         file.comments.append(body)
+    elif kind == _APPLICATION and body[:11] == b"ICCRGBG1012":
+        file.icc = body[11:]
     elif kind == _APPLICATION and body[:11] in _LOOPS and body[11:12] == b"\1":
         (file.repeats,) = struct.unpack_from("<H", body, 12)
 
@@ -153,7 +157,7 @@ def read(source: Source, limit: Limit) -> Picture:
         broken=file.broken,
         # a GIF says how often to repeat, or nothing for once through
         loop=(1 if file.repeats is None else file.repeats and file.repeats + 1) if count > 1 else None,
-        metadata=Metadata(text=tuple(texts)),
+        metadata=Metadata(icc=file.icc, text=tuple(texts)),
     )
 
 

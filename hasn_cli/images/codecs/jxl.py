@@ -14,10 +14,11 @@ from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.jpeg import profile_in, segments
 from hasn_cli.images.codecs.jxl_header import GRAY, Header, read_header, with_floats
-from hasn_cli.images.color import from_linear, gamma_colors, named_colors, srgb_profile
+from hasn_cli.images.color import srgb_profile
 from hasn_cli.images.metadata import applied
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.spaces import from_linear, gamma_colors, named_colors
 
 _SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"
 _MAX_UNPACKED = 16 * 1024 * 1024

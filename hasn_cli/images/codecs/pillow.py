@@ -15,6 +15,7 @@ from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugi
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
 from hasn_cli.images.codecs.avif_sequence import mended
+from hasn_cli.images.codecs.bmp_color import read_colors
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.metadata import whole_resolution, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
@@ -93,7 +94,8 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
     """Read a BMP of any depth, compressed or not."""
-    return _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
+    picture = _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
+    return replace(picture, metadata=replace(picture.metadata, **read_colors(source.read())))
 
 
 def read_tga(source: Source, limit: Limit) -> Picture:

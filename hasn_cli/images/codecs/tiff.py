@@ -17,11 +17,12 @@ import numpy as np
 import tifffile
 
 from hasn_cli.images.codecs.tiff_structure import remove_tags, repair_lengths, without_broken_end
-from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
+from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.metadata import apply_orientation, upright
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape
 from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.spaces import ycc_to_rgb
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say is raised as an error here
 
@@ -31,6 +32,7 @@ _GRAY = (_PHOTOMETRIC.MINISWHITE, _PHOTOMETRIC.MINISBLACK)
 _CONVERTED = (_PHOTOMETRIC.SEPARATED, _PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB)
 _SHOWN = (*_GRAY, _PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, *_CONVERTED)
 _XMP, _IPTC, _ICC, _PHOTOSHOP = 700, 33723, 34675, 34377
+_YCBCR_COEFFICIENTS, _REFERENCE_BLACK_WHITE = 529, 532
 _DESCRIPTION, _ORIENTATION = 270, 274
 _RESOLUTION_TAGS = (282, 283, 296)
 _BYTES = 7
@@ -216,12 +218,27 @@ def _color(page: Any, data: Pixels) -> Pixels:
 
 
 def _from_ycbcr(page: Any, data: Pixels) -> Pixels:
-    """8-bit Y, Cb and Cr in full range to RGB, by the luma coefficients that the file states (TIFF 6.0, section 21)."""
-    stated = page.tags.valueof(529) or (299, 1000, 587, 1000, 114, 1000)
-    red, green, blue = (stated[at] / stated[at + 1] for at in (0, 2, 4))
-    y, cb, cr = (data[..., channel].astype(np.float32) - offset for channel, offset in enumerate((0, 128, 128)))
-    r, b = y + (2 - 2 * red) * cr, y + (2 - 2 * blue) * cb
-    return rounded(np.stack([r, (y - red * r - blue * b) / green, b], axis=2), np.dtype(np.uint8))
+    """8-bit Y, Cb and Cr to RGB, by the coefficients and the range that the file states (TIFF 6.0, sections 20, 21)."""
+    red, green, blue = _ratios(page, _YCBCR_COEFFICIENTS, 3) or (0.299, 0.587, 0.114)
+    return ycc_to_rgb(data, (red, green, blue), _ratios(page, _REFERENCE_BLACK_WHITE, 6))
+
+
+def _ratios(page: Any, tag: int, count: int) -> tuple[float, ...] | None:
+    """The values of a tag of so many RATIONALs; None where there is none, or one of another kind."""
+    stated = page.tags.valueof(tag)
+    if not isinstance(stated, tuple) or len(stated) != 2 * count or not all(stated[1::2]):
+        return None
+    return tuple(over / under for over, under in zip(stated[::2], stated[1::2], strict=True))
+
+
+def _chromaticities(page: Any) -> dict[str, Any]:
+    """What the file says of its RGB without a profile, where it is not sRGB's: white and primaries."""
+    white, primaries = _ratios(page, 318, 2), _ratios(page, 319, 6)
+    if page.photometric not in (_PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, _PHOTOMETRIC.YCBCR) or not (
+        white and primaries
+    ):
+        return {}
+    return {"gamma": 1 / 2.2, "chromaticities": white + primaries}
 
 
 def _stretch(page: Any, data: Pixels) -> Pixels:
@@ -242,8 +259,10 @@ def _metadata(page: Any) -> Metadata:
 
     resolution = page.get_resolution(tifffile.RESUNIT.INCH) if 282 in page.tags and 283 in page.tags else (1, 1)
     units = page.tags.valueof(296)
+    icc = srgb_profile() if page.photometric in _CONVERTED else raw(_ICC)
     return Metadata(
-        icc=srgb_profile() if page.photometric in _CONVERTED else raw(_ICC),
+        icc=icc,
+        **({} if icc else _chromaticities(page)),
         xmp=raw(_XMP),
         iptc=raw(_IPTC),
         dpi=resolution if units in (None, 2, 3) and 282 in page.tags and min(resolution) > 0 else None,

@@ -70,7 +70,7 @@ def break_in_chain(data: bytes | mmap) -> tuple[str, int] | None:
 
 
 def without_broken_end(source: Source) -> tuple[Source, str | None]:
-    """A file whose chain of directories ends where it breaks off, and why it does; the file itself where it is whole."""
+    """A file whose chain of directories ends where it breaks off, and why it does; a whole one is returned itself."""
     with source.view() as data:
         found = break_in_chain(data)
     if found is None:
