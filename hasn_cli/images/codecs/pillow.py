@@ -17,11 +17,13 @@ from hasn_cli.images.codecs.avif_metadata import with_metadata
 from hasn_cli.images.codecs.avif_sequence import mended
 from hasn_cli.images.codecs.bmp_color import read_colors
 from hasn_cli.images.color import code_points, widen
-from hasn_cli.images.metadata import whole_resolution, without_orientation
+from hasn_cli.images.metadata import left_out, whole_resolution, with_notices, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
+from hasn_cli.images.pointers import GAIN_MAP
 from hasn_cli.images.source import Limit, Source
 from hasn_cli.machine import count_cores
 
+_GAIN_MAP_ITEM = b"\0\0tmap\0"  # an item of that type, after its number and its protection, none
 _AVIF_SPEED = 6  # Pillow's own choice
 _BMP_RESOLUTION = 38  # where it stands in the file
 _METRE = 1 / 0.0254  # inches
@@ -85,6 +87,8 @@ def read_avif(source: Source, limit: Limit) -> Picture:
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
     picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth, broken=broken, whole=cut)
+    if _GAIN_MAP_ITEM in data:
+        picture = replace(picture, metadata=with_notices(picture.metadata, left_out(GAIN_MAP)))
     at = data.find(b"colrnclx") + 8
     if at < 8 or picture.metadata.icc is not None:
         return picture
