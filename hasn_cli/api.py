@@ -220,7 +220,8 @@ def _info_of(image: Image.Image, result: Image.Image) -> dict[str | tuple[int, i
     old = {key: value for key in ("exif", "xmp") if isinstance(value := info.get(key), bytes)}
     prefix = _EXIF if old.get("exif", b"").startswith(_EXIF) else b""
     exif = old["exif"].removeprefix(prefix) if "exif" in old else None
-    new = resized(Metadata(exif=exif, xmp=old.get("xmp")), (result.height, result.width))
+    size, before = (result.height, result.width), (image.height, image.width)
+    new = resized(Metadata(exif=exif, xmp=old.get("xmp")), size, before)
     changed = {"exif": new.exif and prefix + new.exif, "xmp": new.xmp}
     return info | {key: value for key, value in changed.items() if value}
 

@@ -333,7 +333,8 @@ def outcome_line(event: Event, *, verbose: bool) -> str | None:
 
     if isinstance(event, events.Done):
         height, width = event.sr_size
-        return f"{event.job.target_name}  {width}×{height}  {duration(event.seconds)}"
+        warning = f"  warning: {'; '.join(event.notices)}" if event.notices else ""
+        return f"{event.job.target_name}  {width}×{height}  {duration(event.seconds)}{warning}"
     if isinstance(event, events.Skipped):
         return f"{event.job.name}  skipped: {event.reason}"
     if isinstance(event, events.Stopped):

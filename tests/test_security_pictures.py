@@ -715,7 +715,7 @@ def test_a_jpeg_xl_of_thousands_of_channels_is_refused(bounded):
         at += width
     assert bits
     lying = data[:start] + value.to_bytes((at + 7) // 8, "little") + data[start + (at + 7) // 8 :]
-    refused(bounded.read(lying), "4001 channels")
+    refused(bounded.read(lying), "4001 extra channels")
 
 
 def test_the_head_of_a_jpeg_xl_may_lie_in_several_boxes(bounded):

@@ -24,7 +24,7 @@ from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PLANE_BYTES, enlarge
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, UsageError, WeightsError
-from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, write_picture
+from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, notices_of, write_picture
 from hasn_cli.images.picture import Shape
 from hasn_cli.images.unfinished import Overwrite, Placing, make_folder
 
@@ -70,7 +70,8 @@ def do_job(
         started = look(job, picture, settings, pool)
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)
     seconds = time.perf_counter() - began - waited - upscaler.waited
-    done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length)
+    notices = notices_of(replace(picture, size=target_size), started.format, settings.encode)
+    done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length, notices)
     scale = settings.size.network_scale(picture.size)
     return done, Receipt(mark, state, scale, pool.digest(scale))
 

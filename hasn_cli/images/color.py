@@ -167,27 +167,62 @@ def lab_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
+def is_profile(icc: bytes) -> bool:
+    """Whether Little CMS can make sense of bytes as an ICC profile."""
+    import imagecodecs
+
+    if len(icc) < 132 or icc[36:40] != b"acsp" or int.from_bytes(icc[:4], "big") > len(icc):
+        return False
+    try:
+        imagecodecs.cms_profile_validate(icc)
+    except imagecodecs.CmsError:
+        return False
+    return True
+
+
 _SRGB_GAMMA = 0.45455
 _D65 = (0.3127, 0.329)
 _SRGB_PRIMARIES = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
-# ITU-T H.273's code points: BT.709 (and sRGB), BT.2020, Display P3; and the curves that pictures have
-_H273_PRIMARIES = {
-    1: _SRGB_PRIMARIES,
-    9: (0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
-    12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+_DCI_WHITE, _C, _E = (0.314, 0.351), (0.31, 0.316), (1 / 3, 1 / 3)
+_P3_PRIMARIES = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+_BT2020_PRIMARIES = (0.708, 0.292, 0.17, 0.797, 0.131, 0.046)
+_BT601_PRIMARIES = (0.63, 0.34, 0.31, 0.595, 0.155, 0.07)
+# ITU-T H.273's code points: white and primaries; and the curves
+H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: (_D65, _SRGB_PRIMARIES),
+    4: (_C, (0.67, 0.33, 0.21, 0.71, 0.14, 0.08)),
+    5: (_D65, (0.64, 0.33, 0.29, 0.6, 0.15, 0.06)),
+    6: (_D65, _BT601_PRIMARIES),
+    7: (_D65, _BT601_PRIMARIES),
+    8: (_C, (0.681, 0.319, 0.243, 0.692, 0.145, 0.049)),
+    9: (_D65, _BT2020_PRIMARIES),
+    10: (_E, (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)),
+    11: (_DCI_WHITE, _P3_PRIMARIES),
+    12: (_D65, _P3_PRIMARIES),
+    22: (_D65, (0.63, 0.34, 0.295, 0.605, 0.155, 0.077)),
 }
-_H273_SRGB_CURVES = (1, 6, 13, 14, 15)
-_H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+H273_SRGB_CURVES = (1, 2, 6, 7, 11, 12, 13, 14, 15)  # all shown alike, or not specified
+H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
+_UNSPECIFIED = 2
 
 
 _HDR_CURVES = (16, 18)  # PQ and HLG
 
 
 def code_points(primaries: int, transfer: int) -> bytes | None:
-    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified."""
-    if primaries in (1, 2) and transfer not in _HDR_CURVES:
+    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified.
+
+    Raises:
+        ValueError: they are none that are known.
+    """
+    if primaries == _UNSPECIFIED:
+        primaries = 1
+    if primaries == 1 and transfer in H273_SRGB_CURVES:
         return None
-    return bytes([primaries & 255, transfer & 255, 0, 1])
+    known = transfer in (*H273_SRGB_CURVES, *H273_GAMMAS, *_HDR_CURVES)
+    if primaries not in H273_PRIMARIES or not known:
+        raise ValueError(f"its colours, code points {primaries} and {transfer}, are not supported")
+    return bytes([primaries, transfer, 0, 1])
 
 
 def is_hdr(metadata: Metadata) -> bool:
@@ -213,24 +248,31 @@ def profile_of(metadata: Metadata, channels: int = 3) -> bytes | None:
     usual = gray or np.allclose(chromaticities, _D65 + _SRGB_PRIMARIES, atol=0.002)
     if usual and abs(metadata.gamma - _SRGB_GAMMA) < 0.01:
         return None
-    return _make_profile(gray, chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
+    return make_profile(gray, chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
 
 
 def _profile_of_code_points(primaries: int, transfer: int, gray: bool) -> bytes | None:
     """Of H.273's code points; None for sRGB, and for such as no profile of this kind can express (HDR)."""
-    if primaries not in _H273_PRIMARIES or ((gray or primaries == 1) and transfer in _H273_SRGB_CURVES):
+    if primaries not in H273_PRIMARIES or ((gray or primaries == 1) and transfer in H273_SRGB_CURVES):
         return None
-    if transfer in _H273_GAMMAS:
-        return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], gamma=_H273_GAMMAS[transfer])
-    if transfer not in _H273_SRGB_CURVES:
+    white, corners = H273_PRIMARIES[primaries]
+    if transfer in H273_GAMMAS:
+        return make_profile(gray, white, corners, gamma=H273_GAMMAS[transfer])
+    if transfer not in H273_SRGB_CURVES:
         return None
+    return make_profile(gray, white, corners, transferfunction=srgb_curve())
+
+
+def srgb_curve() -> Pixels:
+    """sRGB's curve, from signal to light: 1024 steps of IEC 61966-2-1, of 16 bits."""
     signal = np.linspace(0, 1, 1024)
-    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
-    curve = np.rint(light * 65535).astype(np.uint16)
-    return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], transferfunction=curve)
+    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+    curve: Pixels = np.rint(light * 65535).astype(np.uint16)
+    return curve
 
 
-def _make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
+def make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
+    """An ICC profile of gray or RGB; `curve` is a gamma or a `transferfunction`, from signal to light."""
     import imagecodecs
 
     if gray:

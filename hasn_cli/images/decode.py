@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,15 +45,21 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
             source = read_stream(stream, max_pixels=max_pixels, name=name)
     origin = Source(source, name, most=MAX_FILE_BYTES if max_pixels else None)
     picture = guarded(origin.name, lambda: _read(origin, Limit(max_pixels or None)))
-    orientation = orientation_of(picture.metadata.exif)
+    orientation = orientation_of(picture.metadata.exif) if picture.metadata.size is None else 1
 
     def frames() -> Iterator[Frame]:
         iterator = iter(picture.frames)
-        while (frame := guarded(origin.name, lambda: next(iterator, None))) is not None:
+        for number in count(1):
+            part = f", {'page' if picture.paged else 'frame'} {number}" if picture.frame_count > 1 else ""
+            frame = guarded(origin.name + part, lambda: next(iterator, None))
+            if frame is None:
+                return
             yield replace(frame, pixels=apply_orientation(frame.pixels, orientation))
 
     size = picture.size if orientation < 5 else picture.size[::-1]
-    metadata = upright(picture.metadata, orientation)
+    metadata = picture.metadata
+    if metadata.size is None:  # else its reader has applied the orientation
+        metadata = upright(metadata, picture.size, orientation)
     return replace(picture, frames=Again(frames), size=size, metadata=metadata)
 
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from mmap import mmap
 
 from hasn_cli.images.limits import MAX_METADATA, TooMuch
@@ -103,6 +104,20 @@ class Directories:
         over, under = (self._unpack("L", entry.value_offset + at) for at in (0, 4))
         return over / under if under else None
 
+    def numbers(self, directory: int, tag: int) -> tuple[float, ...] | None:
+        """The values of SHORTs, LONGs or RATIONALs, None where there are none, or not all of them are numbers."""
+        entry = self.find(directory, tag)
+        if entry is None or entry.type not in (_SHORT, _LONG, _RATIONAL):
+            return None
+        kind = (
+            f"{2 * entry.count}L" if entry.type == _RATIONAL else f"{entry.count}{'H' if entry.type == _SHORT else 'L'}"
+        )
+        values = struct.unpack_from(self.order + kind, self.data, entry.value_offset)
+        if entry.type != _RATIONAL:
+            return tuple(map(float, values))
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+        return tuple(over / under for over, under in pairs) if all(under for _, under in pairs) else None
+
     def link(self, directory: int) -> int | None:
         """Where the offset of the directory after this one stands, None where the structure ends before."""
         if not 8 <= directory <= len(self.data) - 2:
@@ -133,6 +148,24 @@ class Exif(Directories):
         struct.pack_into(self.order + "H", self.data, entry.position + 2, type)
         self.data[entry.position + 8 : entry.position + 12] = packed.ljust(4, b"\0")
 
+    def set_numbers(self, directory: int, tag: int, values: tuple[float, ...]) -> bool:
+        """Overwrite SHORTs, LONGs or RATIONALs where they stand; False where they do not fit there."""
+        entry = self.find(directory, tag)
+        if entry is None or len(values) != entry.count or not all(0 <= value < 2**32 for value in values):
+            return False
+        if entry.type == _RATIONAL:
+            whole = [part for value in values for part in _ratio(value)]
+        else:
+            whole = [min(max(round(value), 0), 2**32 - 1) for value in values]
+        if entry.type == _SHORT and max(whole) > 0xFFFF:
+            if entry.count > 1:
+                return False
+            self.set_number(directory, tag, whole[0])
+            return True
+        kind = "H" if entry.type == _SHORT else "L"
+        struct.pack_into(f"{self.order}{len(whole)}{kind}", self.data, entry.value_offset, *whole)
+        return True
+
     def exchange(self, directory: int, tag: int, other: int) -> None:
         """Let two single RATIONALs that differ change places; where either is missing do nothing."""
         one, two = self.find(directory, tag), self.find(directory, other)
@@ -151,15 +184,6 @@ class Exif(Directories):
         end = link + 4
         self.data[entry.position : end] = self.data[entry.position + 12 : end] + bytes(12)
         struct.pack_into(self.order + "H", self.data, directory, self._unpack("H", directory) - 1)
-
-    def set_size(self, height: int, width: int) -> None:
-        """Correct the size in pixels wherever the block states it."""
-        self.set_number(self.first, IMAGE_WIDTH, width)
-        self.set_number(self.first, IMAGE_LENGTH, height)
-        exif = self.number(self.first, EXIF_IFD)
-        if exif is not None:
-            self.set_number(exif, PIXEL_X_DIMENSION, width)
-            self.set_number(exif, PIXEL_Y_DIMENSION, height)
 
     def drop_thumbnail(self) -> None:
         """Unlink the thumbnail's directory and erase the thumbnail; the block is shortened where that moves nothing."""
@@ -204,6 +228,12 @@ def check_values(exif: bytes) -> None:
         values = sum(entry.value_size for entry in block.entries(block.first, most=0xFFFF))
         if values > 2 * len(exif):
             raise TooMuch("its EXIF values overlap")
+
+
+def _ratio(value: float) -> tuple[int, int]:
+    """Numerator and denominator of 32 bits, nearest to a value below 2**32."""
+    ratio = Fraction(value).limit_denominator(max(1, int((2**32 - 1) / max(value, 1))))
+    return ratio.numerator, ratio.denominator
 
 
 RawEntry = tuple[int, int, int, bytes]

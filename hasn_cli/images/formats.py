@@ -154,6 +154,8 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
     if picture.following:
         message = f"{picture.name}: holds {picture.following + 1} files, one behind the other"
         raise ImageError(message, "use --first-frame for the first alone, or give each its own file")
+    if picture.broken:
+        raise ImageError(f"{picture.name}: {picture.broken}", "--first-frame takes the first alone")
     if picture.frame_count > 1:
         _check_frames(picture, entry)
     if format != "png" and is_hdr(picture.metadata):

@@ -34,6 +34,19 @@ def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at = end
 
 
+def declared_length(data: bytes) -> int:
+    """Where the boxes of a file that may be cut off end, or would end, by what they say of their lengths."""
+    at = 0
+    while at + 8 <= len(data):
+        length, _ = struct.unpack_from(">I4s", data, at)
+        if length == 1 and at + 16 <= len(data):
+            (length,) = struct.unpack_from(">Q", data, at + 8)
+        if length < 8:
+            return len(data)
+        at += length
+    return at
+
+
 def box(kind: bytes, *parts: bytes | bytearray) -> bytes:
     """One box."""
     length = 8 + sum(map(len, parts))

@@ -57,28 +57,41 @@ class _File:
     frames: list[_FrameData] = field(default_factory=list)
     repeats: int | None = None
     comments: list[bytes] = field(default_factory=list)
+    broken: str | None = None
+    icc: bytes | None = None
 
     @property
     def channels(self) -> int:
         """What the frames come as: gray, RGB, or RGBA where anything may be transparent."""
         first = self.frames[0]
         covers = first.place[:4] == (0, 0, self.width, self.height)
-        if len(self.frames) > 1 or first.transparent is not None or not covers:
+        if len(self.frames) > 1 or self.broken or first.transparent is not None or not covers:
             return 4
-        return 1 if first.palette[0::3] == first.palette[1::3] == first.palette[2::3] else 3
+        gray = first.palette[0::3] == first.palette[1::3] == first.palette[2::3]
+        return 1 if gray and self.icc is None else 3  # the profile is one of RGB
 
 
 def _take_apart(data: bytes) -> _File:
+    file = _File(0, 0)
     try:
-        return _walk(data)
+        _walk(data, file)
     except (IndexError, struct.error):
-        raise ValueError("the file is truncated") from None
+        # what is missing of an animation is said when it is asked for; its first frame is whole
+        file.broken = f"frame {len(file.frames) + 1} is damaged (the file is truncated)"
+        if not file.frames:
+            raise ValueError("the file is truncated") from None
+    if not file.frames:
+        raise ValueError("it holds no picture")
+    left, top, across, down, _ = file.frames[0].place  # some declare a canvas of no size
+    file.width, file.height = max(file.width, left + across), max(file.height, top + down)
+    return file
 
 
-def _walk(data: bytes) -> _File:
+def _walk(data: bytes, file: _File) -> None:
+    """Put the blocks of a GIF into `file`, as far as they go; raises IndexError or struct.error where it breaks off."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _table_length(flags)
-    file, shared = _File(width, height), data[13:at]
+    file.width, file.height, shared = width, height, data[13:at]
     control = _NO_CONTROL
     frames, extensions, room = Count("frames", MAX_FRAMES), Count("extensions"), Room()
     # sub-blocks are 255 bytes long but the last of each frame
@@ -104,11 +117,6 @@ def _walk(data: bytes) -> _File:
         else:
             raise ValueError("something that is no block")
         at = end
-    if not file.frames:
-        raise ValueError("it holds no picture")
-    left, top, across, down, _ = file.frames[0].place  # some declare a canvas of no size
-    file.width, file.height = max(file.width, left + across), max(file.height, top + down)
-    return file
 
 
 def _table_length(flags: int) -> int:
@@ -141,6 +149,8 @@ def _control(body: bytes) -> tuple[int, int, int | None]:
 def _note_extension(file: _File, kind: int, body: bytes) -> None:
     if kind == _COMMENT:
         file.comments.append(body)
+    elif kind == _APPLICATION and body[:11] == b"ICCRGBG1012":
+        file.icc = body[11:]
     elif kind == _APPLICATION and body[:11] in _LOOPS and body[11:12] == b"\1":
         (file.repeats,) = struct.unpack_from("<H", body, 12)
 
@@ -162,9 +172,10 @@ def read(source: Source, limit: Limit) -> Picture:
         frames=Again(lambda: _compose(_take_apart(source.read()))),
         frame_count=count,
         one_palette=all(frame.palette == file.frames[0].palette for frame in file.frames),
+        broken=file.broken,
         # a GIF says how often to repeat, or nothing for once through
         loop=(1 if file.repeats is None else file.repeats and file.repeats + 1) if count > 1 else None,
-        metadata=Metadata(text=tuple(texts)),
+        metadata=Metadata(icc=file.icc, text=tuple(texts)),
     )
 
 
@@ -192,6 +203,8 @@ def _compose(file: _File) -> Iterator[Frame]:
             area[...] = before
         elif frame.disposal == _CLEAR:
             area[...] = 0
+    if file.broken:
+        raise ValueError(file.broken)
 
 
 def _draw(area: Pixels, indices: Pixels, palette: Pixels, transparent: int | None) -> None:

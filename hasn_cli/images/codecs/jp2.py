@@ -16,8 +16,10 @@ from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
 from hasn_cli.images.limits import MAX_CHANNELS, Limit
+from hasn_cli.images.metadata import with_whole_profile
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Source
+from hasn_cli.images.spaces import ycc_to_rgb
 
 _SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 _UUIDS = {
@@ -25,7 +27,7 @@ _UUIDS = {
     "xmp": UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes,
     "iptc": UUID("33c7a4d2-b81d-4723-a0ba-f1a3e097ad38").bytes,
 }
-_CMYK, _SRGB, _GRAY = 12, 16, 17
+_CMYK, _SRGB, _GRAY, _SYCC = 12, 16, 17, 18
 _COLOR, _OPACITY, _PREMULTIPLIED = range(3)  # what a channel definition says that a component is
 _METRE = 1 / 0.0254  # inches
 
@@ -53,7 +55,7 @@ def read(source: Source, limit: Limit) -> Picture:
     limit.check(source.name, file.height, file.width)
     check_structure(contents)
     channels = _channels(file)
-    metadata = Metadata(**file.metadata)
+    metadata = with_whole_profile(Metadata(**file.metadata))
 
     def frames() -> Iterator[Frame]:
         data = source.read()
@@ -171,7 +173,8 @@ def _channels(file: _File) -> int:
     count = len(_order(file))
     if file.color == _CMYK and count == 4:
         return 3
-    if file.color not in (None, _SRGB, _GRAY) or not 1 <= count <= 4:
+    fits = count in (3, 4) if file.color == _SYCC else file.color in (None, _SRGB, _GRAY) and 1 <= count <= 4
+    if not fits:
         raise ValueError(f"{file.components} components in colour space {file.color} are not supported")
     return count
 
@@ -191,6 +194,8 @@ def _shown(file: _File, pixels: Pixels, icc: bytes | None) -> Pixels:
     pixels = pixels if file.palette else widen(pixels[..., _order(file)], file.depth)
     if file.color == _CMYK:
         return cmyk_to_srgb(pixels, icc)
+    if file.color == _SYCC and not file.palette:
+        pixels = np.concatenate([ycc_to_rgb(pixels[..., :3]), pixels[..., 3:]], axis=2)
     return unpremultiply(pixels) if file.premultiplied and not file.palette else pixels
 
 

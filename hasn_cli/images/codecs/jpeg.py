@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -21,14 +21,16 @@ from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
 from hasn_cli.images.limits import Count, Limit, Room
-from hasn_cli.images.metadata import decoded_comment, whole_resolution
+from hasn_cli.images.metadata import decoded_comment, left_out, whole_resolution, with_notices, with_whole_profile
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.pointers import GAIN_MAP, kinds_behind
 from hasn_cli.images.source import Source
 
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
+_ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 _METADATA = (_APP0, _APP1, _APP2, _APP13, _COM)
@@ -84,7 +86,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if depth != 8:
         raise ValueError(f"{depth} bits a sample are not supported")
     check_scans(data)
-    metadata = _metadata(parts)
+    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _beside(data, parts)))
 
     def frames() -> Iterator[Frame]:
         yield Frame(_decode(source.read(), metadata.icc))
@@ -145,6 +147,14 @@ def _markers(data: bytes) -> Iterator[tuple[int, int]]:
         at = found.end()
         if at + 2 <= len(data):
             at += max(2, struct.unpack_from(">H", data, at)[0])
+
+
+def _beside(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
+    """The kinds of what goes with the picture in the file and does not come along."""
+    end = next((at + 2 for marker, at in _markers(data) if marker == _EOI), len(data))
+    kinds = kinds_behind(memoryview(data)[end:])
+    announced = [GAIN_MAP] if any(marker == _APP2 and body.startswith(_ISO_GAIN_MAP) for marker, body in parts) else []
+    return (*announced, *kinds)
 
 
 def _decode(data: bytes, icc: bytes | None) -> Pixels:
@@ -216,6 +226,11 @@ def _without_left_over(data: bytes, count: int) -> bytes:
     end = next((at for marker, at in _markers(data) if marker == _EOI), 0)
     scans = data[:end].rstrip(b"\xff")
     return scans[: len(scans) - count] + data[end:]
+
+
+def profile_in(parts: Iterable[tuple[int, bytes]]) -> bytes | None:
+    """The profile that segments hold in pieces."""
+    return _metadata(list(parts)).icc
 
 
 def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:

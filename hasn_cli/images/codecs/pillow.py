@@ -15,14 +15,18 @@ from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugi
 from hasn_cli.images.codecs import bmp_rle, items
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
+from hasn_cli.images.codecs.avif_sequence import mended
+from hasn_cli.images.codecs.bmp_color import read_colors
 from hasn_cli.images.codecs.webp_writing import write_animation
 from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
-from hasn_cli.images.metadata import whole_resolution, without_orientation
+from hasn_cli.images.metadata import left_out, whole_resolution, with_notices, without_orientation
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.pointers import GAIN_MAP
 from hasn_cli.images.source import Source
 from hasn_cli.machine import count_cores
 
+_GAIN_MAP_ITEM = b"\0\0tmap\0"  # an item of that type, after its number and its protection, none
 _AVIF_SPEED = 6  # Pillow's own choice
 _TGA_ATTRIBUTES = 494  # where, in its extension area, a TGA says what its alpha is
 _TGA_UNUSED, _TGA_PREMULTIPLIED = (0, 1, 2), 4  # none, and undefined; and multiplied into the colour
@@ -33,12 +37,15 @@ _METRE = 1 / 0.0254  # inches
 
 def read_webp(source: Source, limit: Limit) -> Picture:
     """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
-    chunks, frames = _riff_chunks(source.read())
+    data = source.read()
+    source, broken = _mended_webp(source, data)
+    chunks, frames = _riff_chunks(source.read() if broken else data)
     height, width = _webp_size(chunks)
     limit.check(source.name, height, width)
     limit.check_total(source.name, height * width * max(1, frames))
     first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
-    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
+    exact = b"VP8L" in chunks or b"VP8L" in first
+    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=exact, broken=broken)
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
@@ -55,6 +62,22 @@ def _webp_size(chunks: dict[bytes, memoryview]) -> tuple[int, int]:
     else:
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
     return height, width
+
+
+def _mended_webp(source: Source, data: bytes) -> tuple[Source, str | None]:
+    """An animation that breaks off, without the frame that it breaks off in, and which that is."""
+    if int.from_bytes(data[4:8], "little") + 8 <= len(data) or data[12:16] != b"VP8X":
+        return source, None
+    at, frames, count = 12, 0, Count("chunks")
+    while (end := at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")) <= len(data) and at + 8 <= len(data):
+        count.add()
+        frames += data[at : at + 4] == b"ANMF"
+        at = end + end % 2
+    if not frames:
+        return source, None
+    whole = data[:at] + bytes(max(0, at - len(data)))
+    mended = whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
+    return Source(mended, source.name), f"frame {frames + 1} is damaged (the file is truncated)"
 
 
 def _riff_chunks(data: bytes) -> tuple[dict[bytes, memoryview], int]:
@@ -82,12 +105,17 @@ def _riff_chunks(data: bytes) -> tuple[dict[bytes, memoryview], int]:
 
 def read_avif(source: Source, limit: Limit) -> Picture:
     """Read an AVIF; a still of 10 or 12 bits comes as 16."""
-    data = source.read()
+    data, cut = mended(source.read())
+    broken = None
+    if cut is not None:
+        source, broken = Source(data, source.name), f"frame {cut + 1} is damaged (the file is truncated)"
     items.check(source.name, data, limit)
     configuration = data.find(b"av1C")
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-    picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth)
+    picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth, broken=broken, whole=cut)
+    if _GAIN_MAP_ITEM in data:
+        picture = replace(picture, metadata=with_notices(picture.metadata, left_out(GAIN_MAP)))
     at = data.find(b"colrnclx") + 8
     if at < 8 or picture.metadata.icc is not None:
         return picture
@@ -97,9 +125,11 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
     """Read a BMP of any depth, compressed or not. Alpha that is 0 everywhere is not used, as other programs have it."""
+    colors = read_colors(source.read())
     if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
         source = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
-    return _with_used_alpha(_read(source, limit, "bmp", BmpImagePlugin.BmpImageFile))
+    picture = _with_used_alpha(_read(source, limit, "bmp", BmpImagePlugin.BmpImageFile))
+    return replace(picture, metadata=replace(picture.metadata, **colors))
 
 
 def read_tga(source: Source, limit: Limit) -> Picture:
@@ -143,10 +173,12 @@ def _read(
     lossless: bool | None = None,
     depth: int = 8,
     opaque: bool = False,
+    broken: str | None = None,
+    whole: int | None = None,
 ) -> Picture:
     with plugin(source.open()) as image:
         limit.check(source.name, image.height, image.width)
-        count = getattr(image, "n_frames", 1)
+        count = int(whole or getattr(image, "n_frames", 1) or 1)  # `whole`: so many of its frames are
         mode = _shown_mode(image)
         mode = mode.removesuffix("A") if opaque else mode
         size = (image.height, image.width)
@@ -163,6 +195,8 @@ def _read(
                     widen(imagecodecs.avif_decode(source.read()), depth) if deep else np.asarray(opened.convert(mode))
                 )
                 yield Frame(pixels.reshape(*size, -1), opened.info.get("duration", 0) if count > 1 else None)
+        if broken:
+            raise ValueError(broken)
 
     return Picture(
         name=source.name,
@@ -172,6 +206,7 @@ def _read(
         dtype=np.dtype(np.uint16 if deep else np.uint8),
         frames=Again(frames),
         frame_count=count,
+        broken=broken,
         loop=info.get("loop", 0) if count > 1 else None,
         lossless=format in ("bmp", "tga") if lossless is None else lossless,
         metadata=metadata_from(info),
