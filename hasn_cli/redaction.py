@@ -9,17 +9,23 @@ import traceback
 HIDDEN = "***"
 _SHORTEST = 6  # characters of an environment variable's value that is looked for; shorter ones would hide words
 
+# Names may be a stranger's, so no pattern here may take long over any text: what repeats is bounded, or cannot overlap.
 _WORDS = r"token|secret|passw(?:or)?d|passphrase|signature|credential|api[_-]?key|access[_-]?key|auth(?!or)"
-_SECRET = rf"[\w.\-]*(?:{_WORDS})[\w.\-]*"
-_NAME = re.compile(rf"{_SECRET}|sig|key|pass|pwd|authorization", re.IGNORECASE)
-_USER = re.compile(r"(?<![\w+.\-])([A-Za-z][\w+.\-]*://)[^\s/?#'\"]*@")  # up to the last @ before the path
-_QUERY = re.compile(r"([?&;#])([\w.%\-]+)=([^\s&;#'\"]*)")
-_ASSIGNED = re.compile(rf"""(['"]?\b(?:{_SECRET})['"]?\s*[:=]\s*['"]?)(?!\*\*\*)[^\s'",;&)}}]{{4,}}""", re.IGNORECASE)
-_HEADER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=\-]{8,}")
+_SECRET_NAME = re.compile(rf"{_WORDS}|\A(?:sig|key|pass|pwd|authorization)\Z", re.IGNORECASE)
+_USER = re.compile(r"(?<![\w+.\-])([A-Za-z][\w+.\-]{0,30}://)[^\s/?#'\"]*@")  # up to the last @ before the path
+_QUERY = re.compile(r"([?&;#])([\w.%\-]{1,200})=([^\s&;#'\"]*)")
+_ASSIGNED = re.compile(
+    rf"""((?:{_WORDS})[\w.\-]{{0,40}}['"]?\s{{0,3}}[:=]\s{{0,3}}['"]?)(?!\*\*\*)[^\s'",;&)}}]{{4,}}""", re.IGNORECASE
+)
+_HEADER = re.compile(r"\b(Bearer|Basic)\s{1,3}[\w.~+/=\-]{8,}")
 _KNOWN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
-    r"|ya29\.[\w\-]{20,}|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]*)"
+    r"|ya29\.[\w\-]{20,}|eyJ[\w\-]{10,2000}\.[\w\-]{10,4000}\.[\w\-]*)"
 )
+_SECRET_VARIABLE = re.compile(
+    r"(?i:TOKEN|SECRET|PASSW|PASSPHRASE|API_?KEY|ACCESS_?KEY)(?!.*(?:_FILE|_PATH|_DIR|_URL|_ID)\Z)"
+)
+"""Environment variables that are called as one that holds a secret, and not its place or name."""
 
 
 def redacted(text: str) -> str:
@@ -57,16 +63,9 @@ def without_secrets(value: object) -> object:
 
 def _without_value(found: re.Match[str]) -> str:
     mark, name, value = found.groups()
-    return f"{mark}{name}={HIDDEN}" if value and _NAME.fullmatch(name) else found[0]
+    return f"{mark}{name}={HIDDEN}" if value and _SECRET_NAME.search(name) else found[0]
 
 
 def _secrets_of_environment() -> list[str]:
-    values = [value for name, value in os.environ.items() if len(value) >= _SHORTEST and _is_secret(name)]
+    values = [value for name, value in os.environ.items() if len(value) >= _SHORTEST and _SECRET_VARIABLE.search(name)]
     return sorted(values, key=len, reverse=True)  # one may hold another
-
-
-def _is_secret(name: str) -> bool:
-    """Whether an environment variable is called as one that holds a secret, and not the path of one."""
-    return bool(re.search(r"TOKEN|SECRET|PASSW|PASSPHRASE|API_?KEY|ACCESS_?KEY", name.upper())) and not (
-        name.upper().endswith(("_FILE", "_PATH", "_DIR", "_URL", "_ID"))
-    )

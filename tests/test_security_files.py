@@ -604,6 +604,31 @@ def test_what_is_no_secret_stays(text):
     assert redacted(text) == text
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "token",
+        ".-_",
+        "://",
+        "a://",
+        "?a",
+        "&",
+        "-eyJ",
+        "eyJ-.",
+        "Basic ",
+        "token =  ",
+        "auth",
+        "=",
+        "x" * 50 + "://",
+    ],
+)
+def test_no_text_takes_long_to_look_through(piece):
+    for text in (piece * 20_000, piece * 20_000 + "@", "?" + piece * 20_000 + "=1"):
+        redacted(text)
+
+
 def test_a_journal_keeps_no_password(folder, fake, monkeypatch):
     memory = pytest.importorskip("fsspec").filesystem("memory")
     save("a.png")
