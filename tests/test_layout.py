@@ -1,4 +1,4 @@
-"""The layers stay layers: what may import what, and how long a piece of code may grow."""
+"""The layers stay layers: what may import what, and that every module says what it is."""
 
 from __future__ import annotations
 
@@ -82,15 +82,6 @@ def test_imports_at_module_level_have_no_cycle():
     for module, others in graph.items():  # a package that re-exports its own parts is no cycle
         graph[module] = {other for other in others if not within(module, other)}
     assert list(graphlib.TopologicalSorter(graph).static_order())
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_functions_stay_short_and_modules_too(module):
-    source = MODULES[module].read_text()
-    assert len(source.splitlines()) <= 400
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= 60, f"{module}: {node.name}"
 
 
 @pytest.mark.parametrize("module", MODULES)

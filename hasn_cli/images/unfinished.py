@@ -204,7 +204,8 @@ def _open_below(folder: Path, root: Path | None, make: bool) -> int:
 def _create(folder: _Folder) -> tuple[BinaryIO, str]:
     while True:
         name = f"{PREFIX}{owner()}-{secrets.token_hex(6)}{SUFFIX}"
-        stream = os.fdopen(folder.open(name, CREATE), "w+b")
+        # by `open`, and not `os.fdopen`, so that the stream has a name: some encoders ask for it
+        stream = open(name, "x+b", opener=lambda name, _: folder.open(name, CREATE))  # noqa: SIM115
         with contextlib.suppress(OSError):  # a disk without locks
             _lock(stream, wait=True)
         if _is_still(folder, name, stream):
