@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCALES = (2, 3, 4)
 SHAPE = (3, 4)  # height to width of the pictures that are asked about
-DEVELOPMENT = ("test", "bench")  # optional groups that add nothing to the program
+NOT_LISTED = ("all", "test", "bench")  # groups of other groups, and tools for development
 
 PROBE = (192, 256)  # LR pixels; the picture of the speed test
 LITTLE = 1 << 30  # bytes of free memory that deserve a word
@@ -193,7 +193,7 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"]([\w-]+)", line)
         if name and extra is None:
             needed.append(name[0])
-        elif name and extra and extra[1] not in DEVELOPMENT:
+        elif name and extra and extra[1] not in NOT_LISTED:
             extras.setdefault(extra[1], []).append(name[0])
     return needed, extras
 

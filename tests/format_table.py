@@ -1,7 +1,7 @@
-"""The table of formats, each cell of it a round trip that is really made. `python tests/format_table.py` writes it.
+"""The table of formats in docs/pictures.md, measured: each cell is a real round trip.
 
-"Read" is a file that another program wrote, "write" one that another program reads back; the other cells go from a
-picture to a file and back, and compare.
+`python tests/format_table.py` writes it. "read" reads a file that another library wrote, and "write" writes one that
+another library reads. The other cells write a picture, read it back and compare.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hasn_cli.images.color import to_srgb
 from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [ROOT / "docs" / "pictures.md", ROOT / "README.md"]
+PAGE = ROOT / "docs" / "pictures.md"
 BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
 HEADINGS = ("Format", "read", "write", "16-bit", "float", "alpha", "ICC", "EXIF", "XMP", "frames", "largest side")
 YES, NO = "yes", "–"
@@ -197,13 +197,11 @@ def table() -> str:
 
 
 def update(text: str, body: str) -> str:
-    """`text` with what stands between the markers replaced; unchanged where there are none."""
+    """`text` with everything between the markers replaced by `body`."""
     return re.sub(f"(?s){BEGIN}.*?{END}", f"{BEGIN}\n{body}\n{END}", text)
 
 
 if __name__ == "__main__":
     body = table()
-    for path in FILES:
-        if path.exists():
-            path.write_text(update(path.read_text("utf-8"), body), "utf-8")
+    PAGE.write_text(update(PAGE.read_text("utf-8"), body), "utf-8")
     print(body)

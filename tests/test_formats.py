@@ -16,7 +16,7 @@ import tifffile
 from pictures import WIDE_GAMUT, animation, exif, photo, picture
 from PIL import Image
 
-from hasn_cli.errors import ImageError, MissingExtraError, UsageError
+from hasn_cli.errors import ImageError, MissingExtraError, UsageError, install_command
 from hasn_cli.images import (
     FORMATS,
     SUFFIXES,
@@ -36,11 +36,9 @@ def table() -> str:
     return format_table.table()
 
 
-@pytest.mark.parametrize("path", format_table.FILES, ids=lambda path: path.name)
-def test_the_published_table_is_the_one_that_the_round_trips_give(path, table):
-    text = path.read_text("utf-8")
-    if format_table.BEGIN not in text:
-        pytest.skip(f"{path.name} holds no table of formats")
+def test_the_published_table_is_what_the_round_trips_give(table):
+    text = format_table.PAGE.read_text("utf-8")
+    assert format_table.BEGIN in text
     assert format_table.update(text, table) == text, "run: python tests/format_table.py"
 
 
@@ -298,7 +296,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("hasn_cli.images.formats._has_heif", lambda: False)
     with pytest.raises(MissingExtraError) as caught:
         check_can_hold(picture(photo()), (9, 9), "heic", EncodeOptions())
-    assert "hasn-cli[heic]" in str(caught.value.hint)
+    assert install_command("heic") in str(caught.value.hint)
     with pytest.raises(MissingExtraError):
         open_picture(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(99))
 
