@@ -31,7 +31,7 @@ LOSSLESS = EncodeOptions(lossless=True, quality=100)
 
 
 def foreign_file(format: str) -> bytes:
-    """`photo()` written by another program."""
+    """`photo()` written by another library."""
     pixels = photo()
     buffer = io.BytesIO()
     if format == "jpegxl":
@@ -50,7 +50,7 @@ def foreign_file(format: str) -> bytes:
 
 
 def foreign_pixels(format: str, data: bytes) -> np.ndarray:
-    """What another program sees in a file."""
+    """The pixels that another library reads from a file."""
     if format == "jpegxl":
         return np.asarray(imagecodecs.jpegxl_decode(data))
     if format == "tiff":
@@ -67,7 +67,7 @@ def foreign_pixels(format: str, data: bytes) -> np.ndarray:
 
 
 def through(shown: Picture, format: str, options: EncodeOptions = LOSSLESS) -> Picture:
-    """Written and read again."""
+    """Write a picture and read it again."""
     buffer = io.BytesIO()
     write_picture(shown, buffer, format, options)
     return open_picture(buffer.getvalue())
@@ -78,7 +78,7 @@ def pixels_of(shown: Picture) -> np.ndarray:
 
 
 def close(found: np.ndarray, wanted: np.ndarray, limit: float = 6) -> bool:
-    """Within so many levels of 255, on average: room for lossy formats and 256 colours, none for a shift."""
+    """Whether the mean difference is below `limit` levels of 255: enough for lossy formats, too little for a shift."""
     return found.shape == wanted.shape and float(np.abs(found.astype(float) - wanted).mean()) < limit
 
 
@@ -104,7 +104,7 @@ def reading(format: str) -> str:
     pixels = pixels_of(found)
     if pixels.dtype == np.float32:
         pixels = np.rint(pixels * 255)
-    pixels = pixels[..., :3]  # an icon says of every picture that it may be transparent
+    pixels = pixels[..., :3]  # every picture in an icon has an alpha channel
     extra = FORMATS[format].extra
     return (f"with extra `{extra}`" if extra else YES) if close(pixels, photo()) and found.format == format else NO
 

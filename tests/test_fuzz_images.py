@@ -1,4 +1,4 @@
-"""Broken files: whatever is done to a real one, it gives a picture or an `ImageError`, soon and in bounded memory."""
+"""A damaged file gives a picture or an `ImageError`, within limits of time and memory, whatever the damage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def written(shown, format: str) -> bytes:
 
 
 def seeds(format: str) -> list[bytes]:
-    """Files to start from: all that the format can hold, and real ones."""
+    """Files to start from: one with everything that the format can hold, and real ones."""
     entry = FORMATS[format]
     full = {"metadata": full_metadata()}
     files = [written(picture(photo(), **full), format), written(picture(photo(9, 7, channels=1)), format)]
@@ -56,7 +56,7 @@ def seeds(format: str) -> list[bytes]:
 
 
 def others(format: str) -> list[bytes]:
-    """What this program reads but never writes."""
+    """Files that this program reads but never writes."""
     image = Image.fromarray(photo())
     kinds: dict[str, list[tuple[Image.Image, dict[str, object]]]] = {
         "jpeg": [(image, {"progressive": True}), (image.convert("CMYK"), {}), (image.convert("L"), {})],
@@ -89,10 +89,10 @@ def others(format: str) -> list[bytes]:
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:
-    """One of the things that happen to files, or that somebody with bad intentions does to them."""
+    """A file with damage as it happens by accident or on purpose."""
     broken = bytearray(data)
     kind = dice.randrange(8)
-    # heads decide most, so half of all damage is done there
+    # half of all damage is in the header, which matters most
     reach = min(len(data), 600) if dice.random() < 0.5 else len(data)
     at = dice.randrange(reach)
     if kind == 0:
@@ -120,7 +120,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 
 def with_true_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks' checksums agree with whatever they hold now, so that it gets past the first gate."""
+    """A PNG with corrected checksums, so that damage is not found by them."""
     mended = bytearray(data)
     at = 8
     while at + 12 <= len(mended):
@@ -134,11 +134,11 @@ def with_true_checksums(data: bytes) -> bytes:
 
 
 def attempt(data: bytes, format: str, folder: Path) -> bool:
-    """Read, and write what was read. Whether it was a picture.
+    """Read a file and write it again. Returns whether it was a picture.
 
     Raises:
         AssertionError: it took too long.
-        Exception: anything that is not meant for the user's eyes.
+        Exception: any error that is not meant for users.
     """
     target = folder / "out"
     start = time.perf_counter()
@@ -159,7 +159,7 @@ def attempt(data: bytes, format: str, folder: Path) -> bool:
 
 
 def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
-    """How many of the mutated files were no pictures any more, and how many still were."""
+    """The number of damaged files that were refused, and of those that were still pictures."""
     dice = random.Random(f"{format} {seed}")
     files = seeds(format)
     for data in files:
@@ -169,14 +169,14 @@ def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
         data = mutated(dice.choice(files), dice)
         if format == "png" and dice.random() < 0.7:
             data = with_true_checksums(data)
-        # for the one who has to mend it; written beforehand, since a codec that crashes leaves no time afterwards
+        # kept for debugging; written in advance, because a codec may crash the process
         (folder.parent / f"fuzz-{format}.bin").write_bytes(data)
         pictures += attempt(data, format, folder)
     return rounds - pictures, pictures
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_broken_files_give_an_error_or_a_picture_and_no_other_word(format, tmp_path, capfd):
+def test_broken_files_give_an_error_or_a_picture_and_no_other_output(format, tmp_path, capfd):
     refused, _ = fuzz(format, ROUNDS["quick"], 0, tmp_path)
     assert refused > 0
     assert capfd.readouterr() == ("", "")
