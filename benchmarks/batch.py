@@ -1,10 +1,10 @@
-"""What a batch costs beyond the network, and whether its memory stays flat.
+"""Measures the time that a batch takes beyond the network's, and whether its memory stays constant.
 
     python benchmarks/batch.py throughput --pictures 200     whole run ÷ the network alone, JPEG photos of 0.1 MP, x4
     python benchmarks/batch.py memory --pictures 10000       resident memory from the 10th picture to the last
 
-The photos are made from those in `examples/`, each another one. Network alone and whole run take turns in blocks
-(either first, in turn), so that a machine that gets slower or quicker meanwhile does so to both.
+The photos are different crops of those in `examples/`. The network alone and the whole run take turns in blocks, and
+alternate in which is first, so that a change in the machine's speed affects both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PHOTO = (365, 274)  # width, height: 0.1 megapixels
 
 
 def make_photos(folder: Path, count: int) -> None:
-    """So many different JPEG photos."""
+    """Write this many different JPEG photos."""
     folder.mkdir(parents=True)
     originals = [Image.open(path).convert("RGB").resize(PHOTO) for path in sorted(EXAMPLES.glob("*.jpg"))]
     for number in range(count):
@@ -40,27 +40,26 @@ def make_photos(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
 
 
-Seconds = np.ndarray  # wall, and processor
+Seconds = np.ndarray  # wall time, processor time
 
 
 def now() -> Seconds:
-    """By the clock, and by the processors' account of this process, which other programs do not disturb."""
+    """Wall time, and this process's processor time, which other programs do not disturb."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def network_alone(pool: UpscalerPool, jobs: list[Job], scale: int) -> Seconds:
-    """Seconds for the pictures of `jobs`, decoded beforehand, in groups as large as the device likes.
+    """Seconds for the pictures of `jobs`, decoded beforehand.
 
-    In a thread, as the batch has it: a first network in the main thread was found to be slower by a sixth.
+    It runs in a thread, as in a batch: the first network in the main thread turned out to be a sixth slower.
     """
     upscaler = pool.loaded(scale)
     images = [np.asarray(Image.open(job.source)) for job in jobs]
-    group = max(1, upscaler.batch_size(images[0].shape[:2]))
 
     def work() -> Seconds:
         began = now()
-        for start in range(0, len(images), group):
-            upscaler.upscale_batch(images[start : start + group])
+        for image in images:
+            upscaler.upscale(image)
         return now() - began
 
     with ThreadPoolExecutor(1) as thread:
@@ -68,7 +67,7 @@ def network_alone(pool: UpscalerPool, jobs: list[Job], scale: int) -> Seconds:
 
 
 def whole_run(jobs: list[Job], settings: Settings) -> Seconds:
-    """Seconds from files to files, loading the network included."""
+    """Seconds from files to files, including the time to load the network."""
     began = now()
     for event in run_batch(jobs, settings, on_exists="overwrite"):
         if isinstance(event, Failed):
@@ -77,14 +76,14 @@ def whole_run(jobs: list[Job], settings: Settings) -> Seconds:
 
 
 def throughput(pictures: int, block: int, scale: int, device: str) -> dict[str, object]:
-    """The ratio of the whole run's time to the network's."""
+    """Measure the whole run's time divided by the network's."""
     settings = Settings(size=Size(factor=scale), device=device)
     pool = UpscalerPool(settings)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_photos(folder / "in", pictures)
         jobs = find_jobs([folder / "in"], folder / "out")
-        network_alone(pool, jobs[:2], scale), whole_run(jobs[:2], settings)  # warm
+        network_alone(pool, jobs[:2], scale), whole_run(jobs[:2], settings)  # warm up
         alone, whole = [], []
         for start in range(0, pictures, block):
             part = jobs[start : start + block]
@@ -108,7 +107,7 @@ def throughput(pictures: int, block: int, scale: int, device: str) -> dict[str, 
 
 
 def memory(pictures: int, side: int) -> dict[str, object]:
-    """Resident memory as pictures of side × side go by."""
+    """Measure resident memory while pictures of side × side pixels are processed."""
     process, used = psutil.Process(), {}
     marks = sorted({10, 100, 300, 1000, 3000, pictures} - {n for n in (100, 300, 1000, 3000) if n > pictures})
     with tempfile.TemporaryDirectory() as name:

@@ -1,13 +1,13 @@
-"""The network on a CPU: this program beside the plain module, ONNX Runtime and OpenVINO, and how far it goes.
+"""Measures the network on a CPU: this program, the plain module, ONNX Runtime and OpenVINO.
 
     python benchmarks/inference.py speed              ratios of wall time, then seconds and peak memory
     python benchmarks/inference.py flat               cost of a megapixel from 0.1 to 25 megapixels
     python benchmarks/inference.py memory             24 megapixels at x2 within budgets
     python benchmarks/inference.py tiles              what tiles change: the largest difference from the exact picture
 
-Each engine runs in a process of its own, so that peak memory is its own, by the operating system's account. This
-program and a peer take turns, a picture at a time, so that a machine that gets slower or quicker meanwhile does so to
-both. The first picture is not counted. `-o DIR` writes each table as JSON, and `speed` and `flat` as a plot too.
+Each engine runs in a process of its own, whose peak memory the operating system reports. This program and a peer take
+turns after each picture, so that a change in the machine's speed affects both. The first picture is not counted.
+`-o DIR` writes each table as JSON, and `speed` and `flat` also as a plot.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Engine = Callable[[np.ndarray], object]
 
 
 def picture(width: int, height: int) -> np.ndarray:
-    """Photos of this size, H×W×3 uint8: those in `examples/` side by side at their own resolution, mirrored on."""
+    """A photo of this size, H×W×3 uint8: those in `examples/` side by side, continued by mirroring."""
     photos = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(EXAMPLES.glob("*.jpg"))]
     rows = min(len(photo) for photo in photos)
     image = np.concatenate([photo[:rows] for photo in photos], axis=1)[:height, :width]
@@ -48,7 +48,7 @@ def as_input(image: np.ndarray) -> np.ndarray:
 
 
 def make_engine(name: str, weights: str, scale: int, threads: int, options: dict) -> Engine:
-    """What turns H×W×3 uint8 into the larger picture, by `name`."""
+    """The engine called `name`: a function that enlarges H×W×3 uint8."""
     import torch
 
     from hasn_cli.weights import load_network
@@ -81,7 +81,7 @@ def make_engine(name: str, weights: str, scale: int, threads: int, options: dict
 
 
 def serve(pipe: Connection, arguments: tuple) -> None:
-    """One engine's process: a picture's size comes in, seconds go out; None ends it, and its memory goes out."""
+    """An engine's process: receives sizes and sends seconds; at None it sends its peak memory and ends."""
     engine = make_engine(*arguments)
     pipe.send(peak_memory())
     while (size := pipe.recv()) is not None:
@@ -93,7 +93,7 @@ def serve(pipe: Connection, arguments: tuple) -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process had resident so far."""
+    """Peak resident memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -115,7 +115,7 @@ class Remote:
         return self._pipe.recv()
 
     def end(self) -> int:
-        """Stop, and say what its peak memory was."""
+        """Stop the process and return its peak memory."""
         self._pipe.send(None)
         peak: int = self._pipe.recv()
         self._process.join()
@@ -123,7 +123,7 @@ class Remote:
 
 
 def speed(args: argparse.Namespace) -> list[dict]:
-    """This program and each peer in turn on the same picture; two at a time, since some of them want all memory."""
+    """Measure this program against each peer on the same picture, one peer at a time because of the memory."""
     rows = []
     for size in args.sizes:
         for name in args.peers:
@@ -147,7 +147,7 @@ def speed(args: argparse.Namespace) -> list[dict]:
 
 
 def flat(args: argparse.Namespace) -> list[dict]:
-    """The cost of a megapixel over sizes; all sizes in turn, as often as the small ones need for a median."""
+    """Measure seconds per megapixel for each size; the sizes take turns, and small ones run more often."""
     sizes = [(365, 274), (768, 512), (1536, 1024), (3072, 2048), (6144, 4096)][: args.largest]
     engine = Remote("hasn", args)
     engine.run(sizes[0])
@@ -165,7 +165,7 @@ def flat(args: argparse.Namespace) -> list[dict]:
 
 
 def memory(args: argparse.Namespace) -> list[dict]:
-    """Peak memory for one large picture within budgets."""
+    """Measure peak memory for a large picture within several budgets."""
     size, rows = args.sizes[-1] if args.sizes_given else (6000, 4000), []
     for wanted in args.budgets:
         precision, _, mebibytes = wanted.partition(":")
@@ -182,7 +182,7 @@ def memory(args: argparse.Namespace) -> list[dict]:
 
 
 def tiles(args: argparse.Namespace) -> list[dict]:
-    """The largest and the mean difference, in grey levels, that tiles make."""
+    """Measure the largest and the mean difference, in grey levels, that tiles cause."""
     rows = []
     size = args.sizes[-1]
     image = picture(*size)
@@ -204,7 +204,7 @@ def show(rows: list[dict]) -> None:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Seconds a megapixel, as bars."""
+    """Draw seconds per megapixel as bars."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -221,7 +221,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def machine() -> dict:
-    """What the figures come from."""
+    """The machine that the numbers come from."""
     import platform
 
     import torch
@@ -234,13 +234,13 @@ def machine() -> dict:
 
 
 def a_size(text: str) -> tuple[int, int]:
-    """WIDTHxHEIGHT."""
+    """Parse WIDTHxHEIGHT."""
     width, height = text.split("x")
     return int(width), int(height)
 
 
 def main() -> None:
-    """Run one table."""
+    """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=("speed", "flat", "memory", "tiles"))
     parser.add_argument("-w", "--weights", default="hasn")

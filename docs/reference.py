@@ -1,7 +1,7 @@
-"""Write the tables of options, from the program itself, into README.md and docs/commands.md.
+"""Write docs/commands.md, every command with its options, from the program itself.
 
-python docs/reference.py           rewrites both
-python docs/reference.py --check   tells by its exit code whether they are up to date
+python docs/reference.py           rewrites it
+python docs/reference.py --check   exits with 1 if it is out of date
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ import click
 from hasn_cli.cli.main import COMMANDS, hasn
 
 ROOT = Path(__file__).resolve().parent.parent
-README, COMMANDS_PAGE = ROOT / "README.md", ROOT / "docs" / "commands.md"
-BEGIN, END = "<!-- options:begin -->", "<!-- options:end -->"
+PAGE = ROOT / "docs" / "commands.md"
 HEADER = "| option | meaning |\n|---|---|"
 INTRODUCTION = """# Commands
 
-Every command with its options, as `--help` gives them. Written by `python docs/reference.py`.
+Every command with its options, as `--help` shows them. `python docs/reference.py` writes this page.
+
+`hasn PICTURE` is short for `hasn upscale PICTURE`.
+
+| exit code | meaning |
+|---|---|
+| 0 | everything was done |
+| 1 | something failed; in a batch, the other pictures are written |
+| 2 | the command was wrong; nothing was done |
+| 130 | interrupted; what was finished is complete, and nothing is half-written |
+
+An error is one line on stderr, `error: WHAT IS WRONG`. Where you can do something about it, a second line follows:
+`hint: WHAT TO DO`. Only pixels (`-o -`) and JSON (`--json`) go to stdout.
 """
 
 
 def main() -> int:
-    """Rewrite what is out of date, or with `--check` only say so; returns the exit code."""
+    """Rewrite the page if it is out of date, or with `--check` only say so; returns the exit code."""
     check = "--check" in sys.argv[1:]
-    stale = [(path, text) for path, text in pages() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    for path, text in stale:
-        click.echo(f"{path.relative_to(ROOT)} {'is out of date' if check else 'rewritten'}")
-        if not check:
-            path.write_text(text, encoding="utf-8")
-    return int(check and bool(stale))
-
-
-def pages() -> Iterator[tuple[Path, str]]:
-    """Each file that holds tables, and what it should say."""
-    yield README, with_table(README.read_text(encoding="utf-8"), table(*_command("upscale")))
-    yield COMMANDS_PAGE, INTRODUCTION + "".join(section(command, ctx) for command, ctx in _all_commands())
-
-
-def with_table(text: str, content: str) -> str:
-    """`text` with `content` between the markers."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+    text = INTRODUCTION + "".join(section(command, ctx) for command, ctx in _all_commands())
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    click.echo(f"{PAGE.relative_to(ROOT)} {'is out of date' if check else 'rewritten'}")
+    if not check:
+        PAGE.write_text(text, encoding="utf-8")
+    return int(check)
 
 
 def table(command: click.Command, ctx: click.Context) -> str:
-    """A command's options as a Markdown table, a row of its own before each group."""
+    """A command's options as a Markdown table, with a row before each group that names it."""
     lines, last = [HEADER], ""
     for param in command.get_params(ctx):
         record = None if isinstance(param, click.Argument) else param.get_help_record(ctx)
@@ -76,7 +76,7 @@ def section(command: click.Command, ctx: click.Context) -> str:
 
 
 def _text(command: click.Command) -> str:
-    """The help's paragraphs; those that click leaves as they are (after a line of \\b) as code."""
+    """The paragraphs of the help; those that click prints as they are (marked by a line with \\b) become code."""
     paragraphs = []
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if paragraph.startswith("\b\n"):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The same batch on a Dask cluster (pip install 'hasn-cli[cluster]'). Without an address, two workers on this machine;
-# elsewhere `dask scheduler` on one machine and `dask worker tcp://HOST:8786` on the others, with hasn installed there.
+# The same batch on a Dask cluster (pip install ".[cluster]"). Without an address, it uses two workers on this machine.
+# For a real cluster, run `dask scheduler` on one machine and `dask worker tcp://HOST:8786` on the others, with hasn
+# installed on each.
 #
 #     examples/cluster.sh photos/ larger/ tcp://scheduler:8786
 set -euo pipefail

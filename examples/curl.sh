@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From the web, enlarged, into a file: nothing but the result touches the disk.
+# Downloads a picture, enlarges it and writes it to a file. Only the result is written to the disk.
 #
 #     examples/curl.sh https://example.org/photo.jpg large.png
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A whole tree of pictures at twice the size, kept as a tree. Killed or interrupted, it goes on when started again;
-# one broken picture is named and does not stop the others.
+# Enlarges a folder of pictures with its subfolders to twice the size. If it is interrupted, start it again and it
+# continues. A broken picture is named and does not stop the others.
 #
 #     examples/folder.sh holiday/ larger/
 set -euo pipefail

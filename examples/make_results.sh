@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the pictures in examples/results/ anew; to be run when the weights have changed.
+# Makes the pictures in examples/results/ again. Run it when the weights have changed.
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A folder shared out by GNU parallel, twenty pictures at a time, each process with a GPU of its own (JOBS = how many
-# there are). On one CPU a single hasn is as quick, since it uses all cores.
+# GNU parallel distributes a folder, twenty pictures at a time, and gives each process a GPU of its own (JOBS is the
+# number of GPUs). On a CPU, a single hasn is just as fast, because it uses all cores.
 #
 #     JOBS=4 examples/parallel.sh photos/ larger/
 set -euo pipefail

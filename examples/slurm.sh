@@ -4,7 +4,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=8G
 #SBATCH --time=04:00:00
-# Eight tasks of a Slurm array, each with every eighth picture; submitted again, each goes on where it was.
+# Eight tasks of a Slurm array, each with every eighth picture. Submit it again and each task continues.
 #
 #     sbatch examples/slurm.sh photos/ larger/
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""What the program finds on this machine, and what it would do with it."""
+"""Examines this machine: what is installed and available, and how hasn would use it."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler
 
 SCALES = (2, 3, 4)
-SHAPE = (3, 4)  # height to width of the pictures that are asked about
-DEVELOPMENT = ("test", "bench")  # optional groups that add nothing to the program
+SHAPE = (3, 4)  # height to width of the pictures that plans are made for
+NOT_LISTED = ("all", "test", "bench")  # groups of other groups, and tools for development
 
 PROBE = (192, 256)  # LR pixels; the picture of the speed test
-LITTLE = 1 << 30  # bytes of free memory that deserve a word
+LITTLE = 1 << 30  # less free memory than this, in bytes, is a concern
 
 
 @dataclass(frozen=True)
 class Device:
-    """Something the network can run on.
+    """A device that the network can run on.
 
     Attributes:
-        name: as `--device` takes it.
+        name: as for `--device`.
         title: the maker's name for it.
         memory, free: in bytes.
-        precision: that `auto` means there.
-        chosen: `--device auto` means this one.
+        precision: what `auto` means on it.
+        chosen: whether `--device auto` chooses it.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Device:
 
 @dataclass(frozen=True)
 class FormatState:
-    """Whether a format can be read and written here, found by doing it; `extra` names what would add it."""
+    """Whether a format can be read and written here, found by trying it; `extra` names the extra that adds it."""
 
     name: str
     title: str
@@ -66,11 +66,11 @@ class FormatState:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far the memory goes at one scale.
+    """The largest picture that fits into memory at one scale.
 
     Attributes:
-        size: (height, width) in LR pixels of the largest 4:3 picture that is computed whole, so exactly.
-        budget: bytes that the network may take.
+        size: (height, width) in LR pixels of the largest 4:3 picture that is computed whole, and therefore exactly.
+        budget: bytes that the network may use.
     """
 
     scale: int
@@ -80,13 +80,13 @@ class Reach:
 
 @dataclass(frozen=True)
 class Speed:
-    """What the speed test found.
+    """The result of the speed test.
 
     Attributes:
         scale: of the network.
-        seconds_per_megapixel: of the LR picture, median.
-        output_megapixels_per_second: of the SR picture.
-        rounds: how often it was measured.
+        seconds_per_megapixel: per megapixel of the LR picture, median.
+        output_megapixels_per_second: megapixels of the SR picture.
+        rounds: how many times it was measured.
     """
 
     scale: int
@@ -97,7 +97,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Concern:
-    """Something that is amiss, and what to do about it; `fatal` if pictures cannot be upscaled as it is."""
+    """A problem and what to do about it; `fatal` if pictures cannot be upscaled because of it."""
 
     what: str
     hint: str
@@ -106,7 +106,7 @@ class Concern:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found. `packages` and `extras`: name → version, None where it is not installed; sizes in bytes."""
+    """Everything that was found. `packages`: name → version, or None if it is missing. Sizes are in bytes."""
 
     version: str
     python: str
@@ -128,16 +128,16 @@ class Report:
     concerns: tuple[Concern, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
+        """Values for JSON."""
         return asdict(self)
 
 
 def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = None) -> Report:
-    """Look at everything.
+    """Examine everything.
 
     Args:
-        seconds: how long to measure the speed; 0: not at all.
-        progress: told what is being looked at.
+        seconds: how long to measure the speed; 0 for no measurement.
+        progress: called with the name of what is examined next.
     """
     import torch
 
@@ -182,7 +182,7 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
 
 
 def requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """The packages that hasn-cli needs, and those of each optional group; empty where it is not installed."""
+    """The packages that hasn-cli needs, and those of each extra; both empty if it is not installed as a package."""
     needed: list[str] = []
     extras: dict[str, list[str]] = {}
     try:
@@ -193,13 +193,13 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"]([\w-]+)", line)
         if name and extra is None:
             needed.append(name[0])
-        elif name and extra and extra[1] not in DEVELOPMENT:
+        elif name and extra and extra[1] not in NOT_LISTED:
             extras.setdefault(extra[1], []).append(name[0])
     return needed, extras
 
 
 def find_devices() -> tuple[Device, ...]:
-    """The CPU, each CUDA device and Apple's GPU, as far as PyTorch can use them."""
+    """The CPU, each CUDA device and Apple's GPU, if PyTorch can use them."""
     import torch
 
     devices = [_device("cpu", _processor(), total_memory())]
@@ -224,7 +224,7 @@ def _device(name: str, title: str, memory: int) -> Device:
 
 
 def torch_build() -> str:
-    """What PyTorch was built for: CUDA or ROCm with its version, else the CPU, and the instructions it uses there."""
+    """What PyTorch was built for: CUDA or ROCm with its version, and the CPU instructions that it uses."""
     import torch
 
     instructions = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
@@ -236,7 +236,7 @@ def torch_build() -> str:
 
 
 def bundled_weights(scale: int) -> str | None:
-    """Path of the weights in the package, or None if they are not there."""
+    """Path of the weights in the package, or None if they are missing."""
     from hasn_cli.weights import bundled_path
 
     try:
@@ -246,14 +246,14 @@ def bundled_weights(scale: int) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: the Hugging Face Hub client's home."""
+    """Where downloaded weights are kept: the home folder of the Hugging Face Hub client."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME)
 
 
 def probe_formats() -> tuple[FormatState, ...]:
-    """Every format, written and read with a tiny picture to see what works."""
+    """Try to write and read a tiny picture in every format."""
     from hasn_cli.images.formats import FORMATS
 
     states = []
@@ -282,7 +282,7 @@ def _probe(name: str) -> tuple[bool, bool]:
 
 
 def largest_exact(upscaler: Upscaler) -> Reach:
-    """The largest 4:3 picture that `upscaler` would compute whole, found by asking for its plans."""
+    """The largest 4:3 picture that `upscaler` would compute whole, according to its plans."""
 
     def fits(unit: int) -> bool:
         try:
@@ -301,7 +301,7 @@ def largest_exact(upscaler: Upscaler) -> Reach:
 
 
 def measure_speed(upscaler: Upscaler, seconds: float) -> Speed:
-    """Upscale the same noise again and again for so many seconds; the first time, which warms up, does not count."""
+    """Upscale the same noise repeatedly for this many seconds. The first time, which warms up, does not count."""
     probe = np.random.default_rng(0).integers(0, 256, (*PROBE, 3), np.uint8)
     end = time.perf_counter() + seconds
     upscaler.upscale(probe)
@@ -318,7 +318,7 @@ def measure_speed(upscaler: Upscaler, seconds: float) -> Speed:
 def find_concerns(
     weights: dict[int, str | None], formats: tuple[FormatState, ...], cache: Path, free: int
 ) -> list[Concern]:
-    """What is amiss, the gravest first."""
+    """All problems, the most serious first."""
     import torch
 
     concerns = []
@@ -352,7 +352,7 @@ def _existing(path: Path) -> Path:
 
 
 def _load(scales: Sequence[int]) -> tuple[dict[int, Upscaler], list[Concern]]:
-    """An upscaler for each scale, and what is the matter with those that cannot be had."""
+    """An upscaler for each scale whose weights can be loaded, and a concern for each of the others."""
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
 
@@ -373,7 +373,7 @@ def _version(package: str) -> str | None:
 
 
 def _cores() -> int:
-    """Physical cores that this process may use, as far as the system tells."""
+    """Physical cores that this process may use, as far as the system reveals it."""
     import psutil
 
     usable = count_cores()

@@ -1,4 +1,4 @@
-"""From a small picture to a large one: the network on its colour and on its transparency, then the size asked for."""
+"""Enlarges a picture: the network runs on its colour and on its transparency, then the exact size is made."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hasn_cli.images.picture import Again, Frame, Picture
 from hasn_cli.stillness import Stillness
 
 SCALES = (2, 3, 4)
-PLANE_BYTES = 12  # a pixel: the float planes, of one channel at a time, that reducing and --consistent work in
-ROWS = 64  # that are worked on in double precision at a time
-ASKED = 1 << 20  # samples, about, that tell what most of them span
-PLAIN = 1 / 16  # the least that floats within [0, 1] span to be taken as they are
-PROJECTIONS = 5  # steps of --consistent; the docs say what each brings
-ALPHA = ("blend", "separate")  # what an alpha channel is: how much of the colour shows, or data of its own
+PLANE_BYTES = 12  # bytes per pixel: float planes that reducing and --consistent use for one channel at a time
+ROWS = 64  # handled in double precision at a time
+ASKED = 1 << 20  # about as many samples are enough to find the range of most values
+PLAIN = 1 / 16  # floats within [0, 1] that span at least this go to the network unchanged
+PROJECTIONS = 5  # steps of --consistent; docs/pictures.md shows what each achieves
+ALPHA = ("blend", "separate")  # alpha says how much of the colour shows, or is data of its own
 Pixels = NDArray[Any]
 Progress = Callable[[float], None]
 
 
 class Upscales(Protocol):
-    """What is needed of `hasn_cli.inference.Upscaler`."""
+    """The part of `hasn_cli.inference.Upscaler` that is used here."""
 
     @property
     def scale(self) -> int: ...
@@ -39,7 +39,7 @@ class Upscales(Protocol):
 
 @dataclass(frozen=True)
 class Size:
-    """How large the result is to be; just one kind of wish at a time, but `width` and `height` may come together.
+    """The size of the result, given in one way; only `width` and `height` may be combined.
 
     Attributes:
         factor: times the input's sides, from 1 to 4; what counts when nothing else is given.
@@ -71,7 +71,7 @@ class Size:
             raise UsageError(f"a factor must lie between 1 and {max(SCALES)}, not {self.factor}")
 
     def target(self, lr_size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that a picture of `lr_size` is to have, each at least 1."""
+        """The (height, width) of the result for a picture of `lr_size`, each at least 1."""
         lr_height, lr_width = lr_size
         if self.width is not None and self.height is not None:
             return self.height, self.width
@@ -84,7 +84,7 @@ class Size:
         elif self.megapixels is not None:
             factor = Fraction(math.sqrt(self.megapixels * 1e6 / (lr_height * lr_width)))
         else:
-            # a factor such as 1.1 means eleven tenths and not the nearest binary fraction
+            # a factor such as 1.1 means exactly eleven tenths, not the nearest binary fraction
             factor = Fraction(str(self.factor))
         return _at_least_1(lr_height * factor), _at_least_1(lr_width * factor)
 

@@ -1,18 +1,27 @@
-"""The one family of errors that a user is meant to read.
+"""All errors that are meant for the user.
 
-An error is raised where its fact is known, with a hint wherever there is something to do about it, and shown
+An error is raised where the problem is found, with a hint wherever the user can do something about it. It is shown
 once, at the top of the program.
 """
 
 from __future__ import annotations
 
+# How to install an optional group of packages. Every hint uses this line. Once the package is published, change it to
+# 'pip install "hasn-cli[{extra}]"'; tests/test_packaging.py then names the pages that have to follow.
+INSTALL_EXTRA = 'pip install ".[{extra}]"'
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an optional group of packages, for example `pip install ".[onnx]"`."""
+    return INSTALL_EXTRA.format(extra=extra)
+
 
 class HasnError(Exception):
-    """Something the user can understand and, with the hint, usually mend.
+    """A problem that the user can understand and, with the hint, usually solve.
 
     Args:
         message: what is wrong, in one line, naming the file or option.
-        hint: what to do about it, in one line, or None where nothing can be said.
+        hint: what to do about it, in one line, or None if there is nothing to suggest.
     """
 
     exit_code = 1
@@ -27,7 +36,7 @@ class HasnError(Exception):
 
 
 class UsageError(HasnError):
-    """Options or arguments that cannot be meant together (exit code 2)."""
+    """Options or arguments that contradict each other or make no sense (exit code 2)."""
 
     exit_code = 2
 
@@ -37,27 +46,35 @@ class WeightsError(HasnError):
 
 
 class DownloadError(WeightsError):
-    """Weights that could not be brought from where they are published."""
+    """Weights that could not be downloaded."""
 
 
 class ImageError(HasnError):
-    """A picture that cannot be read, or cannot be held by the format asked for."""
+    """A picture that cannot be read, or that the output format cannot hold."""
 
 
 class OutputError(HasnError):
-    """An output that cannot be written, or must not be."""
+    """An output that cannot be written, or that must not be overwritten."""
 
 
 class DeviceError(HasnError):
-    """A device or precision that is not to be had here."""
+    """A device or precision that is not available on this machine."""
 
 
 class BudgetError(HasnError):
-    """A picture that does not fit the memory budget in any allowed way."""
+    """A picture that does not fit into the memory budget, not even in tiles."""
 
 
 class MissingExtraError(HasnError):
-    """An optional dependency that is needed and not installed."""
+    """An optional package that is needed and not installed.
+
+    Args:
+        need: what needs it, as the beginning of a sentence, for example `writing ONNX`.
+        extra: the optional group in `pyproject.toml` that contains it.
+    """
 
     def __init__(self, need: str, extra: str) -> None:
-        super().__init__(f"{need} needs an optional package", f"pip install 'hasn-cli[{extra}]'")
+        hint = install_command(extra)
+        if '".[' in hint:  # the package is not published yet, so pip needs the source code
+            hint += " in the folder with hasn's source code"
+        super().__init__(f"{need} needs an optional package", hint)

@@ -1,6 +1,6 @@
 """The network as an ONNX file, for other runtimes.
 
-What is written is the plain network: whole pictures, no strips and no tiles, so its memory grows with the picture.
+The file contains the plain network, without strips or tiles, so its memory grows with the picture.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from hasn_cli.network import HASN, MIN_SIDE
 from hasn_cli.weights.checkpoint import write_atomically
 
 OPSET = 18
-TOLERANCE = 1e-4  # of a sample in [0, 1]; rounding alone stays two orders below
+TOLERANCE = 1e-4  # of a sample in [0, 1]; rounding alone gives a hundredth of this
 CHECK_SIZES = ((MIN_SIDE, MIN_SIDE), (37, 64), (50, 23))
 INPUT, OUTPUT = "lr", "sr"
 
 
 def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping[str, str] | None = None) -> float:
-    """Write `network` as ONNX, weights inside, once `check_onnx` has passed it; whole or not at all.
+    """Write `network` with its weights as ONNX, after `check_onnx` has passed. The file is complete or not written.
 
-    The file's input `lr` is N×3×H×W, float32, RGB in [0, 1], any N, any H and W from 15; its output `sr` is N×3×sH×sW,
-    unclamped.
+    The file's input `lr` is N×3×H×W, float32, RGB in [0, 1], any N, any H and W from 15. Its output `sr` is N×3×sH×sW,
+    not clamped.
 
     Args:
         network: in evaluation mode, on the CPU.
         path: the target; an existing file is replaced.
         opset: version of the ONNX operators, 18 or later.
-        about: entries for the file's metadata, beside scale and what the input must be.
+        about: more entries for the file's metadata, which always has the scale and the form of the input.
 
     Returns:
-        What `check_onnx` measured.
+        The difference that `check_onnx` measured.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
-        HasnError: there is no writing such an opset, or the check has failed; what was at `path` stays.
+        HasnError: the exporter cannot write this opset, or the check failed; an existing file stays.
         OSError: the target cannot be written.
     """
-    _runtime()  # if it is missing, that is told before the work
+    _runtime()  # fails before the work begins if it is missing
     model = _converted(network, opset)
     entries = {
         "architecture": "HASN",
@@ -61,7 +61,7 @@ def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping
 
 
 def _converted(network: HASN, opset: int) -> Any:
-    example = torch.zeros(1, 3, MIN_SIDE + 9, MIN_SIDE + 20)  # unequal sides, so that neither is taken for the other
+    example = torch.zeros(1, 3, MIN_SIDE + 9, MIN_SIDE + 20)  # different sides, so that they stay separate
     try:
         with _quietly():
             program = torch.onnx.export(
@@ -85,16 +85,16 @@ def _converted(network: HASN, opset: int) -> Any:
 
 
 def check_onnx(model: Path | bytes, network: HASN, sizes: Sequence[tuple[int, int]] = CHECK_SIZES) -> float:
-    """The largest difference between an ONNX model, run by onnxruntime, and the network, over noise.
+    """The largest difference between an ONNX model, run by onnxruntime, and the network, on noise.
 
     Args:
-        model: the file, or what would be its content.
-        network: what it was made from.
-        sizes: (height, width) of each noise.
+        model: the file, or its content.
+        network: the network that it was made from.
+        sizes: (height, width) of the noise pictures.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        HasnError: the difference is more than rounding.
+        HasnError: the difference is larger than rounding explains.
     """
     session = _runtime().InferenceSession(model, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
@@ -107,7 +107,7 @@ def check_onnx(model: Path | bytes, network: HASN, sizes: Sequence[tuple[int, in
         worst = max(worst, (torch.from_numpy(found) - expected).abs().max().item())
     if not worst <= TOLERANCE:
         raise HasnError(
-            f"the ONNX model differs from the network by {worst:.1g}", "please report it, with torch's version"
+            f"the ONNX model differs from the network by {worst:.1g}", "please report it, with the version of torch"
         )
     return worst
 
@@ -121,7 +121,7 @@ def _runtime() -> Any:
 
 
 def _forget_origin(model: Any) -> None:
-    """Take out the exporter's notes on every node, which hold stack traces with this machine's paths."""
+    """Remove the exporter's notes from every node: they contain stack traces with paths of this machine."""
     graph = model.graph
     for holder in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del holder.metadata_props[:]
@@ -130,7 +130,7 @@ def _forget_origin(model: Any) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what the exporter and its helper say of themselves off stderr."""
+    """Keep the messages of the exporter and its helper off stderr."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [log.level for log in logs]
     for log in logs:

@@ -1,8 +1,8 @@
-"""How many cores and how much memory this process may use, a container's limits included.
+"""How many cores and how much memory this process may use, including a container's limits.
 
-psutil and PyTorch see the whole machine. Under Docker, Kubernetes, systemd or Slurm a control group may allow a share
-of it, and ends a process that takes more: https://docs.kernel.org/admin-guide/cgroup-v2.html and, before it,
-https://docs.kernel.org/admin-guide/cgroup-v1/.
+psutil and PyTorch see the whole machine. Under Docker, Kubernetes, systemd or Slurm, a control group may allow only a
+part of it, and the kernel kills a process that takes more memory. There are two versions of control groups:
+https://docs.kernel.org/admin-guide/cgroup-v2.html and https://docs.kernel.org/admin-guide/cgroup-v1/.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def count_cores(root: Path = ROOT) -> int:
 
 
 def total_memory(root: Path = ROOT) -> int:
-    """Bytes that this process and its control group may hold."""
+    """Bytes that this process and its control group may use."""
     limits = [limit for group in _groups("memory", root) if (limit := _memory_limit(group)) is not None]
     return min([int(psutil.virtual_memory().total), *limits])
 
 
 def free_memory(root: Path = ROOT) -> int:
-    """Bytes that this process could still take without another's loss, cached files given up."""
+    """Bytes that this process can still take without harming others; cached files count as free."""
     rooms = [room for group in _groups("memory", root) if (room := _memory_room(group)) is not None]
     return max(0, min([int(psutil.virtual_memory().available), *rooms]))
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, from its own up to the mount's.
+    """Folders of the control groups that contain this process, from its own up to the mount point.
 
-    A container may see its own group as the mount, while /proc still names it by its path on the host.
+    In a container, the mount point may be its own group, while /proc still names the group by its path on the host.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -54,7 +54,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _cpu_share(group: Path) -> float | None:
-    """Cores' worth of time, None where there is no limit."""
+    """The limit in cores, or None if there is none."""
     quota, _, period = _read(group / "cpu.max").strip().partition(" ")
     if not quota:
         quota, period = (_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
@@ -82,7 +82,7 @@ def _memory_room(group: Path) -> int | None:
 
 
 def _read(path: Path) -> str:
-    """A file's text, empty where there is none."""
+    """A file's text, or nothing if there is no such file."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:

@@ -1,13 +1,14 @@
 """HASN, the Hybrid Attention Separable Network (arXiv 2410.09844), as a plain PyTorch module.
 
-Written to be read and to train. `hasn_cli.inference` evaluates the same network faster, in bounded memory; this module
-is what "the same" means. Attribute names are the keys of the released checkpoint, so weights load strictly.
+This module is for reading and for training. `hasn_cli.inference` evaluates the same network faster and in bounded
+memory; it is tested against this module. Attribute names are the keys of the released checkpoint, so weights load
+strictly.
 
-Shapes are N×C×H×W. With C = 52 feature channels, a picture goes
+Shapes are N×C×H×W. With C = 52 feature channels, a picture takes this way:
 
     3 → conv_1 → C → block_1 … block_6 → conv_2 → C, plus conv_1's output → upsampler → 3, s times as high and wide
 
-and nothing is clamped: the output of a trained network overshoots [0, 1] slightly.
+Nothing is clamped: the output of a trained network overshoots [0, 1] slightly.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ EXPANSION = 3  # f1, f2 and f3 widen the features threefold
 CAB_COMPRESSION = 3  # CAB narrows them threefold
 CHANNEL_ATTENTION_SQUEEZE = 52  # the channel attention squeezes 52 channels to one
 ESA_CHANNELS = 16
-MIN_SIDE = 15  # ESA's 3×3 stride-2 convolution and 7×7 pool leave nothing of a shorter side
+MIN_SIDE = 15  # on a shorter side, ESA's 3×3 stride-2 convolution and 7×7 pool would have no output
 
 
 class ConvBN(nn.Module):
-    """One convolution under the name `conv`, as the released checkpoint has it (its batch norm was fused away)."""
+    """One convolution named `conv`, as in the released checkpoint, where its batch norm is already merged into it."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, groups: int = 1) -> None:
         super().__init__()
@@ -59,10 +60,10 @@ class LayerNorm(nn.Module):
 
 
 class ESA(nn.Module):
-    """Enhanced Spatial Attention (Liu et al., RFANet, CVPR 2020): gates every pixel from a low-resolution view.
+    """Enhanced Spatial Attention (Liu et al., RFANet, CVPR 2020): gates each pixel by a low-resolution view.
 
-    The stride, the pool's grid and the bilinear step depend on the size of the whole image, which is why tiles change
-    the picture.
+    The stride, the pool's grid and the bilinear step depend on the size of the whole image. This is one reason why
+    tiles change the picture.
     """
 
     def __init__(self, channels: int, inner: int = ESA_CHANNELS) -> None:
@@ -82,7 +83,7 @@ class ESA(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Scales each channel by a factor in (0, 1) worked out from the means over the whole image."""
+    """Scales each channel by a factor in (0, 1) that is computed from the channels' means over the whole image."""
 
     def __init__(self, channels: int, squeeze: int = CHANNEL_ATTENTION_SQUEEZE) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class CAB(nn.Module):
 
 
 class HASB(nn.Module):
-    """Hybrid Attention Separable Block: depthwise 7×7 convolutions around a gated product, then CAB with no skip."""
+    """Hybrid Attention Separable Block: 7×7 depthwise convolutions around a gated product, then CAB without a skip."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -145,8 +146,8 @@ class HASN(nn.Module):
         scale: 2, 3 or 4.
         num_features: channels of the trunk; 52 as published.
 
-    Sides under 15 px are padded for the evaluation (mirrored, or repeated where the side is too short for that) and
-    the result is cropped; any other size is taken as it is.
+    Sides under 15 px are padded (mirrored, or repeated if the side is too short for that), and the result is cropped.
+    Any other size is used as it is.
     """
 
     def __init__(self, scale: int = 4, num_features: int = NUM_FEATURES) -> None:
@@ -186,7 +187,7 @@ class HASN(nn.Module):
 
 
 def pad_to_min_side(x: Tensor, min_side: int = MIN_SIDE) -> Tensor:
-    """Extend N×C×H×W at the bottom and right to at least `min_side`: mirrored, or repeated where too short for that."""
+    """Extend N×C×H×W at the bottom and right to at least `min_side`, mirrored, or repeated if too short for that."""
     for axis in (-2, -1):
         missing = min_side - x.shape[axis]
         if missing <= 0:
@@ -210,11 +211,11 @@ def complexity(network: HASN, sr_size: tuple[int, int] = (720, 1280)) -> Complex
 
     Args:
         network: the network.
-        sr_size: (height, width) of the output in pixels; the field quotes 720 × 1280 (720p).
+        sr_size: (height, width) of the output in pixels; papers use 720 × 1280 (720p).
 
     Returns:
-        Counts as the literature has them: one multiply-add a kernel tap and output value; norms, activations, gates
-        and interpolation are left out.
+        Counts as in the literature: one multiply-add per kernel tap and output value, without norms, activations, gates
+        and interpolation.
     """
     height, width = (math.ceil(side / network.scale) for side in sr_size)
     multiply_adds = 0
@@ -224,7 +225,7 @@ def complexity(network: HASN, sr_size: tuple[int, int] = (720, 1280)) -> Complex
         assert isinstance(convolution, nn.Conv2d)
         multiply_adds += output[0].numel() * convolution.weight[0].numel()
 
-    shadow = HASN(network.scale, network.num_features).to("meta")  # shapes only: costs no time and no memory
+    shadow = HASN(network.scale, network.num_features).to("meta")  # shapes only: takes no time and no memory
     for module in shadow.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)

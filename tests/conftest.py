@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from quick_hasn import path_with_hasn  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; processes started here inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # true in a shell's background, and inherited by processes
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The shared data beside the checkout (Set5, golden outputs, the released checkpoint); absent elsewhere."""
+    """The folder with Set5, the golden outputs and the released checkpoint; tests are skipped without it."""
     path = Path(os.environ.get("HASN_SHARED", ROOT.parent / "shared"))
     if not path.is_dir():
         pytest.skip("the shared data (Set5, golden outputs) does not lie beside the checkout; set HASN_SHARED")

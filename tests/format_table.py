@@ -1,7 +1,7 @@
-"""The table of formats, each cell of it a round trip that is really made. `python tests/format_table.py` writes it.
+"""The table of formats in docs/pictures.md, measured: each cell is a real round trip.
 
-"Read" is a file that another program wrote, "write" one that another program reads back; the other cells go from a
-picture to a file and back, and compare.
+`python tests/format_table.py` writes it. "read" reads a file that another library wrote, and "write" writes one that
+another library reads. The other cells write a picture, read it back and compare.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hasn_cli.images.color import to_srgb
 from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [ROOT / "docs" / "pictures.md", ROOT / "README.md"]
+PAGE = ROOT / "docs" / "pictures.md"
 BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
 HEADINGS = ("Format", "read", "write", "16-bit", "float", "alpha", "ICC", "EXIF", "XMP", "frames", "largest side")
 YES, NO = "yes", "–"
@@ -31,7 +31,7 @@ LOSSLESS = EncodeOptions(lossless=True, quality=100)
 
 
 def foreign_file(format: str) -> bytes:
-    """`photo()` written by another program."""
+    """`photo()` written by another library."""
     pixels = photo()
     buffer = io.BytesIO()
     if format == "jpegxl":
@@ -50,7 +50,7 @@ def foreign_file(format: str) -> bytes:
 
 
 def foreign_pixels(format: str, data: bytes) -> np.ndarray:
-    """What another program sees in a file."""
+    """The pixels that another library reads from a file."""
     if format == "jpegxl":
         return np.asarray(imagecodecs.jpegxl_decode(data))
     if format == "tiff":
@@ -67,7 +67,7 @@ def foreign_pixels(format: str, data: bytes) -> np.ndarray:
 
 
 def through(shown: Picture, format: str, options: EncodeOptions = LOSSLESS) -> Picture:
-    """Written and read again."""
+    """Write a picture and read it again."""
     buffer = io.BytesIO()
     write_picture(shown, buffer, format, options)
     return open_picture(buffer.getvalue())
@@ -78,7 +78,7 @@ def pixels_of(shown: Picture) -> np.ndarray:
 
 
 def close(found: np.ndarray, wanted: np.ndarray, limit: float = 6) -> bool:
-    """Within so many levels of 255, on average: room for lossy formats and 256 colours, none for a shift."""
+    """Whether the mean difference is below `limit` levels of 255: enough for lossy formats, too little for a shift."""
     return found.shape == wanted.shape and float(np.abs(found.astype(float) - wanted).mean()) < limit
 
 
@@ -104,7 +104,7 @@ def reading(format: str) -> str:
     pixels = pixels_of(found)
     if pixels.dtype == np.float32:
         pixels = np.rint(pixels * 255)
-    pixels = pixels[..., :3]  # an icon says of every picture that it may be transparent
+    pixels = pixels[..., :3]  # every picture in an icon has an alpha channel
     extra = FORMATS[format].extra
     return (f"with extra `{extra}`" if extra else YES) if close(pixels, photo()) and found.format == format else NO
 
@@ -197,13 +197,11 @@ def table() -> str:
 
 
 def update(text: str, body: str) -> str:
-    """`text` with what stands between the markers replaced; unchanged where there are none."""
+    """`text` with everything between the markers replaced by `body`."""
     return re.sub(f"(?s){BEGIN}.*?{END}", f"{BEGIN}\n{body}\n{END}", text)
 
 
 if __name__ == "__main__":
     body = table()
-    for path in FILES:
-        if path.exists():
-            path.write_text(update(path.read_text("utf-8"), body), "utf-8")
+    PAGE.write_text(update(PAGE.read_text("utf-8"), body), "utf-8")
     print(body)

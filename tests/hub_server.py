@@ -1,7 +1,7 @@
-"""A small server on loopback that speaks the hub's protocol to the real client, and misbehaves on demand.
+"""A small server on loopback that speaks the Hub's protocol with the real client, and misbehaves on demand.
 
-Repositories live in memory as commits (name → content). Large files are those that the hub keeps in LFS: their ETag is
-their SHA-256. Every request is logged, so that a test can say which ones were made.
+Repositories are kept in memory as commits (name → content). Large files are those that the Hub stores in LFS; their
+ETag is their SHA-256. Every request is logged, so that a test can check which ones were made.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Hub:
     private: set[str] = field(default_factory=set)
     token: str = "hf_test"
     log: list[str] = field(default_factory=list)  # "METHOD path [range]"
-    statuses: list[int] = field(default_factory=list)  # answered first, one a request, before anything works
-    always: int | None = None  # answered for ever
-    cuts: list[int] = field(default_factory=list)  # break off the next file answers after so many bytes
+    statuses: list[int] = field(default_factory=list)  # status codes for the first requests, one each
+    always: int | None = None  # the status code for all requests
+    cuts: list[int] = field(default_factory=list)  # cut the next answers with a file after this many bytes
     corrupt: bool = False  # flip a byte of every large file
     ignore_ranges: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS uploads by SHA-256
@@ -58,7 +58,7 @@ class Hub:
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A `Hub` behind a port of the loopback interface, gone at the end."""
+    """A `Hub` on a port of the loopback interface, stopped at the end."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Pictures to test with: real ones where a package ships them, else made here; and stand-ins for the network."""
+"""Pictures for tests, from packages that contain some or made here, and replacements for the network."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def photo(height: int = 48, width: int = 64, channels: int = 3, dtype: type = np
 
 
 def picture(pixels: np.ndarray, format: str = "png", **fields: object) -> Picture:
-    """A still around pixels."""
+    """A still picture with these pixels."""
     height, width, channels = pixels.shape
     fields.setdefault("frames", [Frame(pixels)])
     return Picture("test", format, (height, width), channels, pixels.dtype, **fields)  # type: ignore[arg-type]
 
 
 def animation(format: str = "png", count: int = 3, **fields: object) -> Picture:
-    """A disc that wanders over a transparent canvas, 100, 150, 200 … milliseconds a frame, played 3 times."""
+    """A disc that moves over a transparent canvas; frames of 100, 150, 200 … milliseconds, played 3 times."""
     frames = []
     rows, columns = np.mgrid[:40, :56]
     for index in range(count):
@@ -99,7 +99,7 @@ def exif(orientation: int = 1, size: tuple[int, int] = (48, 64), thumbnail: bool
 
 
 def full_metadata(icc: bytes | None = WIDE_GAMUT) -> Metadata:
-    """One of everything."""
+    """Metadata of every kind."""
     texts = (Text("Comment", "a comment"), Text("Title", "Grüße"), Text("Author", "日本", "ja", "作者"))
     return Metadata(icc=icc, exif=exif(), xmp=XMP, iptc=IPTC, dpi=(300.0, 300.0), text=texts)
 
@@ -123,7 +123,7 @@ def interlaced(pixels: np.ndarray, bits: int) -> bytes:
 
 
 class Nearest:
-    """An upscaler that repeats pixels, and remembers what it was asked."""
+    """An upscaler that repeats pixels and records its inputs."""
 
     def __init__(self, scale: int) -> None:
         self.scale = scale
@@ -139,7 +139,7 @@ class Nearest:
 
 
 class Overshooting(Nearest):
-    """An upscaler that rings at edges, as networks do: bicubic, sharpened, clipped to the dtype."""
+    """An upscaler that overshoots at edges, as networks do: bicubic, sharpened, clipped to the dtype."""
 
     def upscale(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> np.ndarray:
         full = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)

@@ -1,6 +1,6 @@
-"""A `hasn` for scripts under test that starts at once: each call is forked from a process that has imported everything.
+"""A `hasn` for tests of scripts that starts at once: each call is forked from a process that has imported everything.
 
-What it prints, reads, returns and leaves is the real one's. That the real one starts is tested elsewhere.
+Apart from its start, it is the real program. The real start is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def serve(address: str) -> None:
     import hasn_cli.batch
     import hasn_cli.inference  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who attend
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the child processes
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
@@ -62,7 +62,7 @@ def serve(address: str) -> None:
 
 
 def attend(link: socket.socket) -> None:
-    """Run one call in a process of its own, with the caller's files, folder and environment, and tell its exit code."""
+    """Run one call with the caller's open files, folder and environment, and send back its exit code."""
     from hasn_cli.cli.main import run
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -79,7 +79,7 @@ def attend(link: socket.socket) -> None:
         os.environ.update(environment)
         os._exit(run(arguments))
     for file in files:
-        os.close(file)  # or a pipe would never end
+        os.close(file)  # otherwise a pipe would never end
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     link.sendall(str(code if code >= 0 else 128 - code).encode())
     os._exit(0)

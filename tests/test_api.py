@@ -1,4 +1,4 @@
-"""`from hasn_cli import …`: light to import, and `upscale` returns the kind of thing it was given."""
+"""`from hasn_cli import …` is quick to import, and `upscale` returns the same kind of object that it was given."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
 
 
 class Repeater:
-    """Stands for the network where only the kind of the result matters: repeats every pixel."""
+    """Replaces the network where only the kind of the result matters: it repeats every pixel."""
 
     def __init__(self, scale: int) -> None:
         self.scale = scale
@@ -50,7 +50,7 @@ def repeating(monkeypatch):
 def test_an_array_gives_an_array_of_the_same_kind(shape: tuple[int, ...], dtype: type):
     image = noise(*shape, dtype=dtype)
     if len(shape) == 3 and shape[2] in (2, 4):
-        image[..., -1] = image[..., -1].max()  # of one transparency: colour is not drawn over an edge
+        image[..., -1] = image[..., -1].max()  # constant alpha, so that no colour spreads over an edge
     large = upscale(image, scale=2)
     assert isinstance(large, np.ndarray)
     assert large.shape == (36, 40, *shape[2:])
@@ -97,7 +97,7 @@ def test_sixteen_bit_gray_stays_sixteen_bit():
 
 @pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "I;16L"])
 @pytest.mark.usefixtures("repeating")
-def test_whole_numbers_of_more_than_eight_bits_keep_their_values(mode: str):
+def test_integers_of_more_than_eight_bits_keep_their_values(mode: str):
     image = Image.new(mode, (20, 16), 30000)
     image.putpixel((3, 2), 65535)
     large = upscale(image, 2)
@@ -107,7 +107,7 @@ def test_whole_numbers_of_more_than_eight_bits_keep_their_values(mode: str):
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
-def test_whole_numbers_beyond_sixteen_bits_are_refused(value: int):
+def test_integers_of_more_than_sixteen_bits_are_refused(value: int):
     image = Image.new("I", (20, 16), 30000)
     image.putpixel((3, 2), value)
     with pytest.raises(ImageError, match="mode I has values") as caught:
@@ -132,7 +132,7 @@ def test_premultiplied_gray_is_divided_out():
 
 
 @pytest.mark.usefixtures("repeating")
-def test_what_pillow_cannot_convert_is_said_so(monkeypatch):
+def test_an_image_that_pillow_cannot_convert_is_refused(monkeypatch):
     def fail(self: Image.Image, mode: str) -> None:
         raise ValueError("conversion not supported")
 
@@ -194,7 +194,7 @@ def test_exif_tells_the_new_size_and_has_no_old_thumbnail(prefix: bytes):
     "metadata", [Metadata(cicp=bytes([12, 13, 0, 1])), Metadata(gamma=1.0)], ids=["code points", "gamma"]
 )
 @pytest.mark.usefixtures("repeating")
-def test_colours_that_a_file_states_without_a_profile_are_not_lost(tmp_path, metadata: Metadata):
+def test_colours_stated_without_a_profile_are_kept(tmp_path, metadata: Metadata):
     write_picture(picture(noise(16, 20, 3), metadata=metadata), tmp_path / "colour.png", "png", EncodeOptions())
     assert upscale(tmp_path / "colour.png", 2).info["icc_profile"] == profile_of(metadata)
 
@@ -221,7 +221,7 @@ def test_a_pillow_image_keeps_profile_and_exif():
 def test_a_path_gives_the_picture_upright(tmp_path):
     image = Image.fromarray(noise(16, 20, 3))
     tags = Image.Exif()
-    tags[0x0112] = 6  # shown turned by a quarter
+    tags[0x0112] = 6  # shown turned by 90°
     tags[0x010F] = "maker"
     image.save(tmp_path / "turned.png", exif=tags)
     for given in (tmp_path / "turned.png", str(tmp_path / "turned.png")):
@@ -248,7 +248,7 @@ def test_any_scale_from_one_to_four(scale: float, size: tuple[int, int]):
         ("nowhere.png", "nowhere.png"),
     ],
 )
-def test_what_is_no_picture_is_refused(image: object, message: str):
+def test_anything_but_a_picture_is_refused(image: object, message: str):
     with pytest.raises(HasnError, match=message):
         upscale(image)
 
@@ -263,12 +263,12 @@ def test_what_is_no_picture_is_refused(image: object, message: str):
         ({"device": "warp"}, "device"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(options: dict, message: str):
+def test_impossible_arguments_are_refused(options: dict, message: str):
     with pytest.raises(HasnError, match=message):
         upscale(np.zeros((16, 16), np.uint8), **options)
 
 
-def test_weights_that_have_changed_in_their_file_are_read_again(tmp_path):
+def test_weights_are_read_again_if_their_file_has_changed(tmp_path):
     path, image = tmp_path / "w.safetensors", noise(20, 20, 3)
     network = load_network("hasn", 2)
     save_network(network, path)
@@ -280,7 +280,7 @@ def test_weights_that_have_changed_in_their_file_are_read_again(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
-def test_a_forked_child_upscales_too_even_one_that_was_forked_meanwhile():
+def test_a_forked_child_can_upscale_even_if_forked_during_an_enlargement():
     script = """
 import multiprocessing, numpy as np
 from hasn_cli import upscale
@@ -307,7 +307,7 @@ raise SystemExit(max(child.exitcode for child in children))
     assert done.returncode == 0, done.stderr
 
 
-def test_progress_is_told_and_may_cancel():
+def test_progress_is_reported_and_may_cancel():
     seen: list[float] = []
     upscale(noise(16, 16, 3), 2, progress=seen.append)
     assert seen[-1] == 1.0
@@ -340,7 +340,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_the_public_names_are_all_there():
+def test_all_public_names_exist():
     for name in hasn_cli.__all__:
         assert getattr(hasn_cli, name) is not None
     assert dir(hasn_cli) == hasn_cli.__all__

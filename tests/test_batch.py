@@ -1,4 +1,4 @@
-"""A batch: what it tells, what it survives, what it keeps in memory, how it stops."""
+"""A batch: what it reports, what it survives, what it holds in memory, how it stops."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def save(path: str | Path, size: tuple[int, int] = (20, 16), seed: int = 0) -> P
 
 
 def save_many(count: int, size: tuple[int, int] = (20, 16)) -> list[Job]:
-    """Jobs for so many pictures: in/0.png → out/0.png and so on."""
+    """Jobs for this many pictures: in/0.png → out/0.png and so on."""
     for number in range(count):
         save(f"in/{number}.png", size, seed=number)
     return find_jobs(["in"], "out")
 
 
 class FakeUpscaler:
-    """Doubles by repetition; takes its time, and remembers what it was given."""
+    """Doubles the size by repeating pixels, slowly, and records its inputs."""
 
     def __init__(self, seconds: float = 0.0, steps: int = 1) -> None:
         self.scale = 2
@@ -95,7 +95,7 @@ class FakeUpscaler:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A function that puts a `FakeUpscaler` into every pool, one a device."""
+    """A function that puts a `FakeUpscaler` for each device into every pool."""
 
     def install(**options):
         made: dict[str, FakeUpscaler] = {}
@@ -117,10 +117,10 @@ def no_halves(folder: Path) -> bool:
     return not list(folder.rglob("*.part"))
 
 
-# what it tells and makes
+# what it reports and writes
 
 
-def test_every_picture_is_made_and_told_in_order(folder):
+def test_every_picture_is_written_and_reported_in_order(folder):
     jobs = save_many(5)
     events = list(run_batch(jobs, TWICE))
     for job in jobs:
@@ -161,7 +161,7 @@ def test_one_bad_picture_stops_no_other(folder):
     assert sorted(path.name for path in Path("out").iterdir()) == [NAME, "1.png", "5.png"]
 
 
-def test_a_fault_of_the_program_in_one_picture_stops_no_other(folder, fake, monkeypatch):
+def test_a_bug_that_hits_one_picture_stops_no_other(folder, fake, monkeypatch):
     jobs = save_many(3)
     fake()
     real = work.enlarge
@@ -177,7 +177,7 @@ def test_a_fault_of_the_program_in_one_picture_stops_no_other(folder, fake, monk
     assert len(of_type(events, Done)) == 2
 
 
-def test_an_existing_output_is_kept_skipped_or_replaced(folder):
+def test_an_existing_output_is_an_error_skipped_or_replaced(folder):
     jobs = save_many(1)
     Path("out").mkdir()
     jobs[0].target.write_text("mine")
@@ -194,7 +194,7 @@ MEANWHILE = b"somebody else wrote this meanwhile"
 
 
 def appearing(monkeypatch, job: Job) -> None:
-    """While the picture is computed, somebody else writes to where it is to go."""
+    """While the picture is computed, another program writes to the place of its output."""
     real = work.enlarge
 
     def enlarge(*args, **options):
@@ -209,7 +209,7 @@ def appearing(monkeypatch, job: Job) -> None:
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("on_exists", ["error", "skip", "overwrite"])
-def test_a_file_that_appears_meanwhile_is_replaced_only_when_asked(folder, fake, monkeypatch, on_exists, links):
+def test_an_output_that_appears_meanwhile_is_replaced_only_with_overwrite(folder, fake, monkeypatch, on_exists, links):
     fake()
     save("a.png")
     (job,) = find_jobs(["a.png"], "b.png")
@@ -230,7 +230,7 @@ def refuse_links(*args, **options):
     raise PermissionError(1, "Operation not permitted")
 
 
-def test_on_a_disk_without_links_a_picture_is_written_all_the_same(folder, fake, monkeypatch):
+def test_a_picture_is_written_on_a_disk_without_hard_links(folder, fake, monkeypatch):
     fake()
     (job,) = save_many(1)
     monkeypatch.setattr(os, "link", refuse_links)
@@ -278,7 +278,7 @@ def test_urls_in_and_out(folder):
 
 @pytest.fixture
 def server():
-    """A file server in memory, `server://…`: a name stands there from the first byte on, and files can be moved."""
+    """A file server in memory, `server://…`, where files are visible from the first byte on and can be moved."""
     fsspec = pytest.importorskip("fsspec")
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -340,7 +340,7 @@ def test_an_unwritable_target_fails_alone(folder, fake):
     assert Path("b_x2.png").exists() and Path("file").read_text() == "in the way"
 
 
-def test_a_plan_tells_and_makes_nothing(folder):
+def test_a_dry_run_reports_and_writes_nothing(folder):
     jobs = save_many(2)
     Path("in/bad.png").write_text("no picture")
     events = list(plan_batch([*jobs, Job(2, Path("in/bad.png"), Path("out/bad.png"), "bad")], TWICE))
@@ -349,14 +349,14 @@ def test_a_plan_tells_and_makes_nothing(folder):
     assert not Path("out").exists()
 
 
-def test_weights_that_are_not_there_are_said_once(folder):
+def test_missing_weights_are_reported_once(folder):
     jobs = save_many(3)
     with pytest.raises(WeightsError):
         list(run_batch(jobs, Settings(weights="gone.safetensors")))
     assert no_halves(folder)
 
 
-def test_settings_survive_json_and_their_fingerprint_tells_what_matters():
+def test_settings_survive_json_and_the_fingerprint_covers_what_changes_the_result():
     settings = Settings(
         size=Size(factor=Fraction(3, 2), fit=None),
         encode=EncodeOptions(quality=80, background="white"),
@@ -375,7 +375,7 @@ def test_settings_survive_json_and_their_fingerprint_tells_what_matters():
 # the pipeline
 
 
-def test_decoding_and_encoding_go_on_beside_the_network(folder, fake, monkeypatch):
+def test_decoding_and_encoding_run_in_parallel_with_the_network(folder, fake, monkeypatch):
     jobs = save_many(12)
     fake(seconds=0.05)
     slow_down(monkeypatch, "open_source", 0.04), slow_down(monkeypatch, "write_result", 0.04)
@@ -400,7 +400,7 @@ def slow_down(monkeypatch, name: str, seconds: float) -> None:
     monkeypatch.setattr(work, name, slowed)
 
 
-def test_no_more_pictures_are_under_way_than_workers(folder, fake, monkeypatch):
+def test_no_more_pictures_are_processed_at_once_than_there_are_workers(folder, fake, monkeypatch):
     jobs = save_many(20)
     fake(seconds=0.01)
     inside, most = set(), 0
@@ -420,7 +420,7 @@ def test_no_more_pictures_are_under_way_than_workers(folder, fake, monkeypatch):
     assert most == 3
 
 
-def test_every_result_comes_back_to_its_owner(folder, fake):
+def test_every_result_goes_to_its_own_picture(folder, fake):
     save_many(12), save("in/odd.png", (24, 16))
     fake(seconds=0.01)
     jobs = find_jobs(["in"], "out")
@@ -430,7 +430,7 @@ def test_every_result_comes_back_to_its_owner(folder, fake):
             assert np.array_equal(np.asarray(small).repeat(2, 0).repeat(2, 1), np.asarray(large))
 
 
-def test_a_closed_folder_is_told_by_a_dry_run_too(folder, fake, monkeypatch):
+def test_a_dry_run_reports_a_folder_that_cannot_be_written(folder, fake, monkeypatch):
     jobs = save_many(1)
     fake()
     access = os.access
@@ -461,7 +461,7 @@ def test_several_devices_share_a_batch_one_thread_each(folder, fake):
     assert all(len(upscaler.threads) == 1 and upscaler.calls >= 3 for upscaler in made.values())
 
 
-def test_the_room_admits_what_fits_and_the_too_large_alone():
+def test_pictures_that_fit_run_together_and_a_too_large_one_runs_alone():
     room = Room(100)
     order, inside, most = [], [], []
 
@@ -482,7 +482,7 @@ def test_the_room_admits_what_fits_and_the_too_large_alone():
     assert max(total for total in most if total != 300) <= 100
 
 
-def test_a_closed_room_turns_all_away():
+def test_nothing_is_admitted_after_the_memory_limit_is_closed():
     room = Room(100)
     outcome = []
 
@@ -502,7 +502,7 @@ def test_a_closed_room_turns_all_away():
     assert outcome == ["turned away"]
 
 
-def test_no_more_is_decoded_at_once_than_fits_the_memory(folder, fake, monkeypatch):
+def test_no_more_is_decoded_at_once_than_fits_into_memory(folder, fake, monkeypatch):
     for number in range(4):
         Image.new("RGBA", (20, 16), (number, 0, 0, 255)).save(f"{number}.png")
     fake()
@@ -532,7 +532,7 @@ def test_no_more_is_decoded_at_once_than_fits_the_memory(folder, fake, monkeypat
     assert most == 1
 
 
-def test_a_result_does_not_outlive_its_picture(folder, fake, monkeypatch):
+def test_a_result_is_freed_after_its_picture_is_written(folder, fake, monkeypatch):
     (job,) = save_many(1)
     fake()
     results = []
@@ -546,7 +546,7 @@ def test_a_result_does_not_outlive_its_picture(folder, fake, monkeypatch):
     monkeypatch.setattr(FakeUpscaler, "upscale", upscale)
     for event in run_batch([job], TWICE):
         if isinstance(event, Done):
-            deadline = time.monotonic() + 1  # for its threads to come to rest
+            deadline = time.monotonic() + 1  # wait until its threads are idle
             while any(result() is not None for result in results) and time.monotonic() < deadline:
                 gc.collect()
                 time.sleep(0.01)
@@ -556,7 +556,7 @@ def test_a_result_does_not_outlive_its_picture(folder, fake, monkeypatch):
 # stopping
 
 
-def test_closing_stops_within_two_seconds_and_leaves_no_half(folder, fake):
+def test_closing_stops_within_two_seconds_and_leaves_no_half_written_file(folder, fake):
     jobs = save_many(30)
     fake(seconds=0.2, steps=20)
     events = run_batch(jobs, TWICE)
@@ -576,7 +576,7 @@ def test_closing_stops_within_two_seconds_and_leaves_no_half(folder, fake):
     assert len(list(Path("out").glob("*.png"))) == len(written), "something went on after the end"
 
 
-def test_a_codec_that_cannot_be_stopped_is_left_behind_and_its_half_removed(folder, fake, monkeypatch):
+def test_a_codec_that_cannot_be_stopped_is_abandoned_and_its_file_removed(folder, fake, monkeypatch):
     jobs = save_many(1)
     fake()
     writing, release = threading.Event(), threading.Event()
@@ -599,12 +599,12 @@ def test_a_codec_that_cannot_be_stopped_is_left_behind_and_its_half_removed(fold
     release.set()
 
 
-def test_a_full_disk_stops_the_batch_says_so_and_loses_nothing(folder):
+def test_a_full_disk_stops_the_batch_with_a_message_and_loses_nothing(folder):
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare, for a small disk of our own")
     save_many(12, (64, 48))
     Path("out").mkdir()
-    # what lies on the small disk goes away with the process, so it is listed inside
+    # the small disk disappears with the process, so its files are listed inside
     command = (
         "mount -t tmpfs -o size=128k none out;"
         f"{sys.executable} -m hasn_cli upscale in -s 2 -o out --json -q; code=$?; ls -A out >&2; exit $code"
@@ -623,7 +623,7 @@ def test_a_full_disk_stops_the_batch_says_so_and_loses_nothing(folder):
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_memory_is_flat(folder, count):
+def test_memory_does_not_grow_with_the_number_of_pictures(folder, count):
     psutil = pytest.importorskip("psutil")
     source = save("in/0.png", (15, 15))
     for number in range(1, count):

@@ -1,4 +1,4 @@
-"""Bicubic resizing against the field's own LR pictures, and by what it must keep."""
+"""Bicubic resizing, compared with the LR pictures of standard benchmarks and checked for its properties."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_enlarging_reproduces_a_parabola_inside():
     np.testing.assert_allclose(new[4:-4], places[4:-4] ** 2, atol=1e-9)
 
 
-def test_a_half_pixel_pattern_vanishes_when_halved():
+def test_a_one_pixel_pattern_vanishes_when_halved():
     stripes = np.tile(np.array([0.0, 1.0]), (8, 16))
     np.testing.assert_allclose(resize(stripes, scale=0.5)[:, 2:-2], 0.5, atol=0.03)
 
@@ -58,6 +58,6 @@ def test_weights_sum_to_one_and_indices_stay_inside():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"scale": 2, "size": (4, 4)}, {"size": (0, 4)}])
-def test_arguments_that_mean_nothing_are_refused(arguments):
+def test_meaningless_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match=r"give either|cannot resize"):
         resize(np.zeros((4, 4)), **arguments)

@@ -1,4 +1,4 @@
-"""`hasn upscale` keeps its contract: names, sizes, streams, messages, exit codes, and nothing left behind."""
+"""`hasn upscale` as users see it: names, sizes, streams, messages, exit codes, and no leftover files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def film(tmp_path):
 
 
 def save(path, size=(20, 16), mode="RGB", **options):
-    """A picture with something in it; `size` is (width, height), as Pillow has it."""
+    """Write a picture with some content; `size` is (width, height), as in Pillow."""
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def test_a_bad_picture_fails_alone_and_leaves_nothing(hasn, tmp_path, name, cont
         (["a.png", "-o", "a.png/b.png"], 1, ["a.png"]),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line_with_the_right_code(hasn, tmp_path, args, code, words):
+def test_an_impossible_request_is_one_line_with_the_right_exit_code(hasn, tmp_path, args, code, words):
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     (tmp_path / "empty").mkdir()
@@ -230,7 +230,7 @@ def test_what_cannot_be_done_is_said_in_a_line_with_the_right_code(hasn, tmp_pat
 
 
 @pytest.mark.parametrize("options", [["--tile", "24"], ["--tile", "30", "--overlap", "10"]])
-def test_tiles_and_overlaps_that_the_network_takes_are_taken(hasn, tmp_path, options):
+def test_possible_tiles_and_overlaps_are_accepted(hasn, tmp_path, options):
     save(tmp_path / "a.png", (40, 30))
     assert hasn("upscale", "a.png", "-s", 2, *options).code == 0
     assert size_of(tmp_path / "a_x2.png") == (80, 60)
@@ -245,20 +245,20 @@ def test_verbose_adds_the_traceback_and_the_plan(hasn, tmp_path):
     assert any("a.png  20×16" in line and "cpu" in line.lower() for line in result.err.splitlines())
 
 
-def test_any_command_shows_its_traceback_when_asked(hasn):
+def test_every_command_shows_its_traceback_with_verbose(hasn):
     assert "Traceback" not in hasn("weights", "verify", "none.pth").err
     result = hasn("-v", "weights", "verify", "none.pth")
     assert result.code == 1
     assert "Traceback" in result.err and "error: there are no weights at none.pth" in result.err
 
 
-def test_quiet_says_nothing_but_errors(hasn, tmp_path):
+def test_quiet_prints_only_errors(hasn, tmp_path):
     save(tmp_path / "a.png")
     assert hasn("upscale", "a.png", "-s", 2, "-q").err == ""
     assert "error:" in hasn("upscale", "a.png", "-s", 2, "-q").err
 
 
-def test_json_tells_everything_on_stdout(hasn, tmp_path):
+def test_json_reports_everything_on_stdout(hasn, tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"broken")
     result = hasn("upscale", "a.png", "b.png", "-s", 2, "--json")
@@ -275,7 +275,7 @@ def test_json_and_pixels_cannot_share_stdout(hasn, tmp_path):
     assert hasn("upscale", "a.png", "-o", "-", "--json").code == 2
 
 
-def test_a_dry_run_tells_and_does_nothing(hasn, tmp_path):
+def test_a_dry_run_prints_and_writes_nothing(hasn, tmp_path):
     save(tmp_path / "a.png")
     before = sorted(tmp_path.rglob("*"))
     result = hasn("upscale", "a.png", "missing.png", "-s", 3, "--dry-run")
@@ -294,7 +294,7 @@ def test_a_list_of_files(hasn, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["-c.png", "a b.png"]
 
 
-def test_what_pillow_warns_of_is_kept_from_the_terminal_but_not_from_other_programs(tmp_path):
+def test_pillows_warnings_are_hidden_from_the_terminal_but_not_from_other_programs(tmp_path):
     source = tmp_path / "a.avif"
     write_picture(picture(photo(16, 20), metadata=Metadata(exif=exif()[:60])), source, "avif", EncodeOptions())
     done = process("upscale", source, "-s", 2, "-o", tmp_path / "b.avif")
@@ -351,7 +351,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
     ("redirect", "missing"),
     [(">&-", ["stdout"]), ("2>&-", ["stderr"]), ("<&- >&- 2>&-", ["stdin", "stdout", "stderr"])],
 )
-def test_closed_streams_are_no_reason_to_fail(tmp_path, redirect, missing):
+def test_closed_standard_streams_do_no_harm(tmp_path, redirect, missing):
     save(tmp_path / "a.png")
     done = shell(f"upscale a.png -s 2 {redirect}", tmp_path)
     assert (done.returncode, done.stdout) == (0, b"")
@@ -368,13 +368,13 @@ def test_a_picture_from_or_to_a_closed_stream_is_an_error_and_not_a_bug(tmp_path
 
 
 def shell(command: str, folder) -> subprocess.CompletedProcess:
-    """A real `hasn`, called by a shell, which alone can close streams."""
+    """Run a real `hasn` in a shell, because only a shell can close streams."""
     line = f"{shlex.quote(sys.executable)} -m hasn_cli {command}"
     return subprocess.run(["sh", "-c", line], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True)
 
 
 def on_terminal(folder, *args: object, stdout=None) -> tuple[int, str]:
-    """The exit code of a `hasn` whose stderr is a terminal, and what that shows; `stdout` None: the terminal too."""
+    """Exit code and terminal output of a `hasn` with stderr on a terminal; with `stdout` None, stdout is there too."""
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-m", "hasn_cli", *map(str, args)],
@@ -426,7 +426,7 @@ def test_json_on_the_terminal_itself_is_not_mixed_with_bars(tmp_path):
     assert "━" not in text
 
 
-def test_when_the_reader_of_events_goes_the_cursor_comes_back_and_the_code_says_so(tmp_path):
+def test_when_the_reader_of_events_ends_the_cursor_comes_back_and_the_exit_code_is_right(tmp_path):
     save(tmp_path / "a.png")
     reader, writer = os.pipe()
     os.close(reader)
@@ -493,7 +493,7 @@ def test_neither_a_pipe_nor_a_device_is_replaced_by_a_picture(hasn, tmp_path):
     assert result.code == 1 and "no regular file" in result.err and (tmp_path / "pipe.png").is_fifo()
 
 
-def test_names_that_are_no_unicode_or_hold_control_characters_do_no_harm(hasn, tmp_path):
+def test_names_that_are_not_unicode_or_contain_control_characters_do_no_harm(hasn, tmp_path):
     name = os.fsdecode(b"q\xff\x1b[31m\n.png")
     result = hasn("upscale", name, "--json")
     assert result.code == 1
@@ -504,14 +504,14 @@ def test_names_that_are_no_unicode_or_hold_control_characters_do_no_harm(hasn, t
     )
 
 
-def test_a_name_that_is_left_out_is_told_without_its_control_characters(hasn, tmp_path):
+def test_a_skipped_name_is_printed_without_its_control_characters(hasn, tmp_path):
     save(tmp_path / "in/a\x1b[31m.png")
     save(tmp_path / "in/a\x1b[31m_x4.png")
     result = hasn("upscale", "in", "-o", "out/", "-v")
     assert "\\x1b[31m_x4.png  left out" in result.err and "\x1b" not in result.err
 
 
-def test_a_run_that_cannot_begin_says_so_in_json_too(hasn, tmp_path):
+def test_a_run_that_cannot_start_is_reported_in_json(hasn, tmp_path):
     save(tmp_path / "a.png")
     result = hasn("upscale", "a.png", "--json", "-w", "nowhere.pth")
     assert result.code == 1 and "nowhere.pth" in result.events[-1]["error"] and result.err.count("error:") == 1
@@ -519,7 +519,7 @@ def test_a_run_that_cannot_begin_says_so_in_json_too(hasn, tmp_path):
     assert "cuda" in summary["error"]
 
 
-def test_an_unset_variable_is_not_the_current_folder(hasn, tmp_path):
+def test_an_empty_argument_does_not_mean_the_current_folder(hasn, tmp_path):
     save(tmp_path / "a.png")
     assert hasn("upscale", "", "-s", 2).code == 2
     assert hasn("upscale", "a.png", "-o", "").code == 2
@@ -541,12 +541,12 @@ def test_the_first_frame_alone_is_enlarged_when_asked_for(hasn, film, format, tm
 
 
 @pytest.mark.parametrize(("given", "lossless"), [([], True), (["--quality", "50"], False), (["--lossless"], True)])
-def test_what_came_without_loss_stays_so_unless_a_quality_is_asked_for(hasn, tmp_path, given, lossless):
+def test_lossless_input_stays_lossless_unless_a_quality_is_given(hasn, tmp_path, given, lossless):
     save(tmp_path / "a.webp", lossless=True)
     assert hasn("upscale", "a.webp", "-s", "2", *given).code == 0
     assert (b"VP8L" in (tmp_path / "a_x2.webp").read_bytes()) == lossless
 
 
-def test_letters_that_stdout_has_none_for_are_replaced():
+def test_characters_that_stdout_cannot_encode_are_replaced():
     found = process("upscale", "--help", env=os.environ | {"PYTHONIOENCODING": "latin-1"})
     assert found.returncode == 0 and b"png, jpg, webp, tiff, ?" in found.stdout

@@ -1,4 +1,4 @@
-"""The same batch on a Dask cluster: real scheduler and worker processes on this machine, some of them killed."""
+"""A batch on a Dask cluster, with real scheduler and worker processes on this machine, some of which are killed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Processes:
         self.address: str = json.loads(file.read_text())["address"]
 
     def ensure_workers(self, count: int) -> None:
-        """Start workers until so many live, and wait until the scheduler knows them."""
+        """Start workers until this many are running, and wait until the scheduler knows them."""
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         while len(self.workers) < count:
             self.workers.append(self._start("worker", self.address, "--no-nanny", "--nthreads", "2"))
@@ -88,7 +88,7 @@ def processes(scheduler):
 
 @pytest.fixture(scope="module")
 def inside():
-    """A cluster inside this process: a worker with a GPU (so it says), and one without."""
+    """A cluster inside this process: one worker that claims to have a GPU, and one without."""
     with ExitStack() as stack:
         worker = {
             "cls": distributed.Worker,
@@ -127,7 +127,7 @@ def loads():
     return UpscalerPool.loads
 
 
-def test_a_cluster_makes_the_same_loads_the_model_once_a_worker_and_resumes(folder, processes):
+def test_a_cluster_gives_the_same_pictures_loads_the_model_once_per_worker_and_resumes(folder, processes):
     jobs = save_many(10)
     Path("in/bad.png").write_text("no picture")
     here = find_jobs(["in"], "here")
@@ -163,7 +163,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_done_twice(folder, process
         if isinstance(event, Done):
             done.append(event.job.index)
         if len(done) >= 6 and not killed:
-            processes.workers[0].send_signal(signal.SIGSTOP)  # lest it write between our look and its death
+            processes.workers[0].send_signal(signal.SIGSTOP)  # so that it cannot write between this check and its death
             before = {path: identity(path) for path in Path("out").glob("*.png")}
             processes.workers[0].kill()
             killed = True
@@ -176,7 +176,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_done_twice(folder, process
     assert processes.workers[0].wait() == -signal.SIGKILL
 
 
-def test_the_half_file_of_a_worker_that_nobody_knew_is_cleared_away(folder, processes):
+def test_a_dead_workers_half_written_file_is_removed(folder, processes):
     jobs = save_many(2)
     half = Path("out") / f"{unfinished.PREFIX}0123abcd-0{unfinished.SUFFIX}"
     half.parent.mkdir(exist_ok=True)
@@ -187,7 +187,7 @@ def test_the_half_file_of_a_worker_that_nobody_knew_is_cleared_away(folder, proc
 
 @pytest.fixture
 def task(folder, monkeypatch):
-    """A picture, and a worker in this process that `cluster.run_task` finds itself on."""
+    """A picture and a worker in this process, on which `cluster.run_task` runs."""
     save("a.png")
     state = cluster.WorkerState("run", TWICE)
     state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), Room()
@@ -200,14 +200,14 @@ def test_a_picture_finished_by_a_worker_that_died_is_not_done_again(task):
     job = task
     save(job.target, (40, 32))
     before = identity(job.target)
-    answer = cluster.run_task("run", job, before=None, overwrite=False)  # there was no output when the batch began
+    answer = cluster.run_task("run", job, before=None, overwrite=False)  # there was no output when the batch started
     assert answer["done"]["sr_size"] == (32, 40) and identity(job.target) == before
     assert answer["receipt"]["target"] == mark_output(job.target, target_state(job.target))
     assert answer["receipt"]["weights"] == resolve("hasn", 2).sha256
 
 
 @pytest.mark.parametrize("meanwhile", ["gone", "a note", "another picture"])
-def test_an_output_that_changed_otherwise_is_not_taken_for_a_finished_one(task, meanwhile):
+def test_an_output_that_something_else_changed_does_not_count_as_finished(task, meanwhile):
     task.target.write_bytes(b"old")
     before = target_state(task.target)
     task.target.unlink()
@@ -237,7 +237,7 @@ def test_a_file_that_appeared_on_a_cluster_meanwhile_is_not_replaced_later(folde
 
 
 @pytest.mark.slow
-def test_a_lost_scheduler_is_said_and_what_was_done_stays(folder):
+def test_a_lost_scheduler_is_reported_and_finished_pictures_stay(folder):
     jobs = save_many(20)
     with ExitStack() as stack:
         started = Processes(stack, folder)
@@ -253,7 +253,7 @@ def test_a_lost_scheduler_is_said_and_what_was_done_stays(folder):
     assert len(list(Path("out").glob("*.png"))) == 20 and no_halves(folder)
 
 
-def test_closing_stops_a_cluster_s_work_within_two_seconds(folder, processes):
+def test_closing_stops_the_work_of_a_cluster_within_two_seconds(folder, processes):
     jobs = [*save_many(4, (400, 300)), *find_jobs(["in"], "out2")]
     jobs = [Job(index, job.source, job.target, job.name) for index, job in enumerate(jobs)]
     events = run_batch(jobs, Settings(), cluster=processes.address)
@@ -284,7 +284,7 @@ def test_ctrl_c_ends_a_cluster_on_this_machine_quietly_within_two_seconds(folder
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         assert any('"progress"' in line for line in process.stdout)
         began = time.perf_counter()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which signals the workers too
         _, said = process.communicate(timeout=20)
         assert time.perf_counter() - began < 2
     assert process.returncode == 130
@@ -352,12 +352,12 @@ def test_workers_on_this_machine_share_its_gpus_and_cores():
 
 
 @pytest.mark.parametrize("address", ["local:", "local:0", "local:many"])
-def test_a_number_of_workers_that_is_none_is_refused(folder, address):
+def test_an_invalid_number_of_workers_is_refused(folder, address):
     with pytest.raises(UsageError, match="must be a number"):
         list(run_batch(save_many(1), TWICE, cluster=address))
 
 
-def test_no_scheduler_there_is_said(folder, monkeypatch):
+def test_a_missing_scheduler_is_reported(folder, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT", 0.5)
     with pytest.raises(HasnError, match="no scheduler answers") as caught:
         list(run_batch(save_many(1), TWICE, cluster="tcp://127.0.0.1:1"))
@@ -369,7 +369,7 @@ def test_standard_streams_are_refused(folder):
         list(run_batch(find_jobs(["-"]), TWICE, cluster="local:1"))
 
 
-def test_no_more_pictures_are_with_a_cluster_than_asked_for(folder, inside):
+def test_a_cluster_gets_no_more_pictures_at_once_than_requested(folder, inside):
     under_way, most = set(), 0
     for event in run_batch(save_many(8), TWICE, workers=1, cluster=inside.scheduler_address):
         if isinstance(event, Started):
@@ -380,7 +380,7 @@ def test_no_more_pictures_are_with_a_cluster_than_asked_for(folder, inside):
     assert most == 1 and len(list(Path("out").glob("*.png"))) == 8
 
 
-def test_a_file_that_is_called_like_the_default_weights_is_not_taken_for_them(folder, inside):
+def test_a_file_named_like_the_default_weights_is_not_used_for_them(folder, inside):
     Path("hasn").write_text("notes on upscaling")
     assert len(of_type(run_batch(save_many(2), TWICE, cluster=inside.scheduler_address), Done)) == 2
 
@@ -404,7 +404,7 @@ def test_weights_reach_workers_that_do_not_see_them(folder, monkeypatch, given):
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(tile=64)])
-def test_a_worker_s_network_gets_the_threads_that_it_was_given(settings):
+def test_the_network_of_a_worker_uses_the_threads_assigned_to_it(settings):
     script = """
 import pickle, sys
 from types import SimpleNamespace
@@ -413,17 +413,17 @@ from hasn_cli.inference.workers import CPU_THREADS
 print(CPU_THREADS)
 """
     sent = pickle.dumps(cluster.WorkerState("run", settings, 2))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as Dask has it
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # like in Dask
     found = subprocess.run([sys.executable, "-c", script], input=sent, env=environment, capture_output=True)
     assert found.stdout.split() == [str(min(2, count_cores())).encode()], found.stderr
 
 
-def test_missing_weights_are_said_once(folder, inside):
+def test_missing_weights_are_reported_only_once(folder, inside):
     with pytest.raises(WeightsError, match="gone"):
         list(run_batch(save_many(3), Settings(weights="gone.safetensors"), cluster=inside.scheduler_address))
 
 
-def test_a_disk_that_the_workers_do_not_see_is_said(folder, inside, monkeypatch):
+def test_a_disk_that_the_workers_cannot_see_is_reported(folder, inside, monkeypatch):
     jobs = save_many(1)
     monkeypatch.setattr(distributed.Client, "run", lambda self, function: {"tcp://elsewhere": False})
     with pytest.raises(HasnError, match="elsewhere do not see it") as caught:
@@ -431,7 +431,7 @@ def test_a_disk_that_the_workers_do_not_see_is_said(folder, inside, monkeypatch)
     assert "URLs" in caught.value.hint
 
 
-def test_errors_come_back_as_what_they_were():
+def test_errors_keep_their_type_across_the_cluster():
     for error in (OutputError("no", "do so"), WeightsError("none"), ZeroDivisionError("by 0")):
         back = cluster._error_from(cluster._error_to_dict(error))
         assert isinstance(back, type(error) if isinstance(error, HasnError) else HasnError)
@@ -450,7 +450,7 @@ def test_a_picture_that_kills_every_worker_fails_alone():
     assert isinstance(event, Failed) and "every worker that tried it died" in str(event.error)
 
 
-def test_what_is_no_address_is_wrong_usage_at_once(tmp_path):
+def test_an_invalid_address_is_a_usage_error(tmp_path):
     began = time.monotonic()
     with pytest.raises(UsageError, match="foo"):
         list(cluster.run_on_cluster([], Settings(), Gate(Settings(), keep=False), "foo"))

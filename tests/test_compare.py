@@ -44,7 +44,7 @@ def noise(height, width, channels=3, dtype=np.uint8):
 
 
 class Nearest:
-    """An upscaler whose result is easy to foretell."""
+    """An upscaler whose result is easy to predict."""
 
     def __init__(self, scale):
         self.scale = scale
@@ -56,7 +56,7 @@ class Nearest:
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     lr = np.full((120, 160, 3), 90, np.uint8)
-    lr[30:60, 40:80] = noise(30, 40)  # all that differs is here
+    lr[30:60, 40:80] = noise(30, 40)  # the only difference is here
     hr = lr.repeat(4, 0).repeat(4, 1)
     methods = [bicubic(Size(4)), network("HASN", "nearest, in truth", Nearest, Size(4))]
     return compare(picture_of(lr), methods, reference=picture_of(hr, "large.png"))
@@ -68,7 +68,7 @@ def test_every_method_gives_a_view_of_the_enlarged_size_with_its_time(comparison
     assert [view.seconds is not None for view in comparison.views] == [True, True, False]
 
 
-def test_the_reference_gives_figures_and_error_maps(comparison):
+def test_the_reference_adds_measurements_and_error_maps(comparison):
     interpolated, exact, _ = comparison.views
     assert interpolated.psnr < 40 and interpolated.ssim < 1
     assert exact.psnr == np.inf and exact.ssim == pytest.approx(1)
@@ -99,7 +99,7 @@ def test_spots_stay_inside_pictures_of_any_size(size):
         assert spot.left >= 0 and spot.left + spot.side <= size[1]
 
 
-def test_a_spot_tells_the_mean_difference_in_grey_levels():
+def test_a_spot_states_the_mean_difference_in_grey_levels():
     a = np.zeros((256, 256, 3), np.uint8)
     b = a.copy()
     b[:64, 64:128] = 10
@@ -108,7 +108,7 @@ def test_a_spot_tells_the_mean_difference_in_grey_levels():
     assert spot.difference == pytest.approx(10)
 
 
-def test_of_a_large_result_the_part_with_the_difference_is_kept(monkeypatch):
+def test_only_the_part_that_differs_is_kept_of_a_large_result(monkeypatch):
     monkeypatch.setattr("hasn_cli.compare.comparison.PART_PIXELS", 128 * 128)
     lr = np.full((128, 128, 3), 90, np.uint8)
     lr[100:110, 20:30] = noise(10, 10)
@@ -142,7 +142,7 @@ def test_gray_transparent_and_deep_pictures_are_compared_as_they_look(channels, 
         assert np.abs(view.pixels.astype(int) - lr.repeat(2, 0).repeat(2, 1) / 257).max() <= 0.5
 
 
-def test_a_reference_of_another_size_is_refused_and_a_larger_rim_is_cut():
+def test_a_reference_of_another_size_is_refused_and_a_small_surplus_is_cut_off():
     lr = noise(20, 20)
     methods = [bicubic(Size(4)), network("HASN", "", Nearest, Size(4))]
     with pytest.raises(UsageError, match="84×84"):
@@ -210,14 +210,14 @@ def test_a_picture_over_the_limit_is_compared_if_asked_to(small, capsys):
     assert run(["compare", str(small), "-s", "2", "--max-megapixels", "0"]) == 0
 
 
-def test_no_name_can_break_out_of_the_page(comparison):
+def test_no_file_name_can_inject_code_into_the_page(comparison):
     evil = "</script><script>alert(1)</script><b>\u2028&amp;"
     text = page(replace(comparison, name=evil), about=evil)
     assert evil not in text
     assert data_of(text)["name"] == evil
 
 
-def test_the_page_forbids_itself_the_network(comparison):
+def test_the_page_blocks_all_network_access(comparison):
     text = page(comparison)
     assert "default-src 'none'" in text
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text)
@@ -433,7 +433,7 @@ def test_sides_can_be_chosen_and_swapped(shown):
     assert shown["image-right"].get_attribute("alt") == "small.png, Bicubic"
 
 
-def test_a_spot_is_drawn_from_the_very_pixels_and_leads_to_its_place(shown, comparison):
+def test_a_spot_shows_the_exact_pixels_and_a_click_goes_there(shown, comparison):
     buttons = shown.driver.find_elements("css selector", "#spots button")
     assert len(buttons) == len(comparison.spots)
     pixels = shown.driver.execute_async_script("""
@@ -458,7 +458,7 @@ def test_a_spot_is_drawn_from_the_very_pixels_and_leads_to_its_place(shown, comp
     assert shown.driver.switch_to.active_element.get_attribute("id") == "handle"
 
 
-def test_the_table_tells_times_and_marks_the_best(shown):
+def test_the_table_shows_times_and_marks_the_best(shown):
     table = shown["figures"].text
     assert "PSNR-Y" in table and " s" in table and "MP/s" in table
     best = [cell.text for cell in shown.driver.find_elements("css selector", "td.best")]
@@ -499,7 +499,7 @@ def test_the_sheet_can_write_names_that_are_long_or_not_latin(comparison):
     assert sheet(replace(comparison, name="ещё " * 200)).shape == sheet(comparison).shape
 
 
-def test_the_sheet_of_equal_pictures_is_drawn_all_the_same():
+def test_a_sheet_of_equal_pictures_is_drawn_too():
     method = network("Same", "", Nearest, Size(2))
     assert sheet(compare(picture_of(noise(30, 40)), [method, method])).shape[2] == 3
 
@@ -526,7 +526,7 @@ SIXEL, KITTY = b"\x1bP", b"\x1b_G"
 
 
 def on_terminal(answers, **environment):
-    """What the preview writes to a terminal that answers queries (pattern → answer; %s: what the pattern caught) so."""
+    """What the preview writes to a terminal with these answers (pattern → answer, with %s for the matched group)."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 800, 600))
     script = PREVIEW.format(tests=str(Path(__file__).parent))
@@ -567,7 +567,7 @@ KITTY_QUERY = rb"\x1b_Gi=(\d+),[^;]*a=q[^;]*;AAAA\x1b\\"
     ],
     ids=["sixel", "kitty", "half blocks"],
 )
-def test_the_terminal_is_asked_and_gets_what_it_can(answers, marks, never):
+def test_the_terminal_is_asked_and_gets_the_best_that_it_supports(answers, marks, never):
     written = on_terminal(answers)
     assert marks in written and never not in written
     assert written.count(b"Bicubic") == 3 and written.count(b"mean difference") == 3
@@ -581,7 +581,7 @@ def test_half_blocks_show_squares():
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"NO_COLOR": "1"}], ids=["dumb", "no colour"])
-def test_a_terminal_that_cannot_gets_nothing(environment):
+def test_a_terminal_without_pictures_or_colours_gets_nothing(environment):
     assert on_terminal({}, **environment) == b""
 
 
@@ -605,7 +605,7 @@ def test_the_command_writes_the_page_beside_the_picture(small, capsys):
     assert out == "" and "small_compare.html" in err and "HASN" in err
 
 
-def test_two_weights_are_set_against_each_other(small, tmp_path):
+def test_two_weights_are_compared_with_each_other(small, tmp_path):
     from hasn_cli.weights import bundled_path
 
     other = tmp_path / "mine.safetensors"
@@ -628,7 +628,7 @@ def test_two_weights_are_set_against_each_other(small, tmp_path):
         (["hasn", "hasn"], ["HASN (1)", "HASN (2)"]),
     ],
 )
-def test_labels_are_short_and_tell_the_views_apart(weights, expected):
+def test_labels_are_short_and_distinct(weights, expected):
     from hasn_cli.cli.compare import labels
 
     assert labels(weights) == expected
@@ -641,7 +641,7 @@ def test_a_sheet_that_its_format_cannot_hold_is_refused(small, capsys):
     assert not (small.parent / "sheet.ico").exists()
 
 
-def test_the_command_writes_a_sheet_where_the_name_is_a_pictures(small, tmp_path):
+def test_the_command_writes_a_sheet_if_the_output_is_named_like_a_picture(small, tmp_path):
     target = tmp_path / "sheet.webp"
     assert run(["compare", str(small), "-s", "2", "-o", str(target), "-q"]) == 0
     with Image.open(target) as image:
@@ -649,7 +649,7 @@ def test_the_command_writes_a_sheet_where_the_name_is_a_pictures(small, tmp_path
 
 
 @pytest.mark.parametrize("target", ["page.html", "sheet.png"])
-def test_names_that_are_no_unicode_or_hold_control_characters_are_shown_escaped(
+def test_names_that_are_not_unicode_or_contain_control_characters_are_escaped(
     small, tmp_path, monkeypatch, capsys, target
 ):
     import torch
@@ -694,7 +694,7 @@ def test_the_picture_may_come_through_a_pipe(small, path_with_hasn):
         (["-s", "5"], 2, "5"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_leaves_nothing(small, monkeypatch, capsys, arguments, code, message):
+def test_an_impossible_comparison_is_an_error_and_writes_nothing(small, monkeypatch, capsys, arguments, code, message):
     monkeypatch.chdir(small.parent)
     Path("taken.html").write_text("mine")
     assert run(["compare", "small.png", *arguments]) == code

@@ -1,4 +1,4 @@
-"""`hasn doctor` says what is true of this machine, and what would help."""
+"""`hasn doctor` describes this machine correctly and says what would help."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def report():
     return doctor.examine(seconds=0)
 
 
-def test_it_tells_what_the_program_would_run_on(report):
+def test_it_shows_what_the_program_would_run_on(report):
     assert report.packages["torch"] == torch.__version__
     assert report.threads == torch.get_num_threads()
     assert [device.chosen for device in report.devices].count(True) == 1
     assert report.devices[0].name == "cpu" and report.devices[0].memory == psutil.virtual_memory().total
 
 
-def test_every_device_it_names_can_be_asked_for(report):
+def test_every_device_it_names_can_be_used(report):
     from hasn_cli.inference.devices import resolve_device
 
     for device in report.devices:
@@ -58,7 +58,7 @@ def test_every_format_is_tried(report):
     assert jpeg.read and jpeg.write
 
 
-def test_a_format_that_fails_is_told(monkeypatch):
+def test_a_format_that_fails_is_reported(monkeypatch):
     from hasn_cli import images
     from hasn_cli.errors import ImageError
 
@@ -79,14 +79,14 @@ def test_a_format_that_fails_is_told(monkeypatch):
 def test_every_dependency_of_the_package_is_looked_up(report):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {"torch", "numpy", "pillow"} <= set(report.packages) <= {name_of(line) for line in project["dependencies"]}
-    assert set(report.extras) == set(project["optional-dependencies"]) - {"bench", "test"}
+    assert set(report.extras) == set(project["optional-dependencies"]) - {"all", "bench", "test"}
 
 
 def name_of(requirement):
     return re.match(r"[\w.-]+", requirement)[0]
 
 
-def test_an_extra_is_there_when_all_its_packages_are(monkeypatch):
+def test_an_extra_is_installed_if_all_its_packages_are(monkeypatch):
     lines = [
         "torch>=2",
         "here>=1; extra == 'whole'",
@@ -101,7 +101,7 @@ def test_an_extra_is_there_when_all_its_packages_are(monkeypatch):
 
 
 class Planner:
-    """An upscaler that computes pictures of up to so many pixels whole, cuts larger ones, and refuses the largest."""
+    """An upscaler that computes pictures whole up to a limit, cuts larger ones, and refuses those above another."""
 
     scale = 3
 
@@ -124,7 +124,7 @@ def test_the_largest_exact_picture_is_the_largest(whole):
     assert (reach.scale, reach.budget) == (3, 1 << 30)
 
 
-def test_where_nothing_fits_the_largest_exact_picture_is_none():
+def test_if_nothing_fits_there_is_no_largest_exact_picture():
     assert doctor.largest_exact(Planner(0, 0)).size == (0, 0)
 
 
@@ -136,7 +136,7 @@ def test_the_reach_at_each_scale_is_what_the_engine_plans(report):
 
 
 class Sleeper:
-    """An upscaler that takes its time, the first time longer."""
+    """A slow upscaler, slowest at the first call."""
 
     scale = 2
 
@@ -150,7 +150,7 @@ class Sleeper:
         return np.zeros((2, 2, 3), np.uint8)
 
 
-def test_the_speed_test_keeps_its_time_and_leaves_the_warming_up_out(monkeypatch):
+def test_the_speed_test_takes_the_given_time_and_does_not_count_the_warm_up(monkeypatch):
     speed = doctor.measure_speed(Sleeper(monkeypatch), 5.0)
     assert speed.rounds == 4
     megapixels = doctor.PROBE[0] * doctor.PROBE[1] / 1e6
@@ -169,7 +169,7 @@ def test_concerns_name_a_remedy(monkeypatch, tmp_path):
     assert all(concern.hint for concern in concerns)
 
 
-def test_json_holds_all_that_the_tables_show(capsys):
+def test_json_contains_everything_that_the_tables_show(capsys):
     assert run(["doctor", "--json", "--seconds", "0"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["devices"][0]["name"] == "cpu"
@@ -184,7 +184,7 @@ def test_the_tables_name_what_matters(capsys):
         assert text in shown
 
 
-def test_damaged_weights_are_a_failure_and_the_rest_is_told_all_the_same(monkeypatch, capsys, tmp_path):
+def test_damaged_weights_are_a_failure_and_everything_else_is_still_shown(monkeypatch, capsys, tmp_path):
     from hasn_cli import weights
 
     whole = weights.bundled_path

@@ -93,7 +93,7 @@ def test_megapixels_are_met_as_nearly_as_the_proportions_allow(lr, megapixels):
         {"height": 9, "megapixels": 1},
     ],
 )
-def test_impossible_wishes_are_refused(wish):
+def test_impossible_sizes_are_refused(wish):
     with pytest.raises(UsageError):
         Size(**wish)
 
@@ -151,7 +151,7 @@ def test_floats_keep_their_own_range(low, high):
 
 @pytest.fixture(scope="module")
 def network():
-    """The real one, x2, in the box."""
+    """The included x2 network."""
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
 
@@ -186,7 +186,7 @@ def test_values_far_from_all_others_leave_those_alone(network, missing, consiste
     assert not recwarn.list
 
 
-def test_what_is_brighter_than_white_stays_so_and_dims_nothing(network):
+def test_values_brighter_than_white_stay_and_do_not_darken_others(network):
     dim = photo(64, 64, dtype=np.float32)
     expected = enlarge_pixels(dim, network, Size(2))
     dim[50:53, 50:53] = 5000
@@ -201,7 +201,7 @@ def test_a_flat_picture_of_floats_stays_flat(network):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("channel", [1, 3])
-def test_floats_that_are_no_numbers_are_refused_in_colour_and_in_alpha(bad, channel):
+def test_undefined_floats_are_refused_in_colour_and_in_alpha(bad, channel):
     pixels = photo(channels=4, dtype=np.float32)
     pixels[3, 4, channel] = bad
     with pytest.raises(ImageError, match="undefined"):
@@ -221,7 +221,7 @@ def test_reducing_keeps_range_and_mean(dtype):
 
 
 def peak_and_result(pixels: np.ndarray, size: Size, consistent: bool) -> tuple[int, int]:
-    """The most bytes that enlarging held at once, the result among them; and the result's bytes."""
+    """Peak memory of enlarging, including the result, and the memory of the result alone, in bytes."""
     enlarge_pixels(pixels[:8, :8], Nearest, size, consistent)  # imports and tables are not counted
     tracemalloc.start()
     try:
@@ -244,7 +244,7 @@ def peak_and_result(pixels: np.ndarray, size: Size, consistent: bool) -> tuple[i
         (np.float32, Size(3.9), False, 3.5),
     ],
 )
-def test_what_follows_the_network_takes_few_times_the_result(dtype, size, consistent, most):
+def test_steps_after_the_network_need_only_a_few_times_the_memory_of_the_result(dtype, size, consistent, most):
     peak, result = peak_and_result(photo(300, 400, dtype=dtype), size, consistent)
     assert peak < most * result
 
@@ -252,14 +252,14 @@ def test_what_follows_the_network_takes_few_times_the_result(dtype, size, consis
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize(("size", "consistent"), [(Size(4), False), (Size(4), True), (Size(3.9), False)])
-def test_a_batch_counts_what_enlarging_takes(channels, dtype, size, consistent):
+def test_a_batch_counts_the_memory_of_enlarging(channels, dtype, size, consistent):
     pixels = photo(300, 400, channels=channels, dtype=dtype)
     counted = bytes_needed(picture(pixels), Settings(size=size, consistent=consistent))
     peak, _ = peak_and_result(pixels, size, consistent)
     assert pixels.nbytes + peak < counted
 
 
-def test_a_batch_counts_nothing_for_steps_that_are_not_taken():
+def test_a_batch_counts_no_memory_for_steps_that_are_not_needed():
     shown = picture(photo(30, 40))
     plain, consistent = (bytes_needed(shown, Settings(size=Size(4), consistent=wish)) for wish in (False, True))
     assert plain == 30 * 40 * 3 * (1 + 3 * 16)
@@ -270,7 +270,7 @@ def test_a_batch_counts_nothing_for_steps_that_are_not_taken():
 
 
 def disc(background: tuple[int, int, int], dtype: type = np.uint8) -> np.ndarray:
-    """A green disc with a soft edge; under what is transparent lies another colour."""
+    """A green disc with a soft edge and another colour under the transparent pixels."""
     rows, columns = np.mgrid[:40, :40]
     distance = np.hypot(rows - 19.5, columns - 19.5)
     opacity = np.clip(14.5 - distance, 0, 1)
@@ -301,7 +301,7 @@ def test_what_lies_under_transparency_changes_nothing_that_is_seen():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_opaque_stays_wholly_opaque_and_asks_nothing_of_the_network(dtype):
+def test_opaque_stays_opaque_without_running_the_network_on_alpha(dtype):
     full = 1 if dtype == np.float32 else np.iinfo(dtype).max
     pixels = photo(channels=4, dtype=dtype)
     pixels[..., 3] = full
@@ -316,7 +316,7 @@ def test_opaque_stays_wholly_opaque_and_asks_nothing_of_the_network(dtype):
     scale=st.sampled_from([2, 3, 4]),
 )
 @settings(max_examples=60, deadline=None)
-def test_alpha_never_leaves_what_its_neighbourhood_shows(seed, shape, scale):
+def test_alpha_stays_within_the_range_of_its_neighbours(seed, shape, scale):
     dice = np.random.default_rng(seed)
     pixels = np.zeros((*shape, 4), np.uint8)
     pixels[..., 3] = dice.choice([0, 0, 90, 200, 255, 255], shape)
@@ -330,7 +330,7 @@ def test_alpha_never_leaves_what_its_neighbourhood_shows(seed, shape, scale):
 
 @given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(st.integers(1, 30), st.integers(1, 30)))
 @settings(max_examples=60, deadline=None)
-def test_bleeding_touches_only_what_is_invisible_and_invents_no_colour(seed, shape):
+def test_filling_changes_only_invisible_pixels_and_adds_no_new_colour(seed, shape):
     dice = np.random.default_rng(seed)
     color = dice.integers(0, 256, (*shape, 3), np.uint8)
     alpha = dice.choice([0, 0, 0, 7, 255], (*shape, 1)).astype(np.uint8)
@@ -345,7 +345,7 @@ def test_bleeding_touches_only_what_is_invisible_and_invents_no_colour(seed, sha
 
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=30, deadline=None)
-def test_laying_one_picture_over_another_is_porter_and_duffs_over(seed):
+def test_compositing_follows_porter_and_duffs_over_operator(seed):
     upper, lower = np.random.default_rng(seed).integers(0, 256, (2, 5, 5, 4), np.uint8)
     a, b = upper[..., 3:] / 255, lower[..., 3:] / 255
     alpha = a + b * (1 - a)
@@ -358,7 +358,7 @@ def test_laying_one_picture_over_another_is_porter_and_duffs_over(seed):
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def test_all_but_the_pixels_is_handed_on():
+def test_everything_except_the_pixels_is_passed_on():
     shown = picture(photo(), metadata=full_metadata())
     large = enlarge(shown, Nearest, Size(3))
     assert large.metadata == shown.metadata
@@ -366,7 +366,7 @@ def test_all_but_the_pixels_is_handed_on():
     assert next(iter(large.frames)).pixels.shape == (144, 192, 3)
 
 
-def test_frames_are_enlarged_when_they_are_asked_for():
+def test_frames_are_enlarged_when_they_are_iterated():
     film = animation(count=4)
     upscaler = Nearest(2)
     frames = iter(enlarge(film, lambda scale: upscaler, Size(2)).frames)
@@ -420,7 +420,7 @@ def test_consistent_shrinks_back_to_the_input(dtype, size):
 
 
 @pytest.mark.parametrize("name", ["legacy/ac-adapter.png", "legacy/accessories-calculator.png"])
-def test_the_ground_of_a_real_icon_stays_clear(name):
+def test_the_background_of_a_real_icon_stays_transparent(name):
     path = Path("/usr/share/icons/Adwaita/48x48") / name
     if not path.exists():
         pytest.skip("the Adwaita icons are not installed")

@@ -1,4 +1,4 @@
-"""`hasn evaluate`: the field's figures, and clear errors."""
+"""`hasn evaluate` prints the published numbers, and clear errors."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_table_and_csv_hold_each_picture_and_the_mean(folders, capsys, tmp_path)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names elsewhere are Unicode")
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
-def test_a_name_that_is_no_unicode_is_escaped(folders, capsys, tmp_path, form):
+def test_a_name_that_is_not_unicode_is_escaped(folders, capsys, tmp_path, form):
     (folders[0] / "a.png").rename(folders[0] / os.fsdecode(b"caf\xe9.png"))
     code, _, _ = evaluate(capsys, folders[0], "-s", 2, "-f", form, "-o", tmp_path / "scores")
     assert code == 0
@@ -109,7 +109,7 @@ def test_a_picture_of_one_colour_does_not_spoil_the_mean(folders, capsys):
     assert "nan" not in evaluate(capsys, folders[0], "-s", 2)[1]
 
 
-def test_pictures_behind_links_count_and_what_is_left_out_is_said(folders, capsys, tmp_path):
+def test_linked_pictures_count_and_skipped_ones_are_reported(folders, capsys, tmp_path):
     linked = tmp_path / "linked"
     linked.mkdir()
     for path in folders[0].iterdir():
@@ -127,13 +127,13 @@ def test_a_dash_is_stdout(folders, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("target", "message"), [("a.png/scores.csv", "a.png: "), (".", "no regular file")])
-def test_a_file_that_cannot_be_written_is_told_before_the_work(folders, capsys, monkeypatch, target, message):
+def test_a_file_that_cannot_be_written_is_reported_before_the_work(folders, capsys, monkeypatch, target, message):
     monkeypatch.setattr("hasn_cli.evaluation.benchmark.benchmark", lambda *_, **__: pytest.fail("begun"))
     monkeypatch.chdir(folders[0])
     assert message in evaluate(capsys, folders[0], "-s", 2, "-o", target, "--overwrite")[2]
 
 
-def test_what_cannot_be_measured_is_said(folders, capsys, tmp_path):
+def test_what_cannot_be_measured_is_an_error(folders, capsys, tmp_path):
     hr, lr = folders
     (tmp_path / "empty").mkdir()
     tiny = tmp_path / "tiny"

@@ -1,4 +1,4 @@
-"""Every script in examples/ does what its first lines say."""
+"""Every script in examples/ does what its first comment says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MADE_BY_HAND = {"make_results.sh"}  # takes a minute; run when the weights chang
 
 
 def small(source, target, side=40):
-    """The middle of an example picture: a quick one."""
+    """The middle of an example picture, small so that the test is quick."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(EXAMPLES / source) as image:
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -109,7 +109,7 @@ def test_python_api(photos, run_script):
     assert shown.count("80×60") == 2
 
 
-def test_every_script_is_tried():
+def test_every_script_has_a_test():
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".sh", ".py")}
     here = Path(__file__).read_text(encoding="utf-8")
     assert {name for name in scripts if f'run_script("{name}"' not in here} == MADE_BY_HAND
@@ -118,7 +118,7 @@ def test_every_script_is_tried():
 def test_the_pictures_are_small_and_their_origin_is_named():
     told = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     for path in EXAMPLES.iterdir():
-        made = path.stem.endswith("_x4")  # by following README's first command
+        made = path.stem.endswith("_x4")  # written by README's first command
         if path.suffix in (".jpg", ".png") and not made:
             assert path.stat().st_size < 300_000
             assert f"`{path.name}`" in told

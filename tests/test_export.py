@@ -1,4 +1,4 @@
-"""The ONNX file computes what the network computes, at any size, and tells nothing about where it was made."""
+"""The ONNX file computes the same as the network at any size, and contains nothing about where it was made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """What `hasn export` wrote."""
+    """The file that `hasn export` wrote."""
     from hasn_cli.cli.export import command
 
     path = tmp_path_factory.mktemp("onnx") / "out.onnx"
@@ -29,7 +29,7 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", [(1, 15, 15), (1, 41, 18), (2, 24, 33), (1, 16, 130)])
-def test_it_gives_what_the_network_gives_at_sizes_it_never_saw(exported, shape: tuple[int, int, int]):
+def test_it_computes_what_the_network_computes_at_other_sizes(exported, shape: tuple[int, int, int]):
     count, height, width = shape
     lr = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -40,7 +40,7 @@ def test_it_gives_what_the_network_gives_at_sizes_it_never_saw(exported, shape: 
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_it_is_a_valid_model_that_says_what_it_wants(exported):
+def test_it_is_a_valid_model_that_describes_its_input(exported):
     model = onnx.load(str(exported))
     onnx.checker.check_model(model, full_check=True)
     about = {entry.key: entry.value for entry in model.metadata_props}
@@ -49,7 +49,7 @@ def test_it_is_a_valid_model_that_says_what_it_wants(exported):
     assert about["sha256"]
 
 
-def test_it_holds_no_path_of_the_machine_that_made_it(exported):
+def test_it_contains_no_path_of_the_machine_that_made_it(exported):
     content = exported.read_bytes()
     assert b"site-packages" not in content
     assert b"hasn_cli" not in content
@@ -63,14 +63,14 @@ def test_a_file_of_another_network_does_not_pass_the_check(exported):
         check_onnx(exported, other, [(16, 16)])
 
 
-def test_an_opset_that_the_exporter_cannot_write_is_said_without_noise(tmp_path, capfd):
+def test_an_opset_that_the_exporter_cannot_write_is_an_error_without_noise(tmp_path, capfd):
     with pytest.raises(HasnError, match="cannot write opset 99"):
         export_onnx(load_network("hasn", 2), tmp_path / "out.onnx", opset=99)
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_fails_the_check_replaces_nothing(tmp_path, monkeypatch):
+def test_a_model_that_fails_the_check_replaces_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("hasn_cli.export.TOLERANCE", -1.0)
     target = tmp_path / "out.onnx"
     target.write_bytes(b"good")
@@ -79,7 +79,7 @@ def test_what_fails_the_check_replaces_nothing(tmp_path, monkeypatch):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"good"]
 
 
-def test_without_onnxruntime_to_check_it_nothing_is_begun_or_replaced(tmp_path, monkeypatch):
+def test_without_onnxruntime_nothing_is_started_or_replaced(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("begun"))
     target = tmp_path / "out.onnx"
@@ -89,7 +89,7 @@ def test_without_onnxruntime_to_check_it_nothing_is_begun_or_replaced(tmp_path, 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"good"]
 
 
-def test_the_folder_is_made(tmp_path):
+def test_a_missing_folder_is_created(tmp_path):
     from hasn_cli.cli.export import command
 
     assert CliRunner().invoke(command, ["--onnx", str(tmp_path / "new" / "x.onnx"), "-s", "2"]).exit_code == 0
@@ -104,7 +104,7 @@ def test_stdout_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_file_is_left_alone(exported):
+def test_an_existing_file_is_not_overwritten(exported):
     from hasn_cli.cli.export import command
 
     before = exported.read_bytes()

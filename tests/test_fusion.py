@@ -1,4 +1,4 @@
-"""Kernels and fused weights do what the operators they stand for do."""
+"""Kernels and fused weights give the same as the operators that they replace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[True, False], ids=["onednn", "public"])
 def either_way(request, monkeypatch):
-    """Both ways of running a kernel: oneDNN's fused operators, and PyTorch's public ones."""
+    """Run a test with oneDNN's fused operators and with PyTorch's public ones."""
     if request.param and not kernels.has_onednn(torch.float32):
         pytest.skip("this PyTorch has no oneDNN")
     monkeypatch.setattr(kernels, "has_onednn", lambda _: request.param)
@@ -43,7 +43,7 @@ def test_activations_are_applied(either_way, activation, expected):
     assert torch.allclose(pointwise(rows), expected(F.linear(rows, weight[..., 0, 0], bias)), atol=2e-5)
 
 
-def test_products_and_sums_ride_along(either_way):
+def test_products_and_sums_are_fused(either_way):
     rows, weight, bias, other = torch.randn(40, 52), torch.randn(30, 52), torch.randn(30), torch.randn(40, 30)
     pointwise = kernels.Pointwise(weight, bias, CPU, torch.float32)
     plain = F.linear(rows, weight, bias)
@@ -82,7 +82,7 @@ def test_large_buffers_are_writable_and_of_their_shape():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_compiled_gated_product_is_the_same(monkeypatch):
-    """What `compile` compiles on an accelerator, here on the CPU with the operators that accelerators take."""
+    """The code that `compile` compiles on an accelerator, here on the CPU with the operators for accelerators."""
     monkeypatch.setattr(kernels, "has_onednn", lambda _: False)
     torch.manual_seed(0)
     block = FusedNetwork(HASN(2), CPU, torch.float32).blocks[0]
@@ -93,7 +93,7 @@ def test_the_compiled_gated_product_is_the_same(monkeypatch):
             assert torch.allclose(compiled(block, n, low), block.gated(n, low), atol=1e-5)
 
 
-def test_fusing_leaves_the_network_as_it_is():
+def test_fusing_does_not_change_the_network():
     network = HASN(2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     FusedNetwork(network, CPU, torch.float32)

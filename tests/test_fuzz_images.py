@@ -1,4 +1,4 @@
-"""Broken files: whatever is done to a real one, it gives a picture or an `ImageError`, soon and in bounded memory."""
+"""A damaged file gives a picture or an `ImageError`, within limits of time and memory, whatever the damage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def written(shown, format: str) -> bytes:
 
 
 def seeds(format: str) -> list[bytes]:
-    """Files to start from: all that the format can hold, and real ones."""
+    """Files to start from: one with everything that the format can hold, and real ones."""
     entry = FORMATS[format]
     full = {"metadata": full_metadata()}
     files = [written(picture(photo(), **full), format), written(picture(photo(9, 7, channels=1)), format)]
@@ -59,7 +59,7 @@ def seeds(format: str) -> list[bytes]:
 
 
 def others(format: str) -> list[bytes]:
-    """What this program reads but never writes."""
+    """Files that this program reads but never writes."""
     image = Image.fromarray(photo())
     kinds: dict[str, list[tuple[Image.Image, dict[str, object]]]] = {
         "jpeg": [(image, {"progressive": True}), (image.convert("CMYK"), {}), (image.convert("L"), {})],
@@ -92,11 +92,11 @@ def others(format: str) -> list[bytes]:
 
 
 def attempt(data: bytes, format: str, folder: Path) -> bool:
-    """Read, and write what was read. Whether it was a picture.
+    """Read a file and write it again. Returns whether it was a picture.
 
     Raises:
         AssertionError: it took too long.
-        Exception: anything that is not meant for the user's eyes.
+        Exception: any error that is not meant for users.
     """
     target = folder / "out"
     start = time.perf_counter()
@@ -117,7 +117,7 @@ def attempt(data: bytes, format: str, folder: Path) -> bool:
 
 
 def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
-    """How many of the mutated files were no pictures any more, and how many still were."""
+    """The number of damaged files that were refused, and of those that were still pictures."""
     dice = random.Random(f"{format} {seed}")
     files = seeds(format)
     for data in files:
@@ -127,14 +127,14 @@ def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
         data = mutated(dice.choice(files), dice)
         if format == "png" and dice.random() < 0.7:
             data = with_true_checksums(data)
-        # for the one who has to mend it; written beforehand, since a codec that crashes leaves no time afterwards
+        # kept for debugging; written in advance, because a codec may crash the process
         (folder.parent / f"fuzz-{format}.bin").write_bytes(data)
         pictures += attempt(data, format, folder)
     return rounds - pictures, pictures
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_broken_files_give_an_error_or_a_picture_and_no_other_word(format, tmp_path, capfd):
+def test_broken_files_give_an_error_or_a_picture_and_no_other_output(format, tmp_path, capfd):
     refused, _ = fuzz(format, ROUNDS["quick"], 0, tmp_path)
     assert refused > 0
     assert capfd.readouterr() == ("", "")

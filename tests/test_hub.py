@@ -1,4 +1,4 @@
-"""`-w OWNER/REPO` and `-w released` against a server on loopback; the clients are the real ones."""
+"""`-w OWNER/REPO` and `-w released` with a server on loopback and the real clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = bytes(range(256)) * 1200  # 300 kB: several chunks
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A loopback hub that the client takes for the only one, with an empty cache and no token."""
+    """A Hub on loopback, which the client uses with an empty cache and no token."""
     from huggingface_hub import close_session, constants
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HASN_RELEASED_URL"):
@@ -48,7 +48,7 @@ def x4() -> bytes:
     return weights.bundled_path(4).read_bytes()
 
 
-def test_first_use_downloads_and_the_second_asks_only_whether_it_moved(hub: Hub, x4: bytes):
+def test_the_first_use_downloads_and_the_second_only_asks_for_changes(hub: Hub, x4: bytes):
     hub.add(REPO, {"config.json": b'{"scale": 4}', "model.safetensors": x4})
     assert weights.resolve(REPO, 4).path.read_bytes() == x4
     hub.log.clear()
@@ -56,7 +56,7 @@ def test_first_use_downloads_and_the_second_asks_only_whether_it_moved(hub: Hub,
     assert hub.log == [f"HEAD {REPO}/resolve/main/config.json"]
 
 
-def test_cached_use_with_the_hub_gone(hub: Hub, monkeypatch, x4: bytes):
+def test_cached_weights_work_without_the_hub(hub: Hub, monkeypatch, x4: bytes):
     from huggingface_hub import constants
 
     hub.add(REPO, {"config.json": b'{"scale": 4}', "model.safetensors": x4})
@@ -69,7 +69,7 @@ def test_cached_use_with_the_hub_gone(hub: Hub, monkeypatch, x4: bytes):
     assert weights.resolve(REPO, 4, download=False).path == first
 
 
-def test_cached_use_with_the_hub_gone_of_a_repository_without_config(hub: Hub, monkeypatch):
+def test_cached_weights_of_a_repository_without_config_work_without_the_hub(hub: Hub, monkeypatch):
     from huggingface_hub import constants
 
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
@@ -79,7 +79,7 @@ def test_cached_use_with_the_hub_gone_of_a_repository_without_config(hub: Hub, m
     assert weights.resolve(REPO, 2).path == first
 
 
-def test_a_hub_out_of_reach_is_waited_for_once(hub: Hub, monkeypatch):
+def test_an_unreachable_hub_is_waited_for_only_once(hub: Hub, monkeypatch):
     from huggingface_hub import constants
 
     pauses: list[float] = []
@@ -88,7 +88,7 @@ def test_a_hub_out_of_reach_is_waited_for_once(hub: Hub, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
     with pytest.raises(DownloadError, match=r"not on this machine, and http.* cannot be reached"):
         weights.resolve(REPO, 2)
-    assert 0 < sum(pauses) < 30  # the client's patience for one file
+    assert 0 < sum(pauses) < 30  # the client's timeout for one file
 
 
 def test_a_moved_revision_is_followed_and_a_pinned_one_is_not(hub: Hub):
@@ -170,7 +170,7 @@ def test_a_repository_without_weights_for_the_scale_says_so(hub: Hub, config: by
         ("hf://o/--bad--.git", "cannot be asked for", "OWNER/REPO"),
     ],
 )
-def test_what_is_not_there_is_named(hub: Hub, name: str, message: str, hint: str):
+def test_a_missing_repository_or_file_is_named(hub: Hub, name: str, message: str, hint: str):
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
     with pytest.raises(DownloadError) as caught:
         weights.resolve(name, 2)
@@ -181,24 +181,24 @@ def test_what_is_not_there_is_named(hub: Hub, name: str, message: str, hint: str
 @pytest.mark.parametrize(
     ("status", "message"), [(401, "refuses access"), (403, "refuses access"), (429, "slow down"), (500, "out of order")]
 )
-def test_a_status_that_stays_becomes_one_error(hub: Hub, status: int, message: str, caplog):
+def test_a_permanent_error_is_reported_once(hub: Hub, status: int, message: str, caplog):
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
     hub.always = status
     with pytest.raises(DownloadError, match=message) as caught:
         weights.resolve(REPO, 2)
     assert str(status) in caught.value.message
     assert caught.value.hint
-    assert caplog.records == []  # the client's own commentary stays away
+    assert caplog.records == []  # the client's own messages are hidden
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_status_that_passes_is_waited_out(hub: Hub, status: int):
+def test_a_temporary_error_is_retried(hub: Hub, status: int):
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
     hub.statuses = [status, status]
     assert weights.resolve(f"hf://{REPO}/hasn_x2.safetensors", 2).path.read_bytes() == SMALL
 
 
-def test_a_private_repository_opens_with_the_token_of_the_environment(hub: Hub, monkeypatch):
+def test_a_private_repository_works_with_the_token_from_the_environment(hub: Hub, monkeypatch):
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
     hub.private.add(REPO)
     with pytest.raises(DownloadError, match="or it is private"):
@@ -207,7 +207,7 @@ def test_a_private_repository_opens_with_the_token_of_the_environment(hub: Hub, 
     assert weights.resolve(REPO, 2).path.read_bytes() == SMALL
 
 
-def test_offline_mode_uses_the_cache_and_asks_nobody(hub: Hub, monkeypatch):
+def test_offline_mode_uses_only_the_cache(hub: Hub, monkeypatch):
     from huggingface_hub import constants
 
     hub.add(REPO, {"hasn_x2.safetensors": SMALL, "config.json": b"{}"})
@@ -268,7 +268,7 @@ def test_publish_refuses_damaged_weights_before_anything_is_sent(hub: Hub, tmp_p
 
 @pytest.fixture
 def released(hub: Hub, monkeypatch) -> Hub:
-    """A mirror of the authors' file; its pinned size and hash are those of a stand-in."""
+    """A mirror of the authors' file, replaced by another file with its own size and hash."""
     hub.files["HASN.pth"] = SMALL
     monkeypatch.setenv("HASN_RELEASED_URL", f"{hub.url}/files/HASN.pth")
     monkeypatch.setattr(weights, "RELEASED_SHA256", hashlib.sha256(SMALL).hexdigest())
@@ -276,7 +276,7 @@ def released(hub: Hub, monkeypatch) -> Hub:
     return hub
 
 
-def test_released_is_fetched_once(released: Hub):
+def test_the_released_weights_are_downloaded_once(released: Hub):
     seen = []
     found = weights.resolve("released", 4, progress=lambda *event: seen.append(event))
     assert found.path.read_bytes() == SMALL
@@ -286,14 +286,14 @@ def test_released_is_fetched_once(released: Hub):
     assert len(released.log) == 1
 
 
-def test_released_may_be_fetched_by_several_at_once(released: Hub, tmp_path):
+def test_several_processes_may_download_the_released_weights_at_once(released: Hub, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: weights.resolve("released", 4).path.read_bytes(), range(8)))
     assert found == [SMALL] * 8
     assert [p.name for p in (tmp_path / "assets").rglob("*") if p.is_file()] == ["HASN.pth"]
 
 
-def test_released_cancelled_by_progress_leaves_nothing(released: Hub, tmp_path):
+def test_a_cancelled_download_of_the_released_weights_leaves_nothing(released: Hub, tmp_path):
     def cancel(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -302,7 +302,7 @@ def test_released_cancelled_by_progress_leaves_nothing(released: Hub, tmp_path):
     assert [p for p in (tmp_path / "assets").rglob("*") if p.is_file()] == []
 
 
-def test_released_is_resumed_after_cuts(released: Hub):
+def test_an_interrupted_download_of_the_released_weights_is_resumed(released: Hub):
     released.cuts = [100_000, 50_000]
     assert weights.resolve("released", 4).path.read_bytes() == SMALL
     assert [line.split()[2:] for line in released.log] == [[], ["bytes=100000-"], ["bytes=150000-"]]
@@ -324,7 +324,7 @@ def test_released_with_other_content_is_refused_and_not_kept(released: Hub, tmp_
 
 
 @pytest.mark.parametrize(("status", "hint"), [(404, "moved"), (403, "address"), (429, "wait"), (500, "later")])
-def test_released_behind_a_status_that_stays(released: Hub, status: int, hint: str):
+def test_a_permanent_error_for_the_released_weights_is_reported(released: Hub, status: int, hint: str):
     released.always = status
     with pytest.raises(DownloadError, match=str(status)) as caught:
         weights.resolve("released", 4)
@@ -332,30 +332,30 @@ def test_released_behind_a_status_that_stays(released: Hub, status: int, hint: s
     assert len(released.log) == (1 if status in (403, 404) else download_module.ATTEMPTS)
 
 
-def test_released_waits_out_a_passing_status(released: Hub):
+def test_a_temporary_error_for_the_released_weights_is_retried(released: Hub):
     released.statuses = [503, 429]
     assert weights.resolve("released", 4).path.read_bytes() == SMALL
 
 
-def test_released_with_nobody_there(released: Hub, monkeypatch):
+def test_the_released_weights_from_an_unreachable_server_are_an_error(released: Hub, monkeypatch):
     monkeypatch.setenv("HASN_RELEASED_URL", "http://127.0.0.1:9/HASN.pth")
     with pytest.raises(DownloadError, match=r"cannot fetch http://127.0.0.1:9/HASN.pth: .*refused"):
         weights.resolve("released", 4)
 
 
-def test_released_from_an_address_that_is_none(released: Hub, monkeypatch):
+def test_the_released_weights_from_an_invalid_address_are_an_error(released: Hub, monkeypatch):
     monkeypatch.setenv("HASN_RELEASED_URL", "mirror.example/HASN.pth")
     with pytest.raises(DownloadError, match=r"'mirror.example/HASN.pth' is no web address"):
         weights.resolve("released", 4)
 
 
-def test_released_damaged_in_the_cache_is_fetched_again(released: Hub):
+def test_released_weights_damaged_in_the_cache_are_downloaded_again(released: Hub):
     path = weights.resolve("released", 4).path
     path.write_bytes(b"rot")
     assert weights.resolve("released", 4).path.read_bytes() == SMALL
 
 
-def test_released_is_for_one_scale(released: Hub):
+def test_the_released_weights_are_for_one_scale(released: Hub):
     with pytest.raises(WeightsError, match="for x4 only, not x2"):
         weights.resolve("released", 2)
     assert released.log == []
@@ -377,11 +377,11 @@ def test_hub_ids_are_read(text: str, parsed: tuple):
 
 
 @pytest.mark.parametrize("text", ["hasn", "o/r/file.pth", "o r/x", "hf://only", ""])
-def test_other_words_are_no_hub_ids(text: str):
+def test_other_texts_are_not_hub_ids(text: str):
     assert hub_module.HubId.parse(text) is None
 
 
-# the ecosystem's own way
+# the usual methods of Hub models
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content")
@@ -439,7 +439,7 @@ def test_from_pretrained_is_strict(tmp_path):
         HASN.from_pretrained(tmp_path)
 
 
-# the whole program, with nothing patched
+# the real program
 
 
 def test_the_command_pulls_from_the_endpoint_of_the_environment_and_then_works_offline(hub: Hub, tmp_path, x4: bytes):

@@ -1,4 +1,4 @@
-"""Which pictures are meant, and what their outputs are called."""
+"""Which pictures are read, and how their outputs are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hasn_cli.errors import HasnError, UsageError
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A function that makes (empty) files below the working directory, which is empty."""
+    """A function that creates empty files below the working directory, which is empty."""
     monkeypatch.chdir(tmp_path)
 
     def make(*names: str) -> None:
@@ -30,7 +30,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def pairs(*args, **options) -> dict[str, str]:
-    """What `find_jobs` says, as source → target."""
+    """The result of `find_jobs` as source → target."""
     return {str(job.source): str(job.target) for job in find_jobs(*args, **options)}
 
 
@@ -136,7 +136,7 @@ def test_own_outputs_are_left_out_of_folders_but_taken_by_name(tree):
     assert pairs(["in/a_x4.png"]) == {"in/a_x4.png": "in/a_x4_x4.png"}
 
 
-def test_outputs_that_the_journal_tells_of_are_left_out(tree):
+def test_outputs_recorded_in_the_journal_are_left_out(tree):
     tree("in/a.png", "in/enlarged.png")
     journal = Journal(Path("in"))
     journal.start(Path("in/enlarged.png"))
@@ -183,7 +183,7 @@ def test_globs(glob, path, expected):
 
 @pytest.mark.parametrize("given", [{"include": ["[z-a].png"]}, {"exclude": ["old", "[]"]}], ids=str)
 @pytest.mark.parametrize("place", ["in", "memory://nowhere/"])
-def test_a_glob_that_is_none_is_wrong_usage(tree, given, place):
+def test_an_invalid_glob_is_a_usage_error(tree, given, place):
     pytest.importorskip("fsspec")
     tree("in/a.png")
     with pytest.raises(UsageError, match=r"\[.*\]"):
@@ -206,13 +206,13 @@ def test_links_out_of_the_tree_are_followed_only_when_asked(tree):
     assert sorted(followed) == ["in/a.png", "in/folder/b.png", "in/folder/c.png", "in/inner.png", "in/outer.png"]
 
 
-def test_links_that_go_round_end(tree):
+def test_circular_links_are_not_followed_for_ever(tree):
     tree("in/sub/a.png")
     Path("in/sub/up").symlink_to("..")
     assert list(pairs(["in"], recursive=True, follow_links=True)) == ["in/sub/a.png"]
 
 
-def test_a_link_to_itself_spoils_no_folder(tree):
+def test_a_link_to_itself_does_no_harm(tree):
     tree("in/a.png")
     for name in ("in/self", "in/self.png"):
         Path(name).symlink_to(Path(name).name)
@@ -235,7 +235,7 @@ def test_a_link_named_as_input_is_followed(tree):
     "name",
     ["-v.png", "--help.png", "two words.png", "zß水🍌.png", "e\u0301.png", "\u00e9.png", "new\nline.png", "a'b\".png"],
 )
-def test_any_name_will_do(tree, name):
+def test_any_file_name_works(tree, name):
     tree(f"in/{name}")
     stem = name.removesuffix(".png")
     assert pairs(["in"], "out") == {f"in/{name}": f"out/{name}"}
@@ -243,7 +243,7 @@ def test_any_name_will_do(tree, name):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
-def test_a_name_that_is_no_unicode_will_do(tree):
+def test_a_name_that_is_not_unicode_works(tree):
     tree(os.fsdecode(b"in/caf\xe9.png"))
     assert [os.fsencode(job.target) for job in find_jobs(["in"], "out")] == [b"out/caf\xe9.png"]
 
@@ -261,7 +261,7 @@ def test_two_writers_are_found_through_a_link(tree):
         find_jobs(["in/a.png", "same/a.jpg"], format="png")
 
 
-def test_no_output_falls_onto_an_input(tree):
+def test_no_output_overwrites_an_input(tree):
     tree("a.png", "a_x4.png")
     with pytest.raises(UsageError, match=r"a\.png would be written onto a_x4\.png, which is an input"):
         find_jobs(["a.png", "a_x4.png"])
@@ -271,7 +271,7 @@ def test_no_output_falls_onto_an_input(tree):
         find_jobs(["a.png"], suffix="")
 
 
-def test_no_output_falls_onto_an_input_through_a_link(tree):
+def test_no_output_overwrites_an_input_through_a_link(tree):
     tree("a.png")
     os.link("a.png", "hard.png")
     Path("soft.png").symlink_to("a.png")
@@ -306,7 +306,7 @@ def test_a_url_of_this_machine_is_a_path(tree, scheme):
     assert all(isinstance(job.source, Path) for job in find_jobs([f"{scheme}://{here}/in"]))
 
 
-def test_no_output_falls_onto_an_input_through_a_url(tree):
+def test_no_output_overwrites_an_input_through_a_url(tree):
     pytest.importorskip("fsspec")
     tree("a.png")
     with pytest.raises(UsageError, match="onto"):
@@ -321,7 +321,7 @@ def test_the_same_picture_named_twice_is_done_once(tree):
     assert [str(job.source) for job in jobs] == ["in/a.png", "in/b.png"]
 
 
-def test_what_cannot_be_tried_is_a_job_with_its_problem(tree):
+def test_an_unusable_input_becomes_a_job_with_a_problem(tree):
     tree("a.png", "texts/notes.txt", "deep/er/b.png")
     jobs = find_jobs(["gone.png", "a.png", "texts", "deep"], "out")
     problems = {job.name: str(job.problem) for job in jobs if job.problem}
@@ -333,7 +333,7 @@ def test_what_cannot_be_tried_is_a_job_with_its_problem(tree):
     assert [job.index for job in jobs] == [0, 1, 2, 3]
 
 
-def test_a_folder_of_own_outputs_alone_says_so(tree):
+def test_a_folder_with_nothing_but_own_outputs_is_reported(tree):
     tree("out/a.png", "out/b.png")
     journal = Journal(Path("out"))
     journal.start(Path("out/a.png")), journal.start(Path("out/b.png"))
@@ -343,7 +343,7 @@ def test_a_folder_of_own_outputs_alone_says_so(tree):
     assert len(find_jobs(["out/a.png", "out/b.png"])) == 2
 
 
-def test_nothing_named_is_wrong_usage(tree):
+def test_no_input_is_a_usage_error(tree):
     with pytest.raises(UsageError, match="no input"):
         find_jobs([])
 
@@ -359,7 +359,7 @@ def test_several_inputs_need_a_folder(tree):
     assert find_jobs(["a.png", "b.png"], "new.png/")[0].target == Path("new.png/a.png")
 
 
-def test_an_output_name_that_tells_no_format_needs_one(tree):
+def test_an_output_name_without_a_known_ending_needs_a_format(tree):
     tree("a.png")
     with pytest.raises(UsageError, match="tells no format"):
         find_jobs(["a.png"], "large")
@@ -420,7 +420,7 @@ def test_lists_by_line_and_by_nul(tree, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is closed to the administrator")
-def test_a_folder_that_cannot_be_read_is_told_and_the_rest_is_done(tree):
+def test_an_unreadable_folder_is_reported_and_the_rest_is_done(tree):
     tree("in/a.png", "in/closed/b.png")
     Path("in/closed").chmod(0)
     told = []
@@ -447,7 +447,7 @@ def test_urls_are_listed_and_named(tree):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """A function that makes (empty) files below `memory://bucket`."""
+    """A function that creates empty files below `memory://bucket`."""
     memory = pytest.importorskip("fsspec").filesystem("memory")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
@@ -459,7 +459,7 @@ def bucket(tmp_path, monkeypatch):
     memory.rm("/bucket", recursive=True)
 
 
-def test_a_store_out_of_reach_fails_alone_and_by_name(tree, monkeypatch):
+def test_an_unreachable_store_fails_alone_and_is_named(tree, monkeypatch):
     from fsspec.implementations.memory import MemoryFileSystem
 
     def isdir(self, path):
@@ -472,7 +472,7 @@ def test_a_store_out_of_reach_fails_alone_and_by_name(tree, monkeypatch):
     assert there.problem is None and str(there.target) == "out/z.png"
 
 
-def test_a_store_that_there_is_no_way_to_fails_alone_too(tree):
+def test_a_store_of_an_unknown_kind_fails_alone(tree):
     tree("z.png")
     lost, there = find_jobs(["nowhere://x/a.png", "z.png"], "out/")
     assert "nowhere://x/a.png: " in str(lost.problem) and there.problem is None
@@ -491,12 +491,12 @@ def test_several_folders_at_urls_keep_their_names_too(bucket, tree):
 
 
 @pytest.mark.parametrize("key", ["/etc/x.png", "sub//x.png", "../x.png", "sub/../../x.png", "./x.png", "..\\x.png"])
-def test_a_key_that_is_no_path_below_its_folder_is_left_out_and_told(bucket, tree, key):
+def test_a_key_that_is_not_a_path_below_its_folder_is_skipped_and_reported(bucket, tree, key):
     from fsspec.implementations.memory import MemoryFileSystem
 
     bucket("in/a.png")
     odd = f"/bucket/in/{key}"
-    MemoryFileSystem.store[odd] = MemoryFileSystem.store["/bucket/in/a.png"]  # as object stores allow, and files do not
+    MemoryFileSystem.store[odd] = MemoryFileSystem.store["/bucket/in/a.png"]  # allowed in object stores only
     told = []
     try:
         found = pairs(["memory://bucket/in"], "out/", recursive=True, on_skip=lambda path, reason: told.append(path))
@@ -530,7 +530,7 @@ def test_the_output_folder_inside_a_folder_at_a_url_is_not_read(bucket):
         assert sorted(found) == ["memory://bucket/in/a.png", "memory://bucket/in/outer/b.png"]
 
 
-def test_outputs_that_the_journal_of_a_url_tells_of_are_left_out(bucket):
+def test_outputs_recorded_in_the_journal_of_a_url_are_left_out(bucket):
     bucket("in/a.png", "in/sub/b.png")
     jobs = find_jobs(["memory://bucket/in"], suffix="-big", recursive=True)
     journals = {root: Journal(root) for root in {job.root for job in jobs}}
@@ -566,7 +566,7 @@ def test_a_folder_at_a_url_without_pictures_is_a_job_with_its_problem(bucket):
     assert "-r" in jobs[1].problem.hint and "own outputs" in str(jobs[2].problem)
 
 
-def test_an_empty_name_is_refused_rather_than_taken_for_the_current_folder(tmp_path, monkeypatch):
+def test_an_empty_name_is_refused_and_does_not_mean_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").touch()
     with pytest.raises(UsageError, match="empty"):
@@ -574,7 +574,7 @@ def test_an_empty_name_is_refused_rather_than_taken_for_the_current_folder(tmp_p
 
 
 @pytest.mark.parametrize("path", ["x" * 300 + ".png", os.devnull])
-def test_what_cannot_be_reached_is_one_job_that_fails(tmp_path, path):
+def test_an_unreachable_input_is_one_job_that_fails(tmp_path, path):
     (tmp_path / "a.png").touch()
     bad, good = find_jobs([path, str(tmp_path / "a.png")], tmp_path / "out")
     assert bad.problem is not None and good.problem is None

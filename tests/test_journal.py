@@ -1,4 +1,4 @@
-"""Going on where a run was cut off: what is done stays done, all else is done again, nothing is lost or left lying."""
+"""Resuming: finished pictures are skipped, all others computed again, and nothing is lost or left behind."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def finished(folder):
-    """The jobs of a batch of three that has been run."""
+    """The jobs of a finished batch of three."""
     jobs = save_many(3)
     assert len(of_type(run_batch(jobs, TWICE), Done)) == 3
     return jobs
 
 
 def resume(jobs, settings=TWICE, **options) -> tuple[list[str], list[str]]:
-    """The names of what is done and of what is skipped; a failure raises."""
+    """Resume: the names of the pictures that were computed and skipped; a failure raises."""
     events = list(run_batch(jobs, settings, resume=True, **options))
     for event in of_type(events, Failed):
         raise event.error
@@ -54,31 +54,31 @@ def resume(jobs, settings=TWICE, **options) -> tuple[list[str], list[str]]:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Changes whenever the file is written anew."""
+    """A value that changes whenever the file is written again."""
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 ALL = ["in/0.png", "in/1.png", "in/2.png"]
 
 
-def test_what_is_done_stays_done_and_loads_no_network(finished, monkeypatch):
+def test_finished_pictures_are_skipped_without_loading_the_network(finished, monkeypatch):
     monkeypatch.setattr(UpscalerPool, "_load", lambda *args: pytest.fail("a network was loaded"))
     before = [identity(job.target) for job in finished]
     assert resume(finished) == ([], ALL)
     assert [identity(job.target) for job in finished] == before
 
 
-def test_a_missing_output_is_made_again(finished):
+def test_a_missing_output_is_computed_again(finished):
     finished[1].target.unlink()
     assert resume(finished) == (["in/1.png"], ["in/0.png", "in/2.png"])
 
 
-def test_a_changed_input_is_done_again(finished):
+def test_a_changed_input_is_computed_again(finished):
     save("in/1.png", seed=9)
     assert resume(finished) == (["in/1.png"], ["in/0.png", "in/2.png"])
 
 
-def test_an_input_changed_behind_its_size_and_time_is_done_again(finished):
+def test_an_input_changed_with_the_same_size_and_time_is_computed_again(finished):
     path = Path("in/1.png")
     times, data = path.stat(), bytearray(path.read_bytes())
     save("in/1.png", seed=9)
@@ -90,14 +90,14 @@ def test_an_input_changed_behind_its_size_and_time_is_done_again(finished):
     assert {event.job.name for event in events if not isinstance(event, Skipped)} == {"in/1.png"}
 
 
-def test_an_input_that_was_only_touched_or_copied_stays_done(finished):
+def test_an_input_that_was_only_touched_or_copied_is_skipped(finished):
     Path("in/1.png").touch()
     shutil.copy("in/2.png", "copy.png")
     Path("copy.png").replace("in/2.png")
     assert resume(finished) == ([], ALL)
 
 
-def test_changed_settings_do_all_again(finished):
+def test_changed_settings_compute_everything_again(finished):
     assert resume(finished, Settings(size=Size(factor=2), tta=True)) == (ALL, [])
 
 
@@ -105,7 +105,7 @@ def test_settings_without_effect_change_nothing(finished):
     assert resume(finished, Settings(size=Size(factor=2), memory=10**9, device="cpu")) == ([], ALL)
 
 
-def test_changed_weights_do_all_again_and_renamed_ones_do_not(folder):
+def test_changed_weights_compute_everything_again_and_renamed_ones_do_not(folder):
     jobs = save_many(3)
     shutil.copy(bundled_path(2), "w.safetensors")
     settings = Settings(size=Size(factor=2), weights="w.safetensors")
@@ -119,7 +119,7 @@ def test_changed_weights_do_all_again_and_renamed_ones_do_not(folder):
     assert resume(jobs, renamed) == (ALL, [])
 
 
-def test_an_unfinished_batch_that_is_started_anew_is_told_of_resume(finished):
+def test_starting_an_unfinished_batch_again_suggests_resume(finished):
     events = list(run_batch(finished, TWICE))
     assert [type(event) for event in events] == [Failed] * 3
     assert all("--resume" in event.error.hint for event in events)
@@ -166,7 +166,7 @@ def test_an_output_that_appeared_before_the_journal_said_so_is_done_again(finish
 
 
 @pytest.mark.parametrize("torn", [1, 20, 200])
-def test_a_torn_last_line_costs_one_picture_at_most(finished, torn):
+def test_an_incomplete_last_line_costs_at_most_one_picture(finished, torn):
     path = Path("out") / NAME
     path.write_bytes(path.read_bytes()[:-torn])
     done, skipped = resume(finished)
@@ -174,7 +174,7 @@ def test_a_torn_last_line_costs_one_picture_at_most(finished, torn):
     assert resume(finished) == ([], ALL)
 
 
-def test_nonsense_in_the_journal_is_passed_over(finished):
+def test_nonsense_in_the_journal_is_ignored(finished):
     path = Path("out") / NAME
     path.write_bytes(b'\xff\xfe\n[]\n"x"\n{"state": "done"}\n3\n{}\n' + path.read_bytes())
     assert resume(finished) == ([], ALL)
@@ -191,21 +191,21 @@ def test_nonsense_in_the_journal_is_passed_over(finished):
     ],
     ids=str,
 )
-def test_a_line_that_this_program_never_wrote_is_passed_over(finished, line):
+def test_a_line_that_this_program_did_not_write_is_ignored(finished, line):
     with (Path("out") / NAME).open("a") as file:
         file.write(json.dumps(line) + "\n")
     assert resume(finished) == ([], ALL)
     assert find_jobs(["out"], "larger")
 
 
-def test_what_a_dead_run_left_is_cleared_away(finished):
+def test_files_left_by_a_dead_run_are_removed(finished):
     half = Path("out/.hasn-0a1b2c-3d4e5f.part")
     half.write_text("half")
     resume(finished)
     assert not half.exists()
 
 
-def test_what_a_living_run_is_writing_is_left_to_it_even_by_a_process_of_the_same_number(finished):
+def test_files_of_a_running_process_are_left_alone_even_with_the_same_process_id(finished):
     with unfinished.replacing(Path("out/living.png")) as stream:
         stream.write(b"half, ")
         stream.flush()
@@ -224,7 +224,7 @@ with unfinished.replacing(Path("out/other.png")):
 """
 
 
-def test_what_another_run_is_writing_is_cleared_away_once_that_is_killed(finished):
+def test_files_of_another_run_are_removed_once_it_is_killed(finished):
     with subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()
         resume(finished)
@@ -235,7 +235,7 @@ def test_what_another_run_is_writing_is_cleared_away_once_that_is_killed(finishe
 
 
 @pytest.mark.skipif(not unfinished.LOCKS, reason="needs locks")
-def test_a_file_that_is_cleared_away_before_it_is_locked_is_made_anew(folder, monkeypatch):
+def test_a_file_removed_before_it_is_locked_is_created_again(folder, monkeypatch):
     real = unfinished._lock
 
     def lock(stream, *, wait):
@@ -250,7 +250,7 @@ def test_a_file_that_is_cleared_away_before_it_is_locked_is_made_anew(folder, mo
 
 
 @pytest.mark.skipif(not unfinished.LOCKS, reason="needs locks")
-def test_on_a_disk_without_locks_all_is_written_and_nothing_cleared_away(folder, monkeypatch):
+def test_on_a_disk_without_locks_everything_is_written_and_nothing_removed(folder, monkeypatch):
     def lock(*args, **options):
         raise OSError("no locks available")
 
@@ -261,7 +261,7 @@ def test_on_a_disk_without_locks_all_is_written_and_nothing_cleared_away(folder,
     assert (folder / "a.png").read_bytes() == b"whole" and no_halves(folder)
 
 
-def test_outputs_made_of_other_pictures_are_not_replaced_and_nothing_is_said_of_resume(finished):
+def test_outputs_of_other_pictures_are_not_replaced_and_resume_is_not_suggested(finished):
     for number in range(3):
         save(f"other/{number}.png", seed=10 + number)
     others = find_jobs(["other"], "out")
@@ -284,12 +284,12 @@ def test_an_output_that_another_run_was_killed_over_is_not_replaced_either(finis
     assert resume(finished) == (ALL, [])
 
 
-def test_outputs_of_a_tree_that_was_moved_stay_done(finished):
+def test_outputs_of_a_moved_folder_are_skipped(finished):
     Path("in").rename("moved")
     assert resume(find_jobs(["moved"], "out")) == ([], [name.replace("in/", "moved/") for name in ALL])
 
 
-def test_what_came_through_the_standard_input_is_never_taken_for_the_same(finished):
+def test_standard_input_never_counts_as_the_same_input(finished):
     jobs = [*finished[:2], Job(2, "-", Path("out/stdin.png"), "standard input", Path("out"))]
     Path("out/stdin.png").write_text("an earlier one")
     journal = Journal(Path("out"))
@@ -342,7 +342,7 @@ def test_one_picture_leaves_no_journal_and_several_do_unless_told(folder):
     assert (Path("two") / NAME).exists()
 
 
-def test_a_run_that_begins_nothing_leaves_no_folder(folder):
+def test_a_run_that_starts_nothing_creates_no_folder(folder):
     Path("in").mkdir()
     for name in ("a.png", "b.png"):
         Path("in", name).write_text("no picture")
@@ -370,7 +370,7 @@ def test_several_runs_can_share_a_journal(folder):
     assert len(records) == 50 and all(record["state"] == "done" for record in records.values())
 
 
-def test_names_that_are_no_unicode_are_remembered(folder):
+def test_names_that_are_not_unicode_are_recorded(folder):
     entry = Journal(folder)
     entry.start(folder / os.fsdecode(b"caf\xe9.png"))
     entry.close()
@@ -408,7 +408,7 @@ def hasn_runs():
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, hasn_runs):
-    """A batch that nobody disturbed: its inputs, its outputs, and how long it took."""
+    """An undisturbed batch: its inputs, its outputs, and how long it took."""
     folder = tmp_path_factory.mktemp("reference")
     for number in range(PICTURES):
         save(folder / f"in/{number}.png", (24 + number % 3, 32), seed=number)
@@ -419,7 +419,7 @@ def reference(tmp_path_factory, hasn_runs):
 
 
 def wait_for_pictures(out: Path, count: int) -> None:
-    """Return when so many outputs are there."""
+    """Return when this many outputs exist."""
     deadline = time.monotonic() + 60
     while len(list(out.glob("*.png"))) < count:
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The layers stay layers: what may import what, and that every module says what it is."""
+"""Rules for the code: which layer may import which, and that every module says what it is."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ MODULES = {
     ".".join(["hasn_cli", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-FACES = ("hasn_cli.cli", "hasn_cli.console", "hasn_cli.__main__")  # the layer that talks to people
+FACES = ("hasn_cli.cli", "hasn_cli.console", "hasn_cli.__main__")  # the layer that talks to users
 
 NEVER = [
     # (who, never imports, and why)
-    ("hasn_cli.errors", ("hasn_cli",), "the ground"),
-    ("hasn_cli.network", ("hasn_cli", "PIL", "numpy"), "the network stands alone"),
-    ("hasn_cli.weights", ("click", "rich", "PIL"), "weights know no pictures"),
+    ("hasn_cli.errors", ("hasn_cli",), "the lowest layer"),
+    ("hasn_cli.network", ("hasn_cli", "PIL", "numpy"), "the network depends on nothing"),
+    ("hasn_cli.weights", ("click", "rich", "PIL"), "weights are independent of pictures"),
     ("hasn_cli.inference", ("PIL", "click", "rich", "hasn_cli.weights", "hasn_cli.images"), "arrays in, arrays out"),
-    ("hasn_cli.images", ("torch", "hasn_cli.network", "hasn_cli.inference"), "pictures know no network"),
-    ("hasn_cli.enlarge", ("torch", "hasn_cli.inference", "hasn_cli.weights"), "is handed its upscaler"),
-    ("hasn_cli.console", ("torch", "numpy", "hasn_cli.cli"), "shows, and computes nothing"),
-    ("hasn_cli.evaluation", ("hasn_cli.training", "hasn_cli.cli"), "measures whatever made it"),
+    ("hasn_cli.images", ("torch", "hasn_cli.network", "hasn_cli.inference"), "pictures are independent of the network"),
+    ("hasn_cli.enlarge", ("torch", "hasn_cli.inference", "hasn_cli.weights"), "gets its upscaler as an argument"),
+    ("hasn_cli.console", ("torch", "numpy", "hasn_cli.cli"), "only shows"),
+    ("hasn_cli.evaluation", ("hasn_cli.training", "hasn_cli.cli"), "is independent of training"),
     ("hasn_cli.training", ("hasn_cli.cli",), "is used by the command"),
 ]
 
 
 def _type_checking_only(tree: ast.AST) -> set[ast.AST]:
-    """Everything below `if TYPE_CHECKING:`, which is never run."""
+    """Everything below `if TYPE_CHECKING:`, which never runs."""
     guarded = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
     return {below for node in guarded for statement in node.body for below in ast.walk(statement)}
 
 
 def imports(module: str, *, at_start_only: bool = False) -> set[str]:
-    """Full names of what a module imports, in functions too unless `at_start_only`."""
+    """Full names of a module's imports, including those in functions unless `at_start_only`."""
     tree = ast.parse(MODULES[module].read_text())
     skipped = _type_checking_only(tree)
     if at_start_only:
@@ -58,16 +58,16 @@ def within(name: str, package: str) -> bool:
 
 
 @pytest.mark.parametrize(("who", "never", "why"), NEVER)
-def test_a_layer_imports_nothing_that_is_not_its_business(who, never, why):
+def test_a_layer_imports_nothing_that_it_must_not(who, never, why):
     modules = [module for module in MODULES if within(module, who)]
-    assert modules, f"{who} is gone; mend this table"
+    assert modules, f"{who} is gone; update this table"
     for module in modules:
         wrong = {n for n in imports(module) for banned in never if within(n, banned) and not within(n, who)}
         assert not wrong, f"{module} imports {wrong}: {why}"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not any(within(m, face) for face in FACES)])
-def test_the_library_knows_no_console(module):
+def test_the_library_does_not_use_the_console(module):
     talk = {name for name in imports(module) if any(within(name, p) for p in ("click", "rich", "hasn_cli.cli"))}
     assert not talk or module.startswith("hasn_cli.compare"), talk
     tree = ast.parse(MODULES[module].read_text())
@@ -79,13 +79,13 @@ def test_imports_at_module_level_have_no_cycle():
         module: {other for other in imports(module, at_start_only=True) if other in MODULES and other != module}
         for module in MODULES
     }
-    for module, others in graph.items():  # a package that re-exports its own parts is no cycle
+    for module, others in graph.items():  # a package that re-exports its own modules is not a cycle
         graph[module] = {other for other in others if not within(module, other)}
     assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_and_public_function_says_what_it_is(module):
+def test_every_module_and_public_function_has_a_docstring(module):
     tree = ast.parse(MODULES[module].read_text())
     assert ast.get_docstring(tree) or not tree.body, module
     public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]

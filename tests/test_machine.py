@@ -1,4 +1,4 @@
-"""Cores and memory as a control group allows them, on stand-ins for /proc and /sys."""
+"""Cores and memory that control groups allow, with made-up files for /proc and /sys."""
 
 import os
 
@@ -12,7 +12,7 @@ MIB = 2**20
 
 @pytest.fixture
 def system(tmp_path):
-    """Writes files below a root that stands for the system's."""
+    """A function that writes files below a folder that replaces the system's root."""
 
     def write(files):
         for name, text in files.items():
@@ -34,7 +34,7 @@ def test_without_control_groups_the_machine_is_the_limit(tmp_path):
     assert 1 <= count_cores(tmp_path) <= (os.cpu_count() or 1)
 
 
-def test_this_very_system_is_understood():
+def test_the_real_system_is_understood():
     assert 0 < free_memory() <= total_memory() <= psutil.virtual_memory().total
     assert 1 <= count_cores() <= (os.cpu_count() or 1)
 
@@ -46,7 +46,7 @@ def test_a_limit_of_memory_is_seen(system):
     assert free_memory(root) == 50 * MIB, "files in the cache make room when asked"
 
 
-def test_no_limit_is_none(system):
+def test_max_means_no_limit(system):
     root = system(second_version("/", memory_max="max", memory_current=70 * MIB, cpu_max="max 100000"))
     assert total_memory(root) == psutil.virtual_memory().total
     assert count_cores(root) == count_cores(root / "nowhere")

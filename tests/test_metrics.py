@@ -1,4 +1,4 @@
-"""The field's measures against independent implementations."""
+"""PSNR and SSIM, compared with independent implementations."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ def test_psnr_and_ssim_agree_with_scikit_image(pair, border):
     assert ssim_y(*pair, border) == pytest.approx(similarity[5:-5, 5:-5].mean(), abs=1e-9)
 
 
-def test_ssim_refuses_what_its_window_does_not_fit(pair):
+def test_ssim_refuses_pictures_smaller_than_its_window(pair):
     with pytest.raises(ValueError, match="at least 11 px"):
         ssim_y(pair[0][:15], pair[1][:15], 4)

@@ -1,4 +1,4 @@
-"""The network is the paper's: its size, its keys, its numbers."""
+"""The network matches the paper and the released checkpoint: size, keys and numbers."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_any_size_comes_out_exactly_scaled(height, width, scale):
 
 
 @given(st.integers(1, 30), st.integers(1, 30))
-def test_padding_reaches_the_least_side_and_keeps_what_was_there(height, width):
+def test_padding_reaches_the_minimum_side_and_keeps_the_picture(height, width):
     x = torch.rand(1, 2, height, width)
     padded = pad_to_min_side(x)
     assert padded.shape[-2:] == (max(MIN_SIDE, height), max(MIN_SIDE, width))
     assert torch.equal(padded[..., :height, :width], x)
 
 
-def test_padding_mirrors_where_it_can_and_repeats_where_it_must():
+def test_padding_mirrors_if_possible_and_repeats_otherwise():
     row = torch.arange(10.0).view(1, 1, 1, 10)
     assert pad_to_min_side(row)[0, 0, 0].tolist() == [*range(10), 8, 7, 6, 5, 4]
     assert pad_to_min_side(row[..., :2])[0, 0, 0].tolist() == [0] + [1] * 14

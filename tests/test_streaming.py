@@ -1,4 +1,4 @@
-"""The strips give what the plain network gives, whatever the size, the strip and the number of threads."""
+"""Strips give the same result as the plain network for every size, strip and number of threads."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CLOSE = 2e-5
 
 @pytest.fixture(scope="module")
 def networks() -> dict[int, HASN]:
-    """The trained networks in the box, by scale."""
+    """The included networks, by scale."""
     return {scale: load_network("hasn", scale).eval() for scale in (2, 3, 4)}
 
 
 def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Something with edges, slopes and noise, float32 in [0, 1]."""
+    """A picture with edges, gradients and noise, float32 in [0, 1]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / 16
     waves = [np.sin(x * a + y * b + c) > 0.3 * d for a, b, c, d in rng.normal(size=(channels, 4))]
@@ -35,7 +35,7 @@ def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
 
 @torch.inference_mode()
 def plain(network: HASN, image: np.ndarray) -> np.ndarray:
-    """What the network itself makes of H×W×3."""
+    """The plain network's result for H×W×3."""
     return network(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
 
 
@@ -67,7 +67,7 @@ def test_very_long_pictures_are_exact(networks, size):
     )
 
 
-def test_features_worked_out_twice_are_those_that_are_held(networks):
+def test_features_computed_twice_equal_those_that_are_held(networks):
     image = photo(70, 50)
     upscaler = Upscaler(networks[2], device="cpu", threads=2, strip=5)
     roomy = upscaler.plan((70, 50))
@@ -87,8 +87,8 @@ def test_the_released_weights_give_their_golden_pictures(shared):
         assert np.abs(sr - golden[f"{name}_sr"]).max() < CLOSE
 
 
-def test_operators_of_other_devices_give_the_same(networks, monkeypatch):
-    """Accelerators take PyTorch's public operators, one picture-wide band, the calling thread; here on the CPU."""
+def test_operators_of_other_devices_give_the_same_result(networks, monkeypatch):
+    """Accelerators use public operators, one band and the calling thread; here this runs on the CPU."""
     monkeypatch.setattr("hasn_cli.inference.kernels.has_onednn", lambda _: False)
     upscaler = Upscaler(networks[3], device="cpu", strip=9)
     upscaler._threads = 0

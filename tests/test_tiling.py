@@ -1,4 +1,4 @@
-"""Tiles cover the picture once, and their blend leaves what agrees as it is."""
+"""Tiles cover the picture once, and blending equal values changes nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_tiles_of_one_picture_blend_to_that_picture(height, width, tile, overlap
     assert np.abs(result.astype(float) - expected).max() <= (1e-6 if dtype is np.float32 else 1)
 
 
-def test_tiles_that_disagree_pass_smoothly_into_each_other():
+def test_tiles_that_disagree_are_blended_smoothly():
     rows, columns = cut(40, 40, 12), cut(60, 36, 12)
     result = np.zeros((80, 120, 1), np.float32)
     canvas = Canvas(Output(result), rows, columns, 2, 1)
@@ -72,7 +72,7 @@ def test_tiles_that_disagree_pass_smoothly_into_each_other():
     assert (np.diff(line) >= 0).all() and np.diff(line).max() < 0.08  # a step of 1 over 24 pixels
 
 
-def test_values_are_rounded_and_clipped_to_integers_and_floats_are_left():
+def test_values_are_rounded_and_clipped_to_integers_and_floats_are_unchanged():
     values = np.array([[[-0.1, 0.5, 1.2]]], np.float32)
     assert quantised(values.copy(), np.dtype(np.uint8)).tolist() == [[[0, 128, 255]]]
     assert quantised(values.copy(), np.dtype(np.uint16)).tolist() == [[[0, 32768, 65535]]]
@@ -80,7 +80,7 @@ def test_values_are_rounded_and_clipped_to_integers_and_floats_are_left():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(10, None), (-4, None), (64, 22), (None, 65), (64, -1)])
-def test_tiles_that_cannot_be_are_refused(tile, overlap):
+def test_impossible_tiles_are_refused(tile, overlap):
     with pytest.raises(UsageError):
         check_tile(tile, overlap)
 
@@ -91,5 +91,5 @@ def test_spans_of_which_three_would_meet_are_refused():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(None, None), (0, None), (24, 8), (64, 0), (None, 64)])
-def test_tiles_that_can_be_are_let_through(tile, overlap):
+def test_possible_tiles_are_accepted(tile, overlap):
     check_tile(tile, overlap)

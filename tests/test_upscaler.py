@@ -22,7 +22,7 @@ from hasn_cli.weights import load_network
 
 @pytest.fixture(scope="module")
 def network() -> HASN:
-    """The x2 network in the box."""
+    """The included x2 network."""
     return load_network("hasn", 2)
 
 
@@ -92,7 +92,7 @@ def test_tta_is_the_mean_over_the_eight_turns(network):
     assert np.abs(averaged - np.mean(turns, axis=0)).max() < 2e-5
 
 
-def test_tiles_by_hand_are_near_the_whole_and_go_by_themselves_where_one_holds_it(network):
+def test_requested_tiles_are_close_to_the_whole_and_not_used_if_one_tile_is_enough(network):
     image = photo(90, 70)
     whole = Upscaler(network, device="cpu").upscale(image)
     assert np.array_equal(Upscaler(network, device="cpu", tile=90).upscale(image), whole)
@@ -109,7 +109,7 @@ def test_progress_rises_to_one(network, options):
     assert max(np.diff([0, *seen])) < 0.2
 
 
-def test_progress_may_cancel_at_once_and_the_next_picture_is_whole(network):
+def test_progress_may_cancel_at_once_and_the_next_picture_is_complete(network):
     upscaler, image = Upscaler(network, device="cpu", threads=2), photo(400, 300)
     calm = upscaler.upscale(photo(30, 30))
 
@@ -126,14 +126,14 @@ def test_progress_may_cancel_at_once_and_the_next_picture_is_whole(network):
     assert np.array_equal(upscaler.upscale(photo(30, 30)), calm)
 
 
-def test_the_calling_threads_settings_are_left_alone(network):
+def test_settings_of_the_calling_thread_are_not_changed(network):
     before = torch.get_num_threads()
     Upscaler(network, device="cpu", threads=2).upscale(photo(30, 30))
     assert torch.get_num_threads() == before
     assert (torch.tensor(1e-39) * 1).item() != 0  # denormals are flushed in the workers alone
 
 
-def test_the_plan_says_what_happens_and_keeps_to_the_budget(network):
+def test_the_plan_describes_what_happens_and_respects_the_budget(network):
     budget = 1 << 30
     half = Upscaler(network, device="cpu", precision="fp16", memory=budget, threads=2).plan((4000, 6000))
     assert half.tiles > 1 and half.bytes <= budget and "tiles" in str(half)
@@ -167,7 +167,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def grown(height: int, width: int, **options: object) -> int:
-    """Bytes by which a fresh process that has upscaled once grows with a picture of this size."""
+    """Memory growth in bytes for a picture of this size, in a new process that has upscaled once before."""
     command = [sys.executable, "-c", PEAK, json.dumps([height, width, options])]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -194,7 +194,7 @@ def test_a_plan_for_turned_pictures_has_room_for_them_upright_and_on_their_side(
 
 
 class FailingEvaluation(streaming.Evaluation):
-    """Runs out of memory like an accelerator, as long as strips or maps are too large."""
+    """Runs out of memory like an accelerator while strips or maps are too large."""
 
     strips: tuple[int, ...] = ()
     kept: tuple[bool, ...] = ()
@@ -226,7 +226,7 @@ OUTS_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUTS_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_gives_up_what_is_kept_then_halves_the_strip_until_it_fits(network, monkeypatch, error):
+def test_out_of_memory_drops_kept_features_then_halves_the_strip_until_it_fits(network, monkeypatch, error):
     image, seen = photo(60, 400), []
     exact = Upscaler(network, device="cpu").upscale(image)
     kind = failing(monkeypatch, most_rows=5, error=error)
@@ -236,7 +236,7 @@ def test_out_of_memory_gives_up_what_is_kept_then_halves_the_strip_until_it_fits
     assert seen == sorted(seen)
 
 
-def test_out_of_memory_with_the_shortest_strips_takes_to_tiles(network, monkeypatch):
+def test_out_of_memory_with_the_shortest_strips_uses_tiles(network, monkeypatch):
     image = photo(400, 400)
     exact = Upscaler(network, device="cpu").upscale(image)
     failing(monkeypatch, most_pixels=230 * 230)
@@ -244,7 +244,7 @@ def test_out_of_memory_with_the_shortest_strips_takes_to_tiles(network, monkeypa
     assert 0 < np.abs(tiled - exact).mean() < 0.01
 
 
-def test_out_of_memory_with_tiles_by_hand_takes_smaller_ones_that_share_as_much_as_suits_them(network, monkeypatch):
+def test_out_of_memory_with_requested_tiles_uses_smaller_ones_with_a_suitable_overlap(network, monkeypatch):
     image = photo(420, 400)
     exact = Upscaler(network, device="cpu").upscale(image)
     failing(monkeypatch, most_pixels=230 * 230)
@@ -252,8 +252,8 @@ def test_out_of_memory_with_tiles_by_hand_takes_smaller_ones_that_share_as_much_
     assert 0 < np.abs(tiled - exact).mean() < 0.01
 
 
-def test_threads_that_the_system_does_not_give_are_said_and_those_that_began_end(network):
-    """In a process of its own, which has to come to its end."""
+def test_threads_that_cannot_be_started_are_an_error_and_the_others_end(network):
+    """This runs in a process of its own, which must end."""
     script = """
 import threading
 start = threading.Thread.start
@@ -275,14 +275,14 @@ except HasnError as error:
     assert "cannot start 3 threads" in ended.stdout and "OMP_NUM_THREADS" in ended.stdout
 
 
-def test_out_of_memory_for_good_is_said_in_words(network, monkeypatch):
+def test_running_out_of_memory_for_good_is_a_readable_error(network, monkeypatch):
     failing(monkeypatch, most_pixels=0)
     with pytest.raises(BudgetError, match="out of memory on cpu") as caught:
         Upscaler(network, device="cpu").upscale(photo(40, 40))
     assert caught.value.hint
 
 
-def test_features_beyond_float16_behind_the_last_block_are_computed_in_float32(network):
+def test_features_too_large_for_float16_after_the_last_block_are_computed_in_float32(network):
     loud = copy.deepcopy(network)
     with torch.no_grad():
         for tensor in loud.block_6.cab.cab[2].parameters():
@@ -294,14 +294,14 @@ def test_features_beyond_float16_behind_the_last_block_are_computed_in_float32(n
     np.testing.assert_allclose(Upscaler(loud, device="cpu", precision="fp16").upscale(image), exact, atol=1e-5)
 
 
-def test_pytorch_itself_says_that_the_processors_memory_ran_out():
+def test_pytorchs_own_error_for_exhausted_memory_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert devices.is_out_of_memory(caught.value)
     assert not devices.is_out_of_memory(RuntimeError("broken"))
 
 
-def test_memory_that_runs_out_after_a_return_to_float32_ends_in_words(network, monkeypatch):
+def test_running_out_of_memory_after_falling_back_to_float32_is_a_readable_error(network, monkeypatch):
     tried = []
 
     class Failing(streaming.Evaluation):
@@ -318,7 +318,7 @@ def test_memory_that_runs_out_after_a_return_to_float32_ends_in_words(network, m
     assert [strip for _, strip in tried[1:8]] == [41, 41, 20, 10, 5, 2, 1]
 
 
-def test_one_tiles_maps_are_gone_before_the_next_ones_are_made(network, monkeypatch):
+def test_a_tiles_maps_are_freed_before_the_next_tile(network, monkeypatch):
     alive, most = weakref.WeakSet(), []
 
     class Counted(streaming.FeatureMap):
@@ -332,28 +332,28 @@ def test_one_tiles_maps_are_gone_before_the_next_ones_are_made(network, monkeypa
     assert len(most) == 4 and max(most) == 1
 
 
-def test_a_kernel_without_large_pages_does_for_large_maps_too(monkeypatch):
+def test_large_maps_work_on_a_kernel_without_large_pages(monkeypatch):
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999, raising=False)
     buffer = kernels.large_buffer((1 << 22,), torch.uint8, torch.device("cpu"))
     buffer[-1] = 7
     assert buffer[-1] == 7
 
 
-def test_a_fault_in_one_band_reaches_the_caller_and_stops_the_others(network, monkeypatch):
+def test_an_error_in_one_band_reaches_the_caller_and_stops_the_others(network, monkeypatch):
     monkeypatch.setattr(streaming, "normalise", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         Upscaler(network, device="cpu", threads=2).upscale(photo(80, 40))
 
 
 @pytest.mark.parametrize(("name", "words"), [("cuda:7", "no cuda:7"), ("tpu", "unknown"), ("cuda:x", "unknown")])
-def test_devices_that_are_not_there_are_named(network, name, words, monkeypatch):
+def test_missing_devices_are_named(network, name, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(DeviceError, match=words) as caught:
         Upscaler(network, device=name)
     assert caught.value.hint
 
 
-def test_auto_takes_the_best_device_there_is(monkeypatch):
+def test_auto_chooses_the_best_available_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert devices.resolve_device("auto").type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -373,17 +373,17 @@ def test_precision_follows_the_device():
 @pytest.mark.parametrize("image", [
     np.zeros((5, 5), np.uint8), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 3)),
 ])  # fmt: skip
-def test_arrays_that_are_no_images_are_refused(network, image):
+def test_arrays_that_are_not_images_are_refused(network, image):
     with pytest.raises(ValueError, match="an image is"):
         Upscaler(network, device="cpu").upscale(image)
 
 
-def test_tiles_that_cannot_be_are_refused_before_any_picture(network):
+def test_impossible_tiles_are_refused_before_any_picture(network):
     with pytest.raises(UsageError):
         Upscaler(network, device="cpu", tile=64, overlap=40)
 
 
-def test_float32_pictures_may_hold_what_is_not_a_number(network):
+def test_float32_pictures_may_contain_nan(network):
     image = photo(20, 20)
     image[0, 0] = np.nan
     assert np.isnan(Upscaler(network, device="cpu").upscale(image)).any()

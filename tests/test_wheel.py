@@ -1,4 +1,4 @@
-"""The package as others get it: built, installed elsewhere, and used with nothing of the checkout in reach."""
+"""The package as users get it: built, installed elsewhere, and used without access to the source folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("hatchling", reason="needs the test extra")
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """stdout of a command that must succeed."""
+    """Run a command that must succeed, and return its stdout."""
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
     )
@@ -27,7 +27,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built by way of the source distribution."""
+    """The wheel, built from the source distribution."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     (path,) = folder.glob("*.whl")
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(wheel: Path, tmp_path_factory) -> Path:
-    """A folder with the wheel installed in it, and nothing else; dependencies come from the environment."""
+    """A folder in which only the wheel is installed; dependencies come from the environment."""
     folder = tmp_path_factory.mktemp("elsewhere")
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check")
     run(*pip, "--target", folder / "site", wheel, cwd=folder)

@@ -1,7 +1,8 @@
 """A process that has imported everything and forks one run of `hasn` for each line it reads, for tests that kill runs.
 
-Starting a fresh Python for each would take seconds. A line is a JSON list of arguments, answered by `started NUMBER`; a
-line more, and the run's end is awaited and answered by `ended STATUS` (negative: the signal that ended it).
+Starting a new Python for each run would take seconds. A line is a JSON list of arguments, and the answer is
+`started PID`. After one more line, the process waits for the run and answers `ended STATUS` (negative: the signal that
+ended it).
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from contextlib import contextmanager
 
 
 class Runs:
-    """The test's side: start runs, kill them, and wait for them."""
+    """The test's interface: start runs, kill them, and wait for them."""
 
     def __init__(self, process: subprocess.Popen) -> None:
         self._process = process
         self._run: int | None = None
 
     def start(self, *args: object) -> None:
-        """Start `hasn ARGS`; one that a failed test left behind is ended first."""
+        """Start `hasn ARGS`, after ending a run that a failed test may have left."""
         if self._run is not None:
             self.kill()
             self.wait()
@@ -32,12 +33,12 @@ class Runs:
         self._run = self._answer("started")
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """End the run with SIGKILL."""
         assert self._run is not None and self._run > 1
-        os.kill(self._run, signal.SIGKILL)  # not reaped before `ended` is read, so the number is still its own
+        os.kill(self._run, signal.SIGKILL)  # not reaped before `ended` is read, so the process id is still valid
 
     def wait(self) -> int:
-        """Wait for its end; returns its exit status."""
+        """Wait for the run's end and return its exit status."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         status = self._answer("ended")
@@ -57,7 +58,7 @@ class Runs:
 
 @contextmanager
 def runs() -> Iterator[Runs]:
-    """A zygote for as long as the context lasts."""
+    """A zygote that lives as long as the context."""
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -81,7 +82,7 @@ def main() -> None:
                 os.dup2(null, standard)
             os._exit(run(json.loads(line)))
         print("started", child, flush=True)
-        sys.stdin.readline()  # until the test asks, the child's number stays taken
+        sys.stdin.readline()  # until the test asks, the child's process id stays in use
         _, status = os.waitpid(child, 0)
         print("ended", os.waitstatus_to_exitcode(status), flush=True)
 

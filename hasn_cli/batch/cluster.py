@@ -1,4 +1,4 @@
-"""The same batch on a Dask cluster (`pip install 'hasn-cli[cluster]'`).
+"""The same batch on a Dask cluster (needs the extra `cluster`).
 
 Each picture is one task; it is read and written where it runs, from a disk that all machines share or from URLs. A
 plugin gives each worker its pool, so that the network is loaded once there. The journal, and the word on what exists,

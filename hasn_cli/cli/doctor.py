@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.errors import install_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,7 +95,7 @@ def _program(report: Report) -> Iterator[tuple[str, str]]:
     others = [f"{name} {version or '[red]missing[/]'}" for name, version in report.packages.items() if name != "torch"]
     yield "packages", ", ".join(others)
     for name, present in report.extras.items():
-        state = "[green]installed[/]" if present else f"[dim]pip install 'hasn-cli\\[{name}]'[/]"
+        state = "[green]installed[/]" if present else f"[dim]{escape(install_command(name))}[/]"
         yield f"extra {name}", state
     for scale, path in report.weights.items():
         yield f"weights x{scale}", escape(path) if path else "[red]missing[/]"
@@ -110,11 +111,13 @@ def _devices(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _pictures(report: Report) -> Iterator[tuple[str, str]]:
+    from rich.markup import escape
+
     both = [state.title for state in report.formats if state.read and state.write]
     yield "read and write", "; ".join(both)
     for state in report.formats:
         if not (state.read and state.write):
-            yield state.title, f"pip install 'hasn-cli\\[{state.extra}]'" if state.extra else "[red]does not work[/]"
+            yield state.title, escape(install_command(state.extra)) if state.extra else "[red]does not work[/]"
 
 
 def _memory_and_speed(report: Report) -> Iterator[tuple[str, str]]:

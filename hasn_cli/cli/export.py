@@ -21,7 +21,7 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
     """Write the network as an ONNX file with dynamic height and width, and check it with onnxruntime.
 
     Input `lr`: N×3×H×W, float32, RGB in [0, 1], sides of at least 15. Output `sr`: N×3×sH×sW, not clamped. Needs the
-    extra: pip install 'hasn-cli[onnx]'.
+    optional packages of the extra `onnx`.
     """
     from hasn_cli.console import fetching
     from hasn_cli.export import export_onnx

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS, GroupedCommand, option
-from hasn_cli.errors import UsageError
+from hasn_cli.errors import UsageError, install_command
 
 if TYPE_CHECKING:
     from hasn_cli.training.trainer import Recipe, Report, Trainer
@@ -98,7 +98,7 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
     else:
         _say_opened(trainer)
     if not plots:
-        click.echo("no curve.png without matplotlib: pip install 'hasn-cli[train]'", err=True)
+        click.echo(f"no curve.png without matplotlib: {install_command('train')}", err=True)
     with _view() as show:
         for report in trainer.run():
             _write_log(trainer, plots)

@@ -1,4 +1,4 @@
-"""Two or more enlargements of one picture, set side by side: as an HTML page, a sheet, or in the terminal."""
+"""Shows two or more enlargements of a picture side by side: as an HTML page, a sheet, or in the terminal."""
 
 from hasn_cli.compare.comparison import Comparison, Method, Spot, View, bicubic, compare, network
 

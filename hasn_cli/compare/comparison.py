@@ -1,4 +1,4 @@
-"""Enlarge one picture by several methods, time them, measure them, and find where they differ most."""
+"""Enlarges a picture with several methods, times and measures them, and finds where they differ most."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 Image = NDArray[Any]
 Progress = Callable[[float], None]
 
-SPOT_SIDE = 128  # SR pixels at most, and a quarter of a small picture; what a spot's difference is averaged over
+SPOT_SIDE = 128  # side of a spot in SR pixels; at most a quarter of a small picture
 SPOTS = 6
-PART_PIXELS = 8_000_000  # of a larger result only the most telling part of this size is kept
-CELL = 8  # SR pixels; the grid on which differences are summed up
+PART_PIXELS = 8_000_000  # of a larger result, only the part of this size that differs most is kept
+CELL = 8  # SR pixels; the grid on which differences are averaged
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Method:
     """A way to enlarge a picture.
 
     Attributes:
-        label: short, for people: "Bicubic", "HASN".
-        detail: what exactly it is: weights, device, precision.
-        run: makes a `Picture` of the asked size; told a function that takes the fraction done, 0 to 1.
+        label: a short name: "Bicubic", "HASN".
+        detail: weights, device and precision.
+        run: enlarges a `Picture`, calling its second argument with the fraction done, 0 to 1.
     """
 
     label: str
@@ -46,11 +46,11 @@ class View:
     """One rendition of the picture.
 
     Attributes:
-        label, detail: as the method's; "Reference" for the picture that is known to be right.
-        pixels: H×W×C as the method made them, in 8 bits; C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
+        label, detail: those of the method, or "Reference" for the true picture.
+        pixels: H×W×C, the method's result in 8 bits; C = 1 is grey, 2 grey and alpha, 3 RGB, 4 RGBA.
         seconds: wall time of the enlargement; None for the reference.
-        psnr, ssim: against the reference, luma, the scale cut off as border (dB; at most 1); None without one.
-        error: H×W uint8, absolute luma error against the reference in grey levels; None without one.
+        psnr, ssim: of the luma against the reference, without a border as wide as the scale; None without a reference.
+        error: H×W uint8, absolute luma error against the reference in grey levels; None without a reference.
     """
 
     label: str
@@ -63,13 +63,13 @@ class View:
 
     @property
     def rgb(self) -> NDArray[np.uint8]:
-        """H×W×3: gray repeated, transparency laid over white."""
+        """H×W×3: grey is repeated, and transparency shows white."""
         return _over_white(self.pixels)
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A square in which the first two views differ much: its place and side in pixels of the views, and by how much.
+    """A square in which the first two views differ much, with its position and side in pixels of the views.
 
     Attributes:
         difference: mean absolute difference over the square, in grey levels.
@@ -83,17 +83,17 @@ class Spot:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What there is to see.
+    """Everything that a comparison shows.
 
     Attributes:
         name: of the picture.
         format: of the picture's file.
         lr_size: (height, width) of the picture.
         sr_size: (height, width) of its enlargement.
-        views: two or more, of one size; the first two are the ones to compare.
-        spots: where the first two differ most, the most telling first.
-        origin: (top, left) of the views in the enlargement, where they are only a part of it, else (0, 0).
-        icc: colour profile of the pixels; None stands for sRGB.
+        views: two or more of the same size; the first two are compared.
+        spots: where the first two differ most, the largest difference first.
+        origin: (top, left) of the views in the enlargement; (0, 0) unless they are only a part of it.
+        icc: colour profile of the pixels; None means sRGB.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Comparison:
 
 
 class Bicubic:
-    """MATLAB-style bicubic interpolation in an upscaler's clothes, so that both go the same way through a picture."""
+    """MATLAB-style bicubic interpolation with an upscaler's interface, so that both are used in the same way."""
 
     def __init__(self, scale: int) -> None:
         self.scale = scale
@@ -137,12 +137,12 @@ class Bicubic:
 
 
 def bicubic(size: Size) -> Method:
-    """Interpolation: what any viewer does."""
+    """The method that interpolates, like an ordinary viewer."""
     return Method("Bicubic", "interpolation", _enlarger(Bicubic, size))
 
 
 def network(label: str, detail: str, upscaler_for: Callable[[int], Any], size: Size) -> Method:
-    """The network, by upscalers that are loaded already, so that the time counted is the network's own."""
+    """The method that runs the network, with loaded upscalers, so that only the network is timed."""
     return Method(label, detail, _enlarger(upscaler_for, size))
 
 
@@ -165,16 +165,16 @@ def compare(
     Args:
         picture: the LR picture.
         methods: two or more; the first two are compared.
-        reference: the HR picture that the LR one was made from; may be larger than the result by less than the
-            factor at the right and bottom (what did not fill an LR pixel), which is cut off.
-        whole: keep the whole result, however large; else the most telling part of 8 megapixels.
-        progress: told the label of the method under way and the fraction of it done.
+        reference: the HR picture that the LR one was made from. At the right and bottom, it may be larger than the
+            result by less than the factor; that rest is cut off.
+        whole: keep the whole result, however large; otherwise the 8 megapixels that differ most.
+        progress: called with the label of the current method and the fraction of it that is done.
 
     Raises:
-        UsageError: the reference is of another size.
+        UsageError: the reference has another size.
         ImageError: a picture is broken.
     """
-    picture = picture.first().load()  # ahead: decoding is no part of any method's time
+    picture = picture.first().load()  # in advance, so that decoding is not timed
     views = []
     for method in methods:
         seconds, pixels = _timed(method, picture, progress)
@@ -195,10 +195,10 @@ def compare(
 
 
 def most_telling_spots(a: NDArray[np.uint8], b: NDArray[np.uint8], count: int = SPOTS) -> tuple[Spot, ...]:
-    """Squares, none touching another's inside, in which two H×W×3 pictures differ most; the most telling first.
+    """Squares that do not overlap, in which two H×W×3 pictures differ most; the largest difference first.
 
-    Each is 128 pixels wide, less in a small picture; fewer than `count` where no more fit, or where the pictures are
-    equal.
+    Each is 128 pixels wide, or less in a small picture. There are fewer than `count` if no more fit, or if the pictures
+    are equal.
     """
     shorter = min(a.shape[:2])
     side = min(SPOT_SIDE, max(2 * CELL, shorter // 4), shorter)
@@ -217,7 +217,7 @@ def most_telling_spots(a: NDArray[np.uint8], b: NDArray[np.uint8], count: int = 
 def most_telling_part(
     a: NDArray[np.uint8], b: NDArray[np.uint8], pixels: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The rectangle of at most `pixels`, of the pictures' own shape, in which they differ most: (top, left), size."""
+    """The rectangle in which the pictures differ most, of their shape and at most `pixels`: (top, left), size."""
     height, width = a.shape[:2]
     shrink = (pixels / (height * width)) ** 0.5
     cell = 4 * CELL
@@ -228,7 +228,7 @@ def most_telling_part(
 
 
 def around(pixels: NDArray[np.uint8], spot: Spot, side: int) -> NDArray[np.uint8]:
-    """The square round a spot's middle that fills `side` screen pixels when magnified by the nearest whole number."""
+    """The square around a spot's centre that fills `side` screen pixels when enlarged by a whole number."""
     ratio = max(1, round(side / spot.side))
     seen = min(side // ratio, *pixels.shape[:2])
     top, left = (
@@ -239,7 +239,7 @@ def around(pixels: NDArray[np.uint8], spot: Spot, side: int) -> NDArray[np.uint8
 
 
 def _cell_means(a: NDArray[np.uint8], b: NDArray[np.uint8], cell: int) -> NDArray[np.float64]:
-    """Mean absolute difference of each whole cell×cell square, one row of squares at a time to spare memory."""
+    """Mean absolute difference of each complete cell×cell square, one row of squares at a time to save memory."""
     rows, columns = a.shape[0] // cell, a.shape[1] // cell
     means = np.empty((rows, columns))
     for row in range(rows):
@@ -250,7 +250,7 @@ def _cell_means(a: NDArray[np.uint8], b: NDArray[np.uint8], cell: int) -> NDArra
 
 
 def _box_means(values: NDArray[np.float64], box: tuple[int, int]) -> NDArray[np.float64]:
-    """Mean over every box of rows×columns cells that fits, by the box's top left cell."""
+    """Mean over every box of rows×columns cells, indexed by the box's top left cell."""
     for axis, length in enumerate(box):
         sums = np.cumsum(values, axis)
         sums = np.insert(sums, 0, 0, axis)

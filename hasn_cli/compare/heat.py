@@ -1,4 +1,4 @@
-"""Error maps: grey levels as heat, from black by purple and orange to pale yellow."""
+"""Colours for error maps, from black through purple and orange to pale yellow."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def heat(error: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def heat_css() -> str:
-    """The ramp as a CSS gradient, from 0 to `HEAT_END`."""
+    """The same colours as a CSS gradient, from 0 to `HEAT_END`."""
     return "linear-gradient(90deg, " + ", ".join(f"rgb({r} {g} {b})" for r, g, b in STOPS) + ")"

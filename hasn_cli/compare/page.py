@@ -1,4 +1,4 @@
-"""The comparison as one HTML page that needs nothing but itself: no network, no other file."""
+"""The comparison as one HTML page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hasn_cli.compare.comparison import Comparison, View
 from hasn_cli.compare.heat import HEAT_END, heat, heat_css
 
 WEBP_SIDE = 16_383
-INFINITE = 1e6  # decibels; JSON has no infinity
+INFINITE = 1e6  # decibels; JSON cannot express infinity
 
 
 def page(comparison: Comparison, *, about: str = "") -> str:
     """The page's HTML, UTF-8.
 
     Args:
-        comparison: what it shows; every view goes in without loss.
-        about: a sentence on how it was made (device, command), put under the table.
+        comparison: what the page shows; every view is included without loss.
+        about: a sentence on how it was made (device, command), shown below the table.
     """
     style, script = _asset("page.css"), _asset("page.js")
-    # only these very texts may run or style, and nothing may be fetched
+    # only this script and style are allowed, and nothing may be fetched
     policy = f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}"
     data = json.dumps(_data(comparison, about), ensure_ascii=False, allow_nan=False)
     return _fill(
@@ -39,7 +39,7 @@ def page(comparison: Comparison, *, about: str = "") -> str:
         title=html.escape(f"{comparison.name} – hasn compare"),
         style=style,
         script=script,
-        data=data.replace("<", "\\u003c"),  # no name can end the script element
+        data=data.replace("<", "\\u003c"),  # no file name can close the script element
     )
 
 
@@ -81,13 +81,13 @@ def _view(view: View, megapixels: float, icc: bytes | None) -> dict[str, object]
 
 
 def _image_url(pixels: NDArray[np.uint8], icc: bytes | None) -> str:
-    """A lossless data URL: WebP, which is smallest, unless the picture is gray (with a gray profile) or too large."""
+    """A lossless data URL: WebP, the smallest, or PNG if the picture is too large or grey with a grey profile."""
     if pixels.shape[2] < 3 or max(pixels.shape[:2]) > WEBP_SIDE:
         return _data_url(_png(pixels, icc), "png")
     from PIL import Image
 
     buffer = io.BytesIO()
-    # exact: colour under transparency stays; quality is effort here: so little takes half the time for 1% more bytes
+    # exact keeps colour under transparency; quality means effort here: this takes half the time for 1% more bytes
     Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=0, method=1, exact=True, icc_profile=icc or b"")
     return _data_url(buffer.getvalue(), "webp")
 
@@ -105,7 +105,7 @@ def _data_url(content: bytes, kind: str) -> str:
 
 
 def _source(text: str) -> str:
-    """How a content security policy names an inline text (CSP level 3, hash-source)."""
+    """The name of an inline text in a content security policy (CSP level 3, hash-source)."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 

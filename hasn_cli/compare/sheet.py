@@ -1,4 +1,4 @@
-"""The comparison as one labelled picture: the whole, and its most telling spots side by side."""
+"""The comparison as one labelled picture: the whole picture, and below it the spots side by side."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from hasn_cli.compare.comparison import Comparison, Spot, View
 
 PAPER, INK, SOFT, ACCENT = "#ffffff", "#191a1b", "#5c5f62", "#0b62d6"
-MARGIN, GAP = 48, 14  # pixels of the sheet, as all lengths here
+MARGIN, GAP = 48, 14  # pixels of the sheet, like all lengths here
 CELL = 288  # side of a spot's square
 OVERVIEW = 960  # width at most
 HEAD = 110  # title and facts
 LABELS = 62  # heads of the columns
-SHAPE = 1.8  # width over height that is aimed at
-FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")  # for what Pillow's own font, ASCII only, cannot write
+SHAPE = 1.8  # desired ratio of width to height
+FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")  # Pillow's own font has only ASCII
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the sheet: what stands over it and what it shows of a spot."""
+    """One column of the sheet: its heading and what it shows of each spot."""
 
     title: str
     facts: str
@@ -40,7 +40,7 @@ def sheet(comparison: Comparison) -> NDArray[np.uint8]:
     """Draw the sheet.
 
     Args:
-        comparison: its spots are shown, each view a column, error maps after them.
+        comparison: its spots become rows, and its views columns, followed by error maps.
 
     Returns:
         H×W×3 sRGB.
@@ -71,12 +71,12 @@ def sheet(comparison: Comparison) -> NDArray[np.uint8]:
 
 
 def _rows(spots: int, columns: int) -> int:
-    """How many spots are set under each other, so that the sheet's shape is the one aimed at."""
+    """How many spots to put below each other, so that the sheet gets the desired shape."""
 
     def badness(rows: int) -> float:
         blocks = -(-spots // rows)
         shape = (OVERVIEW + blocks * columns * CELL) / (HEAD + LABELS + rows * CELL)
-        return abs(math.log(shape / SHAPE)) + (blocks * rows - spots) / 4  # places left empty look worse
+        return abs(math.log(shape / SHAPE)) + (blocks * rows - spots) / 4  # empty places look worse
 
     return min(range(2, max(2, spots) + 1), key=badness)
 
@@ -118,7 +118,7 @@ def _title(draw: ImageDraw.ImageDraw, comparison: Comparison, width: int) -> Non
 
 
 def _overview(comparison: Comparison, room: int) -> Image.Image:
-    """The second view within the room there is, the spots framed and numbered."""
+    """The second view, scaled to the available space, with the spots framed and numbered."""
     height, width = comparison.size
     shrink = min(OVERVIEW / width, room / height)
     whole = Image.fromarray(comparison.views[1].rgb)
@@ -144,7 +144,7 @@ def _square(pixels: NDArray[np.uint8], spot: Spot) -> Image.Image:
 
 
 def _text(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, colour: str, width: int) -> None:
-    """One line, cut off with dots where it is wider than there is room."""
+    """Draw one line of text, shortened with dots if it is too wide."""
     font = _font(size, text.isascii())
     end = ""
     while text and font.getlength(text + end) > width:

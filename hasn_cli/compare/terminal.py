@@ -1,4 +1,4 @@
-"""The comparison in a terminal: kitty's protocol, sixels, or half blocks, whichever the terminal can."""
+"""The comparison in a terminal, with kitty's protocol, sixels or half blocks, as the terminal supports."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ WIDEST = 120  # columns
 
 
 def drawer(console: Console) -> type[Any] | None:
-    """What can draw a picture on this terminal, or None.
+    """The class that can draw a picture on this terminal, or None.
 
-    The terminal itself is asked (primary device attributes, kitty's query), so both of its ends must be ours; one that
-    answers neither gets half blocks, if it has the colours for them.
+    The terminal is asked (primary device attributes, kitty's query), so its input and output must be connected to us.
+    One that answers neither query gets half blocks, if it has enough colours.
     """
     if not console.is_terminal or console.is_dumb_terminal or console.no_color or not _has_both_ends():
         return None
     if console.color_system not in ("256", "truecolor"):
         return None
-    from textual_image.renderable import Image  # asks the terminal as it is imported
+    from textual_image.renderable import Image  # asks the terminal when it is imported
 
     return Image
 
 
 def _has_both_ends() -> bool:
-    """Whether we can ask the terminal and hear it, and it has a size (a bare pseudo-terminal has none)."""
+    """Whether we can write to the terminal and read from it, and it has a size (a bare pseudo-terminal has none)."""
     try:
         return sys.__stdin__ is not None and sys.__stdin__.isatty() and os.get_terminal_size(1).columns > 0
     except (OSError, ValueError):
@@ -45,11 +45,11 @@ def _has_both_ends() -> bool:
 
 
 def preview(comparison: Comparison, draw: type[Any], columns: int) -> Iterator[RenderableType]:
-    """The most telling spots, the views side by side.
+    """Show the spots that differ most, with the views side by side.
 
     Args:
-        comparison: what to show.
-        draw: from `drawer`.
+        comparison: the comparison to show.
+        draw: the result of `drawer`.
         columns: the terminal's width in characters.
     """
     from rich.text import Text
@@ -66,7 +66,7 @@ def preview(comparison: Comparison, draw: type[Any], columns: int) -> Iterator[R
 
 
 def _strip(views: list[NDArray[np.uint8]], spot: Spot, side: int, gap: int) -> Any:
-    """One picture of the views' squares, each `side` pixels wide, with empty columns between them."""
+    """One picture with a square from each view, each `side` pixels wide, with empty columns between them."""
     from PIL import Image
 
     strip = Image.new("RGB", (len(views) * (side + gap) - gap, side))

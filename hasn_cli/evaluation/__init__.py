@@ -1,1 +1,1 @@
-"""How good the pictures are: PSNR-Y, SSIM-Y, MATLAB-style bicubic, benchmarks over folders."""
+"""Measures picture quality: PSNR-Y, SSIM-Y, MATLAB-style bicubic, benchmarks over folders."""

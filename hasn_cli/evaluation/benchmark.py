@@ -1,4 +1,4 @@
-"""A network measured over a folder of HR pictures, beside bicubic."""
+"""Measures a network and bicubic interpolation over a folder of HR pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """What one picture, or the mean of several, came to: decibels, SSIM from −1 to 1, seconds the network took."""
+    """The result for one picture, or the mean of several: decibels, SSIM from −1 to 1, the network's seconds."""
 
     name: str
     psnr_y: float
@@ -41,14 +41,14 @@ def benchmark(
 
     Args:
         hr_folder: HR pictures; read as 8-bit RGB and cut to multiples of the scale.
-        upscaler: whose scale decides how much is cut off the border: as many pixels as the scale, as the field does.
-        lr_folder: LR pictures by the same names (with or without `xS` behind); by default they are made from HR by
-            MATLAB-style bicubic.
-        on_skip: told of each picture that is left out, and why.
+        upscaler: its scale is also the width of the border that is cut off, as is usual in papers.
+        lr_folder: LR pictures with the same names (with or without `xS` at the end); by default they are made from HR
+            with MATLAB-style bicubic.
+        on_skip: called for each picture that is left out, with the reason.
 
     Raises:
-        UsageError: a folder is not there or empty, or lacks an LR picture.
-        ImageError: a picture is corrupt, or LR and HR do not fit together.
+        UsageError: a folder does not exist or is empty, or an LR picture is missing.
+        ImageError: a picture is corrupt, or LR and HR do not match.
     """
     lr_paths = [] if lr_folder is None else list_pictures(lr_folder, on_skip, recursive=False)
     lr_by_name = {path.stem: path for path in lr_paths}
@@ -64,14 +64,14 @@ def benchmark(
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of each column, under the name "mean", over the pictures whose PSNR is finite, if there are any."""
+    """The mean of each column, named "mean", over the pictures whose PSNR is finite, if there are any."""
     scores = [score for score in scores if is_finite(score)] or scores
     columns = [field.name for field in fields(Score) if field.name != "name"]
     return Score("mean", *(float(np.mean([getattr(score, column) for score in scores])) for column in columns))
 
 
 def is_finite(score: Score) -> bool:
-    """Whether neither result is the HR picture itself, as those of a picture of one colour are."""
+    """Whether no result equals the HR picture, which happens if a picture has only one colour."""
     return math.isfinite(score.psnr_y) and math.isfinite(score.bicubic_psnr_y)
 
 

@@ -1,9 +1,9 @@
-"""Bicubic resizing as MATLAB's `imresize` does it, which is how the field makes its LR pictures.
+"""Bicubic resizing as in MATLAB's `imresize`, which is the usual way to make LR pictures for research.
 
-Keys' kernel with a = −0.5 (Keys, IEEE Trans. ASSP 29(6), 1981); when shrinking, the kernel is stretched by the
-reduction so that it also removes what the smaller grid cannot hold (antialiasing); beyond the border the edge pixel is
-repeated; integers are rounded and clipped after each of the two passes, the first down the columns. So made, the LR
-pictures of the standard benchmarks come out bit for bit. Pillow's and OpenCV's bicubic differ in several of these.
+It uses Keys' kernel with a = −0.5 (Keys, IEEE Trans. ASSP 29(6), 1981). For reducing, the kernel is widened by the
+factor, so that it also removes what the smaller grid cannot show (antialiasing). Beyond the border, the edge pixel is
+repeated. Integers are rounded and clipped after each of the two passes, the first along the columns. The LR pictures of
+the standard benchmarks are reproduced bit for bit. Pillow's and OpenCV's bicubic differ in several of these points.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUPPORT = 2.0  # half the kernel's width, in pixels of the coarser grid
-BAND = 64  # rows or columns that a pass along the other axis does at a time
+BAND = 64  # rows or columns that one pass handles at a time
 
 
 def resize(image: NDArray[Any], *, scale: float | None = None, size: tuple[int, int] | None = None) -> NDArray[Any]:
@@ -25,13 +25,13 @@ def resize(image: NDArray[Any], *, scale: float | None = None, size: tuple[int, 
     Args:
         image: H×W or H×W×C; any integer or float type.
         scale: factor for both axes; the result is ⌈H·scale⌉×⌈W·scale⌉. Give this or `size`.
-        size: (height, width) of the result; each axis has its own factor then.
+        size: (height, width) of the result; each axis then has its own factor.
 
     Returns:
-        The same type as `image`: integers rounded and clipped to their range, floats as they come (overshoot included).
+        The same type as `image`. Integers are rounded and clipped to their range; floats may overshoot.
 
     Raises:
-        ValueError: neither or both of `scale` and `size`, or one that leaves no pixel.
+        ValueError: neither or both of `scale` and `size` are given, or the result would have no pixel.
     """
     if (scale is None) == (size is None):
         raise ValueError("give either scale or size")
@@ -43,7 +43,7 @@ def resize(image: NDArray[Any], *, scale: float | None = None, size: tuple[int, 
     else:
         factors = (size[0] / height, size[1] / width)
     result = image
-    for axis in sorted((0, 1), key=lambda axis: factors[axis]):  # MATLAB begins with the stronger reduction
+    for axis in sorted((0, 1), key=lambda axis: factors[axis]):  # MATLAB starts with the stronger reduction
         result = resize_axis(result, axis, size[axis], factors[axis])
     return result
 
@@ -55,7 +55,7 @@ def resize_axis(image: NDArray[Any], axis: int, new_length: int, factor: float) 
     kind = np.float64 if image.dtype == np.float64 else np.float32
     columns = weights.astype(kind).reshape(*weights.shape, *(1,) * (values.ndim - 1))
     result = np.empty((new_length, *values.shape[1:]), image.dtype)
-    for start in range(0, values.shape[1], BAND):  # so that sums and products take little memory, and lie in the cache
+    for start in range(0, values.shape[1], BAND):  # so that sums and products need little memory and stay in the cache
         band = values[:, start : start + BAND]
         total = columns[:, 0] * band[indices[:, 0]]
         for tap in range(1, indices.shape[1]):
@@ -65,7 +65,7 @@ def resize_axis(image: NDArray[Any], axis: int, new_length: int, factor: float) 
 
 
 def to_type(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Floats → `dtype`: rounded half up and clipped for integers, merely cast for floats."""
+    """Convert floats to `dtype`: integers are rounded half up and clipped, floats are cast."""
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
         values = np.clip(np.floor(values + 0.5), limits.min, limits.max)
@@ -74,15 +74,15 @@ def to_type(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 @lru_cache(maxsize=64)
 def taps(length: int, new_length: int, factor: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Which samples make each new one, along one axis.
+    """The samples that contribute to each new sample, along one axis.
 
     Args:
-        length: samples there are.
-        new_length: samples wanted.
-        factor: new samples for an old one; below 1 the kernel is stretched.
+        length: number of old samples.
+        new_length: number of new samples.
+        factor: new samples per old sample; below 1 the kernel is widened.
 
     Returns:
-        indices and weights, both new_length×T; the weights of a row sum to 1. Not to be written to (cached).
+        Indices and weights, both new_length×T; the weights of a row sum to 1. They are cached: do not change them.
     """
     if length < 1 or new_length < 1:
         raise ValueError(f"cannot resize {length} samples to {new_length}")
@@ -90,7 +90,7 @@ def taps(length: int, new_length: int, factor: float) -> tuple[NDArray[np.intp],
     width = 2 * SUPPORT / stretch
     centre = (np.arange(new_length) + 0.5) / factor - 0.5  # in old samples
     first = np.floor(centre - width / 2).astype(np.intp) + 1
-    indices = first[:, None] + np.arange(math.ceil(width))  # may point outside
+    indices = first[:, None] + np.arange(math.ceil(width))  # may lie outside
     weights = _keys((centre[:, None] - indices) * stretch)
     weights /= weights.sum(1, keepdims=True)
     return indices.clip(0, length - 1), weights

@@ -1,4 +1,4 @@
-"""PSNR-Y and SSIM-Y as super-resolution papers count them: on MATLAB's luma, with a border cut off."""
+"""PSNR-Y and SSIM-Y as in super-resolution papers: on MATLAB's luma, with a border cut off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGMA = 1.5
 
 
 def luma(image: NDArray[np.generic]) -> NDArray[np.float64]:
-    """BT.601 luma in studio range as MATLAB's `rgb2ycbcr` has it, unrounded.
+    """BT.601 luma in studio range as in MATLAB's `rgb2ycbcr`, not rounded.
 
     Args:
         image: H×W×3 RGB, 0 to 255.
@@ -28,8 +28,8 @@ def psnr_y(sr: NDArray[np.generic], hr: NDArray[np.generic], crop_border: int) -
     """Peak signal-to-noise ratio of the luma in decibels (peak 255); infinite for equal pictures.
 
     Args:
-        sr, hr: H×W×3 RGB of one size, uint8.
-        crop_border: pixels cut off each side; the field takes the scale.
+        sr, hr: H×W×3 RGB of the same size, uint8.
+        crop_border: pixels cut off at each side; papers use the scale.
     """
     difference = _luma_inside(sr, crop_border) - _luma_inside(hr, crop_border)
     error = float(np.mean(difference**2))
@@ -42,8 +42,8 @@ def ssim_y(sr: NDArray[np.generic], hr: NDArray[np.generic], crop_border: int) -
     Gaussian window of 11×11 with σ = 1.5, K = (0.01, 0.03), mean over the positions where the window fits.
 
     Args:
-        sr, hr: H×W×3 RGB of one size, uint8, sides of at least 11 + 2·crop_border.
-        crop_border: pixels cut off each side; the field takes the scale.
+        sr, hr: H×W×3 RGB of the same size, uint8, sides of at least 11 + 2·crop_border.
+        crop_border: pixels cut off at each side; papers use the scale.
 
     Raises:
         ValueError: the pictures differ in size or are too small for the window.

@@ -1,4 +1,4 @@
-"""HR pictures for measuring and training: 8-bit RGB arrays out of a folder."""
+"""HR pictures for measuring and training: 8-bit RGB arrays from a folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hasn_cli.images import SUFFIXES, open_picture
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """The first frame of a picture as H×W×3 uint8 RGB: gray is repeated, alpha dropped, 16 bits and floats rounded.
+    """The first frame of a picture as H×W×3 uint8 RGB: grey is repeated, alpha dropped, deeper values rounded.
 
     Raises:
-        ImageError: not a picture, or a broken one.
+        ImageError: the file is not a picture, or is broken.
     """
     frame = next(iter(open_picture(path).frames), None)
     if frame is None:
@@ -27,10 +27,10 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 
 
 def list_pictures(folder: Path, on_skip: OnSkip, *, recursive: bool = True) -> list[Path]:
-    """The pictures in a folder, those behind links too, in natural order; `on_skip` is told what is left out, and why.
+    """The pictures in a folder, including links, in natural order; `on_skip` gets what is left out, and why.
 
     Raises:
-        UsageError: there is no such folder, or no picture in it.
+        UsageError: the folder does not exist or contains no picture.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
@@ -42,7 +42,7 @@ def list_pictures(folder: Path, on_skip: OnSkip, *, recursive: bool = True) -> l
 
 
 def read_all(paths: list[Path], min_side: int, on_skip: OnSkip) -> Iterator[NDArray[np.uint8]]:
-    """`read_rgb` of each path, but for those that are corrupt or have a side under `min_side`: `on_skip` is told."""
+    """`read_rgb` of each path. Pictures that are corrupt or have a side under `min_side` go to `on_skip` instead."""
     for path in paths:
         try:
             image = read_rgb(path)

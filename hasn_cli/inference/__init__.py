@@ -1,4 +1,4 @@
-"""The network evaluated on pictures: fast, in bounded memory, exactly."""
+"""Evaluates the network on pictures: exactly, fast, and in bounded memory."""
 
 from hasn_cli.inference.upscaler import Plan, Progress, Upscaler
 

@@ -1,4 +1,4 @@
-"""Devices: which are there, what they compute in, how much memory they have."""
+"""Devices: which are available, which precisions they use, and how much memory they have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from hasn_cli import machine
 from hasn_cli.errors import DeviceError
 
-SHARE_OF_FREE = 0.6  # of the memory that is free: the budget where none is given
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in plain errors of PyTorch's
+SHARE_OF_FREE = 0.6  # of the free memory: the default budget
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # words in PyTorch's RuntimeErrors
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -16,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
     """The device that `name` means here: `auto` is CUDA, else MPS, else the CPU.
 
     Raises:
-        DeviceError: the device asked for is not there.
+        DeviceError: the device does not exist here.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -32,13 +32,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def precisions(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-    """What to compute in, and what to hold feature maps in.
+    """The types for computing and for holding feature maps.
 
-    `auto` is float16 on CUDA and float32 elsewhere. On a CPU, fp16 halves the memory: features are held in float16 and
-    computed with in float32.
+    `auto` is float16 on CUDA and float32 elsewhere. On a CPU, fp16 halves the memory: features are held in float16, and
+    computations use float32.
 
     Raises:
-        DeviceError: no such precision.
+        DeviceError: there is no such precision.
     """
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
@@ -50,7 +50,7 @@ def precisions(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtyp
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a program could still take there."""
+    """Bytes that are still free on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -59,12 +59,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def budget(device: torch.device) -> int:
-    """The memory budget where none is given."""
+    """The default memory budget in bytes."""
     return int(SHARE_OF_FREE * free_memory(device))
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what an accelerator still has to do, so that progress is not ahead of the work."""
+    """Wait until an accelerator has finished its queue, so that progress is not ahead of the work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -72,7 +72,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory ran out: CUDA has a type for that, PyTorch's other allocators a text only."""
+    """Whether the error means that memory ran out. CUDA has a type for it, other allocators only a message."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)

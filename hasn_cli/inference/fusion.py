@@ -1,12 +1,12 @@
-"""The network rewritten for inference: fewer, wider linear steps that give the same picture.
+"""The network rewritten for inference: fewer and wider linear steps that give the same picture.
 
-What is linear and meets is multiplied out, in float64, before any picture is seen:
+Linear steps that follow each other are multiplied together in float64, when a network is loaded:
 
-- LayerNorm's scale and shift go into the three 1×1 convolutions behind it, so a strip is only centred and scaled;
-- ESA reads f3's 156 channels through conv1 alone, so conv1∘f3 is one 52→16 matrix on the normalised features;
-- ESA adds conv_f(conv1(f3)) at full size: again one 52→16 matrix. Nothing of ESA but its gate is 156 channels wide;
-- the channel attention's factors go into what reads the block's result next: the depthwise kernel, or conv_2;
-- a gray picture's three equal channels, and the mean of the three results, go into the first and last convolution.
+- LayerNorm's scale and shift go into the three 1×1 convolutions after it, so a strip is only centred and divided;
+- ESA reads f3's 156 channels only through conv1, so conv1∘f3 is one 52→16 matrix on the normalised features;
+- ESA adds conv_f(conv1(f3)) at full size: again one 52→16 matrix. Only ESA's gate is 156 channels wide;
+- the channel attention's factors go into the step that reads the block's result: the next depthwise kernel, or conv_2;
+- for a grey picture, three equal channels and the mean of the three results go into the first and last convolution.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, Narrow
 from hasn_cli.network import HASB, HASN, ChannelAttention
 
 Linear = tuple[Tensor, Tensor]
-"""Matrix O×I and bias O of what a 1×1 convolution does to each pixel."""
+"""Matrix O×I and bias O that a 1×1 convolution applies to each pixel."""
 
 
 @dataclass(frozen=True)
 class FusedBlock:
     """One HASB. `n` is the normalised (not yet scaled and shifted) result of the first depthwise convolution."""
 
-    depthwise_in: Tensor  # 52×1×7×7, to be scaled by the attention of the block before
+    depthwise_in: Tensor  # 52×1×7×7, to be scaled by the previous block's attention
     depthwise_in_bias: Tensor  # 52
-    low_in: Pointwise  # n → 16, what ESA's low-resolution branch reads
+    low_in: Pointwise  # n → 16, input of ESA's low-resolution branch
     low_down: Convolution  # 16 → 16, 3×3, stride 2
     low_out: Convolution  # 16 → 16, 3×3 on the low-resolution map
     gate_in: Pointwise  # n → 16, added to the enlarged low-resolution map
@@ -72,13 +72,13 @@ def keep_compiled_code_private() -> None:
 
 
 class FusedNetwork:
-    """A network's weights, multiplied out and packed for one device and precision.
+    """A network's weights, multiplied together and packed for one device and precision.
 
     Args:
-        network: the network; it is left as it is.
+        network: the network; it is not changed.
         device: where to evaluate.
-        dtype: of weights and strips; sums are kept wider.
-        compile: let torch.compile fuse the gated product; not on a CPU, whose operators are fused already.
+        dtype: of weights and strips; sums have a higher precision.
+        compile: fuse the gated product with torch.compile; ignored on a CPU, where the operators are fused already.
     """
 
     def __init__(self, network: HASN, device: torch.device, dtype: torch.dtype, *, compile: bool = False) -> None:
@@ -99,15 +99,15 @@ class FusedNetwork:
         return Convolution(weight, bias, self.device, self.dtype, **options)
 
     def first(self, channels: int) -> Pointwise:
-        """conv_1 for a picture of 3 channels, or of 1 that stands for three equal ones, on rows of 3×3×C patches."""
+        """conv_1 on rows of 3×3×C patches, for 3 channels, or for 1 that represents three equal ones."""
         weight, bias = self._conv_1
         weight = weight if channels == 3 else weight.sum(1, keepdim=True)
         return Pointwise(weight.permute(0, 2, 3, 1).flatten(1), bias, self.device, self.dtype)
 
     def last(self, channels: int) -> Convolution:
-        """The upsampler's convolution, its results ordered (row in cell, column in cell, colour): h×W×(s·s·c).
+        """The upsampler's convolution, with results in the order row in cell, column in cell, colour: h×W×(s·s·c).
 
-        One channel: the mean of the three colours.
+        For one channel, the mean of the three colours.
         """
         weight, bias = self._upsampler
         cells = self.scale**2
@@ -118,12 +118,12 @@ class FusedNetwork:
         return self.convolution(weight.flatten(0, 1), bias.flatten(), padding=(0, 1))
 
     def scaled_depthwise(self, block: FusedBlock, factors: Tensor) -> Convolution:
-        """A block's first depthwise convolution reading features yet to be multiplied by `factors` (52)."""
+        """A block's first depthwise convolution, for features that still have to be multiplied by `factors` (52)."""
         weight = block.depthwise_in * factors.cpu().double()[:, None, None, None]
         return self.convolution(weight, block.depthwise_in_bias, padding=(0, 3), groups=self.features)
 
     def scaled_conv_2(self, factors: Tensor) -> Convolution:
-        """conv_2 reading features yet to be multiplied by `factors` (52)."""
+        """conv_2, for features that still have to be multiplied by `factors` (52)."""
         weight, bias = self._conv_2
         return self.convolution(weight * factors.cpu().double()[:, None, None], bias, padding=(0, 1))
 
@@ -174,18 +174,18 @@ def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(conv: nn.Module) -> Linear:
-    """Matrix and bias of a 1×1 convolution, likewise."""
+    """Matrix and bias of a 1×1 convolution, in float64 on the CPU."""
     weight, bias = _weights(conv)
     return weight[:, :, 0, 0], bias
 
 
 def after_norm(linear: Linear, scale: Tensor, shift: Tensor) -> Linear:
-    """`linear` behind a norm of that scale and shift, as one step on what is only centred and scaled."""
+    """`linear` after a norm with this scale and shift, as one step on the values before that scale and shift."""
     matrix, bias = linear
     return matrix * scale, bias + matrix @ shift
 
 
 def compose(outer: Linear, inner: Linear) -> Linear:
-    """`outer` applied to what `inner` gives, as one step."""
+    """`outer` applied to the result of `inner`, as one step."""
     matrix, bias = outer
     return matrix @ inner[0], matrix @ inner[1] + bias

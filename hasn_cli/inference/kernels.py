@@ -1,9 +1,9 @@
-"""Convolutions on channels-last rows, each with what follows it done in the same pass over memory.
+"""Convolutions on channels-last rows, with the following step done in the same pass over memory.
 
-On x86 CPUs PyTorch carries oneDNN, whose channels-last convolutions run at several times the speed of a matrix product
-of the same shape by MKL and can apply an activation, a product or a sum to each value before it leaves the registers.
-PyTorch offers these as `torch.ops.mkldnn._convolution_pointwise*` (its own compiler emits them); where they are
-missing, and on accelerators, the same is done by separate public operators.
+On x86 CPUs PyTorch contains oneDNN. Its channels-last convolutions are several times as fast as MKL's matrix product of
+the same shape, and can apply an activation, a product or a sum to each value while it is in a register. PyTorch offers
+them as `torch.ops.mkldnn._convolution_pointwise*` (its own compiler uses them). If they are missing, and on
+accelerators, separate public operators do the same.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 ONES = [1, 1]
 LANES = 16  # float32 values in a vector register
-PACKED_FOR = 4096  # rows; the packing hardly differs with their number
+PACKED_FOR = 4096  # rows; the packing hardly depends on their number
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What is applied to each value of a convolution: a oneDNN post-operation and its public counterpart."""
+    """A function of each value of a convolution: a oneDNN post-operation and the same with public operators."""
 
     attribute: str = "none"
     scalars: tuple[float, ...] = ()
@@ -48,16 +48,16 @@ GELU = Activation("gelu", (), "none")
 
 
 class Convolution:
-    """A convolution ready to run: weights on their device, in their precision, packed where oneDNN runs it.
+    """A convolution that is ready to run: weights on the device, in its precision, packed if oneDNN runs it.
 
     Args:
         weight: O×I×k×k (O×1×k×k with groups), float64 or float32, on the CPU.
         bias: O, or None.
         dtype: float32, bfloat16 or float16; products are accumulated in float32 in any case.
-        padding: rows above and below, columns left and right; strips bring their own rows, so (0, k//2) is usual.
+        padding: rows above and below, columns left and right; strips contain their own rows, so (0, k//2) is usual.
         activation: applied to the result.
 
-    Inputs are 1×I×h×W, channels-last. Results are new tensors unless said otherwise.
+    Inputs are 1×I×h×W, channels-last. Results are new tensors unless stated otherwise.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Convolution:
         self.weight = weight.to(device, dtype).contiguous(memory_format=torch.channels_last)
         self.packed = device.type == "cpu" and has_onednn(dtype)
         if self.packed:
-            shape = [1, weight.shape[1] * groups, 16, 128]  # packing differs little with the size: any strip will do
+            shape = [1, weight.shape[1] * groups, 16, 128]  # any strip: the packing hardly depends on the size
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, self.padding, self.stride, ONES, groups, shape
             )
@@ -109,10 +109,10 @@ class Convolution:
 
 
 class NarrowConvolution:
-    """A 3×3 convolution to a few channels more than whole vectors hold, such as 17, to be written in place.
+    """A 3×3 convolution whose channels do not fill whole vectors, such as 17, written into a given array.
 
-    oneDNN computes sixteen channels at a time, and the seventeenth would cost as much as the sixteen. So what is left
-    over is done as one 1×1 convolution to the nine taps' products, 9 a channel, and a convolution that adds them up.
+    oneDNN computes sixteen channels at a time, so a seventeenth would cost as much as the first sixteen. The channels
+    left over are computed by a 1×1 convolution for the products of the nine taps and a convolution that adds them up.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class NarrowConvolution:
 
 
 class Pointwise:
-    """A 1×1 convolution ready to run, on rows: P×I → P×O. See `Convolution`.
+    """A 1×1 convolution that is ready to run on rows, P×I → P×O. See `Convolution`.
 
     Args:
         weight: O×I, float64 or float32, on the CPU.
@@ -189,7 +189,7 @@ class Pointwise:
 
 @cache
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN's fused convolutions, and they give what they should on this CPU."""
+    """Whether this PyTorch has oneDNN's fused convolutions, and they give correct results on this CPU."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype is not torch.float32 and not (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
@@ -212,9 +212,9 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 def normalise(rows: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
-    """h×W×C → the same less its mean over C, over its deviation, to `out` if given; may overwrite `rows`.
+    """Subtract the mean over C and divide by the deviation: h×W×C, into `out` if given; may overwrite `rows`.
 
-    On a CPU at 52 channels this costs 0.4 of PyTorch's own layer norm, which is slow on short rows.
+    On a CPU with 52 channels this takes 0.4 of the time of PyTorch's layer norm, which is slow on short rows.
     """
     if rows.dtype != torch.float32 or rows.device.type != "cpu":
         normed = F.layer_norm(rows, rows.shape[-1:], eps=eps)
@@ -226,7 +226,7 @@ def normalise(rows: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
 
 
 def large_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a map of the whole picture; on Linux in large pages, which are quicker to get and to find."""
+    """Memory for a map of the whole picture, on Linux in large pages, which are faster to allocate and to access."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or size < 1 << 22:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -234,15 +234,15 @@ def large_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"{size} bytes") from error
-    with suppress(OSError):  # a kernel built without large pages
+    with suppress(OSError):  # the kernel was built without large pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library keep what strips free, rather than return it to the system and fetch it back page by page.
+    """Make the C library keep the memory that strips free, instead of returning it to the system each time.
 
-    glibc takes the size of the largest block freed so far (up to 32 MiB) for the size that is worth returning.
+    glibc returns only blocks larger than the largest one freed so far (up to 32 MiB), so one large block is freed here.
     """
     torch.empty(31 << 20, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""How a picture of one size is evaluated within a memory budget, worked out before anything is computed."""
+"""Decides, before anything is computed, how a picture of a given size is evaluated within a memory budget."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hasn_cli.inference.tiling import LARGE_TILE, cut
 from hasn_cli.network import ESA_CHANNELS, EXPANSION, NUM_FEATURES
 
 AUTO_OVERLAP = 32  # LR pixels shared by two large tiles
-PER_THREAD = 24 << 20  # bytes for what does not grow with the picture: values of 156 channels, oneDNN's scratch
-WIDE = 5 * EXPANSION * NUM_FEATURES  # values a pixel that the gated product has on its way at once
+PER_THREAD = 24 << 20  # bytes that do not depend on the picture's size: values of 156 channels, oneDNN's scratch memory
+WIDE = 5 * EXPANSION * NUM_FEATURES  # values per pixel that the gated product holds at once
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be planned for: sizes in LR pixels, widths in bytes."""
+    """What a plan is made for: sizes in LR pixels, value sizes in bytes."""
 
     height: int
     width: int
@@ -27,8 +27,8 @@ class Task:
     computing: int  # bytes of a value in strips
     held: int  # bytes of a value in the feature map
     threads: int
-    on_host: bool  # input and output lie in the same memory as the feature maps
-    turns: bool = False  # it is evaluated on its side too, and the output summed in float32
+    on_host: bool  # input and output share the memory of the feature maps
+    turns: bool = False  # it is also evaluated turned by 90°, and the output is summed in float32
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Plan:
     Attributes:
         strip: rows in a strip.
         keep: whether normalised features are held too, which saves time.
-        tile: LR pixels a side of the largest tile, or None: the whole picture, exactly.
+        tile: side of the largest tile in LR pixels, or None for the whole picture, exactly.
         overlap: LR pixels that two tiles share.
-        tiles: how many.
-        bytes: planned for feature maps, strips, input and output.
-        budget: what they may take, or None for no limit.
+        tiles: the number of tiles.
+        bytes: memory planned for feature maps, strips, input and output.
+        budget: the limit for `bytes`, or None.
         text: device and precision, for people.
     """
 
@@ -56,7 +56,7 @@ class Plan:
     text: str
 
     def on_its_side(self, height: int, width: int) -> Plan:
-        """The plan for a picture of height×width LR pixels when it is turned by a quarter."""
+        """The plan for a picture of height×width LR pixels when it is turned by 90°."""
         height, width = (min(side, self.tile or side) for side in (height, width))
         return replace(self, strip=turned_strip(self.strip, width, height))
 
@@ -67,12 +67,12 @@ class Plan:
 
 
 def turned_strip(strip: int, width: int, turned_width: int) -> int:
-    """Rows of a strip as large as one of `strip` rows of `width` pixels, in a picture of another width."""
+    """Rows of a strip in a picture of another width, with as many pixels as `strip` rows of `width`."""
     return max(1, strip * width // turned_width)
 
 
 def map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> int:
-    """Memory for the feature maps and strips of height×width LR pixels, the more of both ways round if it turns."""
+    """Memory for the feature maps and strips of height×width LR pixels; if it turns, for the larger of both ways."""
     need = _map_bytes(task, height, width, strip, keep)
     if not task.turns:
         return need
@@ -80,10 +80,10 @@ def map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> in
 
 
 def _map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> int:
-    low = height * width // 4 * ESA_CHANNELS * task.computing * 5 // 4  # the strided map, and the small ones behind it
+    low = height * width // 4 * ESA_CHANNELS * task.computing * 5 // 4  # the strided map and the small maps after it
     held = (height + 2 * streaming.GUARD) * width * NUM_FEATURES * task.held
-    wide = 0 if task.on_host else (strip + 10) * width * WIDE * task.computing  # on a CPU, in PER_THREAD
-    rows = 5 * (strip + 10) + 3 * streaming.REACH  # windows, what is on its way between them, and a seam
+    wide = 0 if task.on_host else (strip + 10) * width * WIDE * task.computing  # on a CPU this is part of PER_THREAD
+    rows = 5 * (strip + 10) + 3 * streaming.REACH  # windows, rows between them, and a seam
     return held * (1 + keep) + low + wide + task.threads * (rows * width * NUM_FEATURES * task.computing + PER_THREAD)
 
 
@@ -97,7 +97,7 @@ def fixed_bytes(task: Task) -> int:
 
 
 def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
-    """Memory for one tile at a time, and for what is blended."""
+    """Memory for one tile, and for the parts that are blended."""
     height, width = min(tile, task.height), min(tile, task.width)
     shared = 2 * task.width + height
     if task.turns:
@@ -107,21 +107,21 @@ def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
 
 
 def strip_rows(task: Task, width: int) -> int:
-    """Rows that make a strip the device likes."""
+    """Rows in a strip of the size that is fastest on the device."""
     return max(1, round((streaming.STRIP if task.on_host else streaming.STRIP_ELSEWHERE) / width))
 
 
 def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, text: str) -> Plan:
-    """The best way that fits.
+    """The best plan that fits into the budget.
 
     Args:
         budget: bytes, or None for no limit.
-        tile: None: the whole if it fits, else the largest tiles that do; 0: the whole; else LR pixels a side.
-        overlap: LR pixels, or None for a quarter of a small tile, AUTO_OVERLAP of a larger one; at most a third of the
-            tile.
+        tile: None for the whole picture if it fits, else the largest tiles that fit; 0 for the whole picture always; or
+            the side of a tile in LR pixels.
+        overlap: LR pixels, at most a third of the tile; None for AUTO_OVERLAP, or a quarter of a small tile.
 
     Raises:
-        BudgetError: nothing allowed fits.
+        BudgetError: no allowed plan fits.
     """
     fixed = fixed_bytes(task)
 
@@ -153,7 +153,7 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
 
 
 def _largest(tiled: Callable[[int], Plan], longest: int, budget: int) -> Plan:
-    """The plan with the largest tiles within the budget, or with the smallest there are."""
+    """The plan with the largest tiles that fit into the budget, or else with the smallest tiles."""
     low, high = LARGE_TILE, max(LARGE_TILE, longest)
     while high - low > 8:
         middle = (low + high) // 2

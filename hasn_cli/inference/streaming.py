@@ -1,20 +1,20 @@
-"""The whole picture's result, computed strip by strip: what `network.py` gives, in bounded memory, from the cache.
+"""Computes the whole picture's result strip by strip: the same as `network.py`, in bounded memory and in the cache.
 
-The network is not local: the channel attention takes a mean over the whole picture, and ESA's grid depends on its
-whole size. So the picture is not cut. Each block is swept over the picture twice, a few rows at a time, and only the
-52 feature channels at its input are held for every pixel:
+The network is not local: the channel attention takes a mean over the whole picture, and ESA's grid depends on the
+picture's size. The picture is therefore not cut. Each block goes over the picture twice, a few rows at a time, and only
+the 52 feature channels at its input are held for every pixel:
 
     first sweep   rows of x → depthwise 7×7 → normalise → 16 channels → 3×3 stride 2, held at a quarter of the pixels
-    between       pool and convolve that into ESA's low-resolution map; it is tiny
-    second sweep  rows of x → depthwise 7×7 → normalise (again: cheaper than to hold it) → gated product → depthwise
-                  7×7, plus x → CAB's two convolutions → written over x, its sum taken on the way
-    between       the channel attention's factors, folded into what reads x next
+    between       pool and convolve that into ESA's low-resolution map, which is tiny
+    second sweep  rows of x → depthwise 7×7 → normalise (again, unless it was kept) → gated product → depthwise 7×7,
+                  plus x → CAB's two convolutions → written over x, while its sum is computed
+    between       the channel attention's factors go into the step that reads x next
 
-Inside a sweep, each stage keeps the last few rows of its input in a sliding window (the halo of the stage behind it),
-so that nothing is computed twice. With several threads each takes a band of the picture's height, one operator one
-thread: no barriers inside a band, and every thread's working set in its own core's cache.
+In a sweep, each stage keeps the last few rows of its input in a sliding window (the halo of the next stage), so that
+nothing is computed twice. With several threads, each thread computes a band of the picture and runs its operators
+alone: there are no barriers inside a band, and each thread's data stays in its own core's cache.
 
-Maps are H×W×C in memory, which an operator sees as 1×C×H×W in PyTorch's channels-last format.
+Maps are H×W×C in memory. Operators see them as 1×C×H×W in PyTorch's channels-last format.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ Band = tuple[int, int]
 REACH = 8  # rows that the second sweep reads beyond those it writes: 3 + 3 for the depthwise, 1 + 1 for CAB
 GUARD = 3  # rows of zeros above and below a map: the first depthwise convolution's padding
 POOL, POOL_STEP = 7, 3
-STRIP = 16384  # pixels, about, in a strip: short enough for the cache, long enough that starting operators costs little
-CHUNK = 2048  # pixels whose 156-channel values are in the cache at once
-STRIP_ELSEWHERE = 1 << 18  # pixels in a strip on an accelerator, which wants them by the hundred thousand
-COST_FIRST, COST_LOW, COST_BLOCK, COST_LAST = 0.02, 0.15, 0.85, 0.5  # of a row in each sweep; a block is 1
-MIN_BAND = 24  # rows; a band's first strip computes ten rows of the gated product that its neighbour computes too
+STRIP = 16384  # pixels in a strip, about: few enough for the cache, many enough that starting operators costs little
+CHUNK = 2048  # pixels whose 156-channel values fit into the cache
+STRIP_ELSEWHERE = 1 << 18  # pixels in a strip on an accelerator, which needs many to be fast
+COST_FIRST, COST_LOW, COST_BLOCK, COST_LAST = 0.02, 0.15, 0.85, 0.5  # of a row in each sweep; a whole block is 1
+MIN_BAND = 24  # rows; a band's first strip repeats ten rows of its neighbour's gated product
 
 
 class NonFinite(ArithmeticError):
-    """Infinite or undefined values turned up: the precision in use does not hold these features."""
+    """Infinite or undefined values occurred: the features exceed the precision in use."""
 
 
 class Source(Protocol):
-    """A picture to be read by rows."""
+    """A picture that is read by rows."""
 
     size: tuple[int, int]
     channels: int
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """Rows [top, bottom) with a column more on either side, h×(W+2)×C, in the network's precision.
+        """Rows [top, bottom) with one more column on each side, h×(W+2)×C, in the network's precision.
 
-        Zeros outside the picture.
+        Values outside the picture are zero.
         """
 
 
@@ -69,9 +69,9 @@ class Window:
     """Rows [first, last) of a map, sliding down the picture; rows outside the picture are zeros.
 
     Args:
-        first: the first row that will be asked for; may be negative.
-        buffer: rows×W×C, room for `keep` rows and the longest extension.
-        keep: how many of the last rows the reader needs again.
+        first: the first row that will be needed; may be negative.
+        buffer: rows×W×C, large enough for `keep` rows and the longest extension.
+        keep: how many of the last rows are needed again.
         height: of the picture.
     """
 
@@ -80,7 +80,7 @@ class Window:
         self.buffer, self.keep, self.height = buffer, keep, height
 
     def extend(self, last: int, fill: Callable[[int, int, Tensor], None]) -> None:
-        """Grow to `last`; `fill(lo, hi, out)` writes the rows [lo, hi) that are in the picture to out, h×W×C."""
+        """Grow to `last`. `fill(lo, hi, out)` writes those rows [lo, hi) that are in the picture to out, h×W×C."""
         if last - self.first > len(self.buffer):
             kept = self.buffer[self.last - self.first - self.keep : self.last - self.first]
             self.buffer[: self.keep].copy_(kept if self.last - self.first >= 2 * self.keep else kept.clone())
@@ -109,10 +109,10 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 class FeatureMap:
-    """The 52 channels that are held for every pixel, with guard rows of zeros, perhaps in half precision.
+    """The 52 channels that are held for every pixel, with guard rows of zeros, possibly in half precision.
 
-    A band of rows may be read while it is overwritten from the top, as long as no row is read that lies more than
-    REACH above the written ones. Where bands meet, `seams` holds the rows on both sides as they were.
+    A band is overwritten from the top while it is read. Reads stay ahead of writes, by at most REACH rows. Where two
+    bands meet, `seams` therefore holds that many original rows on both sides.
     """
 
     def __init__(self, height: int, width: int, channels: int, compute: Tensor, dtype: torch.dtype) -> None:
@@ -130,11 +130,11 @@ class FeatureMap:
         }
 
     def raw(self, lo: int, hi: int) -> Tensor:
-        """Rows [lo, hi) as held, h×W×52; GUARD rows outside the picture may be asked for."""
+        """Rows [lo, hi) as they are held, h×W×52; up to GUARD rows outside the picture are allowed."""
         return self.data[GUARD + lo : GUARD + hi]
 
     def rows(self, lo: int, hi: int, band: tuple[int, int] | None = None) -> Tensor:
-        """Rows [lo, hi) in the computing precision, 1×52×h×W; with a band, as they were before any other wrote."""
+        """Rows [lo, hi) in the computing precision, 1×52×h×W; with a band, as before other bands overwrote them."""
         pieces = []
         if band is not None and lo < band[0] and band[0] in self.seams:
             pieces.append(self._seam(band[0], lo, min(hi, band[0])))
@@ -158,15 +158,15 @@ class FeatureMap:
 class LowMap:
     """ESA's low-resolution map, 1×16×h'×w', enlarged row by row: bilinear, align_corners false, one axis at a time.
 
-    The arithmetic is `interpolate`'s own, in float32.
+    The arithmetic is the same as in `interpolate`, in float32.
     """
 
     def __init__(self, low: Tensor, height: int, width: int) -> None:
         self.low, self.width, rows = as_rows(low), width, low.shape[2]
         scale = torch.tensor(rows, dtype=torch.float32) / height
         position = ((torch.arange(height, dtype=torch.float32) + 0.5) * scale - 0.5).clamp_(min=0)
-        above = position.long().clamp_(max=rows - 1)  # for each row of the picture, the low-resolution row above it,
-        share = (position - above)[:, None, None].to(low.dtype)  # and how far it is towards the one below
+        above = position.long().clamp_(max=rows - 1)  # for each row of the picture: the low-resolution row above,
+        share = (position - above)[:, None, None].to(low.dtype)  # and the distance from it, towards the row below
         self.above, self.below = above.to(low.device), (above + 1).clamp_(max=rows - 1).to(low.device)
         self.share = share.to(low.device)
 
@@ -186,7 +186,7 @@ class Evaluation:
         held: precision of the feature map.
         workers: threads that share the picture's height.
         strip: rows in a strip.
-        keep: hold the normalised features too, rather than work them out twice.
+        keep: hold the normalised features too, instead of computing them twice.
     """
 
     def __init__(
@@ -208,10 +208,10 @@ class Evaluation:
         self.down = self.like.new_empty((self.height - 3) // 2 + 1, (self.width - 3) // 2 + 1, ESA_CHANNELS)
 
     def run(self, sink: Sink, progress: Callable[[float], None]) -> None:
-        """Evaluate; `sink` gets the result's strips, `progress` what each strip did, as a share of the whole.
+        """Evaluate. `sink` gets the strips of the result, `progress` each strip's share of the whole work.
 
         Raises:
-            NonFinite: the precision does not hold the features.
+            NonFinite: the features exceed the precision.
         """
         network, bands = self.network, self.bands
         whole = self.height * (COST_FIRST + len(network.blocks) * (COST_LOW + COST_BLOCK) + COST_LAST)
@@ -282,7 +282,7 @@ class Evaluation:
     def _block_sweep(
         self, band: Band, block: FusedBlock, depthwise: Convolution, low: LowMap, factors: Tensor
     ) -> Job[Tensor]:
-        """All of the block but its attention, written over x; returns the sum of each channel over the band."""
+        """The block without its attention, written over x. Returns the sum of each channel over the band."""
         x, step, channels = self.features, self.strip, self.network.features
         scale = factors.to(self.like.dtype)
         gated = self._window(band[0] - 5, 6, step + 10, channels)
@@ -315,7 +315,7 @@ class Evaluation:
         return total
 
     def _gated_product(self, block: FusedBlock, n: Tensor, low: Tensor, out: Tensor) -> None:
-        """The gated product of rows of n, and g, to out; all are P×C. Pixel by pixel, so a cacheful at a time."""
+        """The gated product and g for rows of n, into out; all are P×C. In chunks that fit into the cache."""
         step = CHUNK if n.device.type == "cpu" else len(n)
         for lo in range(0, len(n), step):
             out[lo : lo + step].copy_(self.network.gated(block, n[lo : lo + step], low[lo : lo + step]))
@@ -323,7 +323,7 @@ class Evaluation:
     def _last_sweep(
         self, band: Band, convolutions: tuple[Pointwise, Convolution, Convolution], sink: Sink
     ) -> Job[None]:
-        """conv_2, plus conv_1 once more (cheaper than to hold it), and the upsampler's convolution."""
+        """conv_2 plus conv_1, computed again because that is cheaper than keeping it, and the last convolution."""
         first, conv_2, last = convolutions
         window = self._window(band[0] - 1, 2, self.strip + 2, self.network.features)
 

@@ -1,8 +1,7 @@
-"""Where a picture is cut when it must be, and how the pieces are joined without a seam.
+"""Where a picture is cut if it exceeds the memory budget, and how the tiles are joined without a seam.
 
-Tiles change the picture a little, since the network looks at the whole of what it is given. They are for pictures past
-the memory budget, so they are as large as fits; each is evaluated exactly, and where two overlap the result passes from
-one to the other along a raised cosine.
+Tiles change the picture a little, because the network looks at the whole of its input. They are therefore as large as
+the budget allows. Each is evaluated exactly, and where two overlap, the result is blended along a raised cosine.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from hasn_cli.errors import UsageError
 
 Image = NDArray[Any]
 SMALLEST_TILE = 24  # LR pixels
-LARGE_TILE = 192  # what the program itself chooses is at least this, where memory allows
+LARGE_TILE = 192  # the program chooses at least this, if memory allows
 Floats = NDArray[np.float32]
 
 
@@ -33,7 +32,7 @@ class Span:
     fade_out: int = 0
 
     def window(self, scale: int) -> Floats:
-        """The tile's weight at each SR row or column: 1, and a raised cosine where shared; neighbours' add up to 1."""
+        """The tile's weight at each SR row or column: 1, or a raised cosine where shared, which adds up to 1."""
         window = np.ones((self.stop - self.start) * scale, np.float32)
         if self.fade_in:
             window[: self.fade_in * scale] = _rise(self.fade_in * scale)
@@ -43,10 +42,10 @@ class Span:
 
 
 def check_tile(tile: int | None, overlap: int | None) -> None:
-    """See that tiles of `tile` LR pixels, or of any size the program may choose, can share `overlap`.
+    """Check that tiles of `tile` LR pixels, or of any size the program may choose, can share `overlap`.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: the tiles are too small for this overlap.
     """
     if tile is not None and tile != 0 and tile < SMALLEST_TILE:
         raise UsageError(f"tiles of {tile} px are too small", f"use at least {SMALLEST_TILE}, or 0 for no tiles")
@@ -65,7 +64,7 @@ def cut(length: int, tile: int, overlap: int) -> list[Span]:
         tile: at least three times `overlap`, so that no more than two spans meet anywhere.
 
     Raises:
-        ValueError: it is less.
+        ValueError: `tile` is smaller than that.
     """
     if tile < 3 * overlap:
         raise ValueError(f"tiles of {tile} px cannot share {overlap}")
@@ -80,11 +79,11 @@ def cut(length: int, tile: int, overlap: int) -> list[Span]:
 
 
 class Output:
-    """The array that results are written to, converted as they come.
+    """The array that results are written to, with conversion to its type.
 
     Args:
         array: sH×sW×C, integers or floats.
-        share: None: values are written; else their `share` is added to what is there (floats only).
+        share: None to write values, or the factor with which they are added to the array (floats only).
     """
 
     def __init__(self, array: Image, share: float | None = None) -> None:
@@ -101,7 +100,7 @@ class Output:
 
 
 def quantised(values: Floats, dtype: np.dtype[Any]) -> Image:
-    """Floats about [0, 1] → integers, rounded and clipped, or floats as they are; may overwrite `values`."""
+    """Floats around [0, 1] → integers, rounded and clipped, or unchanged floats; may overwrite `values`."""
     if dtype.kind == "f":
         return values
     values *= np.float32(np.iinfo(dtype).max)
@@ -112,12 +111,13 @@ def quantised(values: Floats, dtype: np.dtype[Any]) -> Image:
 
 
 class Canvas:
-    """Joins the results of tiles, done row by row of tiles and left to right.
+    """Joins the results of tiles, which come row by row and from left to right.
 
-    Only what two or four tiles share is held in floats until the last of them is there; the rest goes straight out.
+    Only the parts that two or four tiles share are held, in floats, until the last of these tiles is done. Everything
+    else is written at once.
 
     Args:
-        output: where the picture goes.
+        output: the result.
         rows, columns: from `cut`.
         channels: of the picture.
     """
@@ -132,7 +132,7 @@ class Canvas:
         ] = {}  # left of column j, for this row of tiles: tile height×(overlap·s)×C
 
     def tiles(self) -> Iterator[tuple[int, int]]:
-        """Rows and columns of tiles in the order in which to do them; each ends when the next is asked for."""
+        """Rows and columns of tiles in the order of evaluation; a tile is finished when the next one is requested."""
         for i, row in enumerate(self.rows):
             self._open(self._shared_rows, i + 1, (row.fade_out, self.columns[-1].stop))
             for j, column in enumerate(self.columns):
@@ -165,7 +165,7 @@ class Canvas:
                 shared[first - lo : last - lo, left : left + part.shape[1]] += weighted
 
     def _put_middle(self, tile: tuple[int, int], top: int, values: Floats, across: Floats) -> None:
-        """Rows that no other row of tiles shares."""
+        """Write rows that no other row of tiles shares."""
         (i, j), s = tile, self.scale
         column = self.columns[j]
         fade_in, fade_out = column.fade_in * s, column.fade_out * s
@@ -183,7 +183,7 @@ class Canvas:
             shared[index] = np.zeros((size[0] * self.scale, size[1] * self.scale, self.channels), np.float32)
 
     def _close_column(self, i: int, j: int) -> None:
-        """Write what tile column j shared with the one before, where no other row of tiles shares it too."""
+        """Write what tile column j shares with the previous one, except rows that another row of tiles shares."""
         if self.columns[j].fade_in:
             row, s = self.rows[i], self.scale
             shared = self._shared_columns.pop(j)[row.fade_in * s : (row.stop - row.start - row.fade_out) * s]

@@ -31,23 +31,24 @@ TURNS = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 
 class Upscaler:
-    """The network, evaluated on H×W×C arrays. Not for use by two threads at once.
+    """The network, evaluated on H×W×C arrays. Use it from one thread at a time.
 
     Args:
-        network: in float32; left as it is.
+        network: in float32; it is not changed.
         device: auto, cpu, cuda, cuda:1 or mps.
-        precision: auto, fp32, fp16 or bf16; see `devices.precisions`. Half precisions are dropped for float32 where
-            a picture's features do not fit them.
-        tile: None: the whole picture, exactly, cut only if it is beyond the budget; 0: never cut; N: tiles of N LR px.
-        overlap: LR pixels that two tiles share; None: chosen by the tile's size.
-        memory: bytes for feature maps, strips and, on a CPU, the picture and its result; None: a share of what is free.
-        tta: the mean over the eight flips and turns; eight times the work.
-        compile: let torch.compile work on the strips' operators (accelerators only).
-        threads: of a CPU; None: as many as PyTorch used when this was imported.
-        strip: rows in a strip; None: as many as the cache likes. For tests and measurements.
+        precision: auto, fp32, fp16 or bf16; see `devices.precisions`. If a picture's features exceed a half precision,
+            that picture is computed in float32.
+        tile: None for the whole picture, cut only if it exceeds the budget; 0 to never cut it; N for tiles of N LR px.
+        overlap: LR pixels that two tiles share; by default it depends on the tile's size.
+        memory: bytes for feature maps, strips and, on a CPU, the picture and its result; by default a share of the free
+            memory.
+        tta: the mean over the eight flips and turns, which takes eight times as long.
+        compile: use torch.compile for the strips' operators (accelerators only).
+        threads: on a CPU; by default as many as PyTorch used when this module was imported.
+        strip: rows in a strip; by default as many as fit into the cache. For tests and measurements.
 
     Raises:
-        DeviceError, UsageError: a device, precision, tile or overlap that cannot be.
+        DeviceError, UsageError: the device, precision, tile or overlap is impossible.
     """
 
     def __init__(
@@ -79,12 +80,12 @@ class Upscaler:
         """How a picture of `size` (height, width) in LR pixels would be evaluated.
 
         Raises:
-            BudgetError: it does not fit the memory budget in any allowed way.
+            BudgetError: it does not fit into the memory budget.
         """
         return self._plan(size, channels, itemsize, self._computing, self._held)
 
     def close(self) -> None:
-        """End the threads. The next picture would start new ones."""
+        """Stop the threads. The next picture starts new ones."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None
@@ -95,14 +96,14 @@ class Upscaler:
 
         Args:
             image: H×W×C, C = 1 or 3; uint8 or uint16, or float32 taken as [0, 1].
-            progress: gets the fraction done, 0 to 1, in this thread; may raise to cancel.
+            progress: called in this thread with the fraction done, 0 to 1; may raise to cancel.
 
         Returns:
-            sH×sW×C of the same dtype; integers are rounded and clipped, floats are not clipped. One channel is
-            evaluated as three equal ones, and their mean returned.
+            sH×sW×C of the same dtype. Integers are rounded and clipped, floats are not clipped. One channel is
+            evaluated as three equal ones, and their mean is returned.
 
         Raises:
-            BudgetError: it does not fit the memory budget in any allowed way, or memory ran out after all.
+            BudgetError: it does not fit into the memory budget, or memory ran out although it should fit.
         """
         _check_image(image)
         height, width, _ = image.shape
@@ -114,8 +115,7 @@ class Upscaler:
         return result[: height * self.scale, : width * self.scale]
 
     def _within_memory(self, image: Image, report: Report | Part) -> Image:
-        """Follow the plan; where memory runs out all the same, with less of it; where the precision does not hold this
-        picture's features, in float32."""
+        """Follow the plan. If memory runs out, retry with less; if the features exceed the precision, in float32."""
         computing, held = self._computing, self._held
         plan = self._plan_for(image, computing, held)
         while True:
@@ -131,7 +131,7 @@ class Upscaler:
             devices.release(self.device)
 
     def _smaller(self, plan: Plan, image: Image, precision: tuple[torch.dtype, torch.dtype], error: Exception) -> Plan:
-        """The next best plan after one that ran out of memory: fewer maps, then shorter strips, then tiles."""
+        """The next plan after one that ran out of memory: fewer maps, then shorter strips, then tiles."""
         if plan.keep:
             return replace(plan, keep=False)
         if plan.strip > 1:
@@ -181,7 +181,7 @@ class Upscaler:
     def _evaluate(
         self, piece: Image, network: FusedNetwork, held: torch.dtype, plan: Plan, sink: Sink, part: Part
     ) -> None:
-        """One tile, or the whole; its feature maps are gone when this returns."""
+        """Evaluate one tile, or the whole. Its feature maps are freed when this returns."""
         source, strip = ArraySource(piece, network), self._strip or plan.strip
         Evaluation(network, source, held, self._ready_workers(), strip, plan.keep).run(sink, part.add)
 
@@ -189,7 +189,7 @@ class Upscaler:
         """h×W×(s·s·C) → sh×sW×C floats on the host.
 
         Raises:
-            NonFinite: half precision did not hold the result.
+            NonFinite: the result exceeds half precision.
         """
         height, width, cells = strip.shape
         s, channels = self.scale, cells // self.scale**2
@@ -237,7 +237,7 @@ class Upscaler:
 
 
 class ArraySource:
-    """An H×W×C array as the strips want it: floats in [0, 1], on the device, a row or column of zeros around."""
+    """An H×W×C array as the strips need it: floats in [0, 1], on the device, surrounded by zeros."""
 
     def __init__(self, image: Image, network: FusedNetwork) -> None:
         self.image, self.network = image, network
@@ -245,7 +245,7 @@ class ArraySource:
         self._unit = np.float32(1 if image.dtype.kind == "f" else 1 / np.iinfo(image.dtype).max)
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """Rows [top, bottom) with a column more on either side: h×(W+2)×C."""
+        """Rows [top, bottom) with one more column on each side: h×(W+2)×C."""
         height, width = self.size
         padded = np.zeros((bottom - top, width + 2, self.channels), np.float32)
         lo, hi = max(top, 0), min(bottom, height)
@@ -254,40 +254,40 @@ class ArraySource:
 
 
 class Report:
-    """Progress that never goes back, whatever is tried again."""
+    """Progress that never goes back, even if work is repeated."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress, self._told = progress, 0.0
 
     def tell(self, fraction: float) -> None:
-        """Pass on the fraction done, 0 to 1, if it is news."""
+        """Report the fraction done, 0 to 1, if it has grown."""
         fraction = min(1.0, fraction)
         if self._progress is not None and fraction > self._told:
             self._told = fraction
             self._progress(fraction)
 
     def part(self, start: float, share: float) -> Part:
-        """Progress of a piece of the work: `share` of it, after `start`."""
+        """Progress of a part of the work, which begins at `start` and is `share` of the whole."""
         return Part(self, start, share)
 
 
 class Part:
-    """A piece of the work that reports what it has done since it last did."""
+    """A part of the work with progress of its own."""
 
     def __init__(self, whole: Report | Part, start: float, share: float) -> None:
         self._whole, self._start, self._share, self._done = whole, start, share, 0.0
 
     def tell(self, fraction: float) -> None:
-        """The fraction of this piece that is done."""
+        """Report the fraction of this part that is done."""
         self._whole.tell(self._start + self._share * fraction)
 
     def add(self, fraction: float) -> None:
-        """This much more of the piece is done."""
+        """Report that this much more of the part is done."""
         self._done += fraction
         self.tell(self._done)
 
     def part(self, start: float, share: float) -> Part:
-        """A piece of this piece."""
+        """A part of this part."""
         return Part(self, start, share)
 
 
@@ -299,7 +299,7 @@ def _check_image(image: Image) -> None:
 
 
 def _padded(image: Image) -> Image:
-    """A picture too small for the network, extended at the bottom and right as the network itself would."""
+    """A picture too small for the network, extended at the bottom and right as the network itself does it."""
     tensor = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
     padded: Image = pad_to_min_side(tensor)[0].permute(1, 2, 0).numpy().astype(image.dtype)
     return padded

@@ -1,7 +1,7 @@
-"""Threads that each evaluate a band of a picture, one operator one thread.
+"""Threads that each evaluate a band of a picture and run their operators alone.
 
-Strips are short, so an operator shared between cores spends its time at barriers (and a whole time slice at each, when
-something else wants a core). Bands need one meeting a sweep.
+Strips are short. An operator that is shared between cores would spend its time at barriers, and lose a whole time slice
+at each if another program needs a core. Bands have to wait for each other only once per sweep.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from hasn_cli.inference.devices import synchronize
 from hasn_cli.machine import count_cores
 
 T = TypeVar("T")
-# before `alone` or a worker changes what a new thread would be told
+# read before `alone` or a worker changes the number for new threads
 CPU_THREADS = min(torch.get_num_threads(), count_cores())
-Job = Generator[float, None, T]  # yields after each strip what it cost, returns the band's result
+Job = Generator[float, None, T]  # yields the cost of each strip, returns the band's result
 
 
 class Workers:
-    """Runs jobs side by side and reports their progress to the calling thread.
+    """Runs jobs in parallel and reports their progress to the calling thread.
 
     Args:
-        count: threads; 0: run in the calling thread, as accelerators want it.
+        count: threads; 0 to run in the calling thread, which suits accelerators.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -38,13 +38,13 @@ class Workers:
         if count:
             before = torch.get_num_threads()
             self._pool = _started_pool(count)
-            torch.set_num_threads(before)  # for threads of others, started later
+            torch.set_num_threads(before)  # for other threads that are started later
 
     def run(self, jobs: Sequence[Job[T]], progress: Callable[[float], None]) -> list[T]:
-        """Drive all jobs to their ends; `progress` gets each cost, in the calling thread, and may raise to cancel.
+        """Run all jobs to their ends. `progress` gets each cost, in the calling thread, and may raise to cancel.
 
         Raises:
-            Exception: the first that a job or `progress` raised, after all jobs have stopped.
+            Exception: the first one raised by a job or by `progress`, after all jobs have stopped.
         """
         if self._pool is None:
             return [_drive(job, self._after(progress), Event()) for job in jobs]
@@ -74,14 +74,14 @@ class Workers:
         return report
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let the calling thread's operators use no other: a helper that idles spins, and the bands need its core."""
+    """Make operators in the calling thread use no helper threads: idle helpers spin, and bands need their cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -91,14 +91,14 @@ def alone() -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """Another job failed, or the caller gave up."""
+    """Another job failed, or the caller cancelled."""
 
 
 def _started_pool(count: int) -> ThreadPoolExecutor:
     """`count` threads, all of them running.
 
     Raises:
-        HasnError: the system gives no more threads.
+        HasnError: the system cannot start that many threads.
     """
     started = Barrier(count)
     pool = ThreadPoolExecutor(count, "hasn", _one_thread, (started,))
@@ -106,17 +106,17 @@ def _started_pool(count: int) -> ThreadPoolExecutor:
         for task in [pool.submit(int) for _ in range(count)]:
             task.result()
     except RuntimeError as error:
-        started.abort()  # those that did start wait there, and would for ever
+        started.abort()  # otherwise the threads that did start would wait there for ever
         pool.shutdown()
         raise HasnError(f"cannot start {count} threads: {error}", "set OMP_NUM_THREADS to fewer") from error
     return pool
 
 
 def _one_thread(started: Barrier) -> None:
-    torch.get_num_threads()  # makes this thread take its number now; later it would take what others set meanwhile
+    torch.get_num_threads()  # makes this thread read the number now; later, others may have changed it
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # denormal sums cost a hundred times as much, and are zero to any picture
-    started.wait()  # last, so that what the caller sets next stands
+    torch.set_flush_denormal(True)  # denormal numbers take a hundred times as long and do not change the picture
+    started.wait()  # last, so that the caller's next setting is not overwritten
 
 
 def _drive(job: Job[T], report: Callable[[float], None], stop: Event) -> T:
@@ -134,7 +134,7 @@ def _drive(job: Job[T], report: Callable[[float], None], stop: Event) -> T:
 
 
 def _settle(futures: Sequence[Future[T]]) -> None:
-    """Wait for all, and raise the error behind a stop rather than the stop."""
+    """Wait for all. Raise the error that made the others stop, not `Stopped`."""
     errors = [future.exception() for future in futures]
     for error in errors:
         if error is not None and not isinstance(error, Stopped):
