@@ -48,6 +48,10 @@ class OutputError(HasnError):
     """An output that cannot be written, or must not be."""
 
 
+class OutputExistsError(OutputError):
+    """An output that is there already, and may not be replaced."""
+
+
 class DeviceError(HasnError):
     """A device or precision that is not to be had here."""
 

@@ -13,6 +13,7 @@ from hasn_cli.batch.inputs import Job, Place
 from hasn_cli.batch.journal import Journal, Mark, input_unchanged, state
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, exists_already
+from hasn_cli.enlarge import PASSES
 from hasn_cli.errors import OutputError
 from hasn_cli.images import check_target
 
@@ -160,8 +161,10 @@ class Gate:
     def _weights_hash(self, scale: int) -> str:
         from hasn_cli.weights import resolve
 
+        if scale not in PASSES:
+            return ""  # of no run of ours: a record that someone has edited
         if scale not in self._weights:
-            self._weights[scale] = resolve(self._settings.weights, scale).sha256
+            self._weights[scale] = "+".join(resolve(self._settings.weights, one).sha256 for one in PASSES[scale])
         return self._weights[scale]
 
 

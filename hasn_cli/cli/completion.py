@@ -1,4 +1,4 @@
-"""`hasn completion`: the script that lets a shell complete hasn's commands and options."""
+"""`hasn completion`: the script that lets a shell complete hasn's commands, options and file names."""
 
 from __future__ import annotations
 

@@ -137,19 +137,20 @@ class Bicubic:
 
 
 def bicubic(size: Size) -> Method:
-    """Interpolation: what any viewer does."""
-    return Method("Bicubic", "interpolation", _enlarger(Bicubic, size))
+    """Interpolation in one step, whatever the scale: what any viewer does."""
+    from hasn_cli.enlarge import enlarge
+
+    def run(picture: Picture, progress: Progress) -> Picture:
+        return enlarge(picture, Bicubic, size, at_once=True, progress=progress)
+
+    return Method("Bicubic", "interpolation", run)
 
 
 def network(label: str, detail: str, upscaler_for: Callable[[int], Any], size: Size) -> Method:
     """The network, by upscalers that are loaded already, so that the time counted is the network's own."""
-    return Method(label, detail, _enlarger(upscaler_for, size))
-
-
-def _enlarger(upscaler_for: Callable[[int], Any], size: Size) -> Callable[[Picture, Progress], Picture]:
     from hasn_cli.enlarge import enlarge
 
-    return lambda picture, progress: enlarge(picture, upscaler_for, size, progress=progress)
+    return Method(label, detail, lambda picture, progress: enlarge(picture, upscaler_for, size, progress=progress))
 
 
 def compare(

@@ -1,11 +1,12 @@
 """What there is to say about weights: the rows of `hasn weights list` and `info`.
 
-Nothing is said twice: sizes come from the files, costs from the network, and licence and measured quality from the
-model card beside the file (`README.md`, whose `model-index` holds one entry for each file by its stem).
+Sizes come from the files, costs from the shapes in their headers, and licence and measured quality from the model card
+beside the file (`README.md`, whose `model-index` has an entry for each file, named by its stem).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 
 from hasn_cli import weights as w
 from hasn_cli.errors import DownloadError
-from hasn_cli.network import HASN, complexity
-from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
+from hasn_cli.weights import header
 
 SR_720P = (720, 1280)
 UNSTATED = "not stated"
+CARD_LIMIT = 64 << 10  # characters of a model card that are read
+FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 RELEASED_NOTE = (
     "No licence file comes with the authors' checkpoint: ask them what may be done with it. It is no part of this "
     "package; hasn fetches it from their repository when you ask for it."
@@ -76,16 +78,26 @@ def entries(names: Iterable[str] = w.NAMES) -> Iterator[Entry]:
         yield from [_released()] if name == w.RELEASED else map(_present, w.files_of(name))
 
 
+def _shapes(path: Path, scale: int) -> header.Shapes:
+    """Of the tensors in a file for `scale`; a file that its header does not explain is loaded."""
+    shapes = header.read_shapes(path)
+    if shapes is not None and header.SCALES[shapes["upsampler.0.weight"][0]] == scale:
+        return shapes
+    from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
+
+    network = network_from_state_dict(load_state_dict_file(path), origin=str(path), scale=scale)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
 def _present(found: w.WeightsFile) -> Entry:
-    network = network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=found.scale)
-    cost = complexity(network, SR_720P)
+    shapes = _shapes(found.path, found.scale)
     card = read_card(found.path.parent / w.CARD)
     return Entry(
         name=found.name,
         scale=found.scale,
         source=_source(found),
-        parameters=cost.parameters,
-        multiply_adds=cost.multiply_adds,
+        parameters=header.parameters(shapes),
+        multiply_adds=header.multiply_adds(shapes, SR_720P),
         psnr=psnr_of(card, found.path.stem),
         licence=str(card.get("license", UNSTATED)),
         size=found.path.stat().st_size,
@@ -99,13 +111,13 @@ def _released() -> Entry:
         found = w.resolve(w.RELEASED, w.RELEASED_SCALE, download=False)
     except DownloadError:
         found = None
-    cost = complexity(HASN(w.RELEASED_SCALE), SR_720P)
+    shapes = _shapes(w.bundled_path(w.RELEASED_SCALE), w.RELEASED_SCALE)  # the same network
     return Entry(
         name=w.RELEASED,
         scale=w.RELEASED_SCALE,
         source=f"release, {w.RELEASED_REPOSITORY} at {w.RELEASED_COMMIT[:7]}",
-        parameters=cost.parameters,
-        multiply_adds=cost.multiply_adds,
+        parameters=header.parameters(shapes),
+        multiply_adds=header.multiply_adds(shapes, SR_720P),
         psnr=RELEASED_PSNR,
         licence=UNSTATED,
         size=w.RELEASED_SIZE,
@@ -123,14 +135,34 @@ def _source(found: w.WeightsFile) -> str:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The YAML front matter of a model card; empty where there is no card, or none that can be read."""
-    from huggingface_hub import metadata_load
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    """The YAML front matter of a model card; empty where there is no card, or none that can be read.
 
-    try:
-        return (metadata_load(path) if path.is_file() else None) or {}
-    except (ValueError, YAMLError):
+    Cards may come from strangers, so only the first 64 KiB are read, and YAML's aliases, which can make a short text
+    enormous, are refused. `huggingface_hub` could read cards, too, but takes half a second to import for that.
+    """
+    from yaml import YAMLError, load  # type: ignore[import-untyped]
+
+    if not path.is_file():
         return {}
+    with path.open(encoding="utf-8", errors="replace") as file:
+        found = FRONT_MATTER.match(file.read(CARD_LIMIT))
+    try:
+        card = load(found[1], Loader=_card_loader()) if found else None
+    except (YAMLError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _card_loader() -> type[Any]:
+    from yaml import AliasEvent, SafeLoader, YAMLError
+
+    class Loader(SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(AliasEvent):
+                raise YAMLError("a model card may not use aliases")
+            return super().compose_node(parent, index)
+
+    return Loader
 
 
 def psnr_of(card: Mapping[str, Any], stem: str) -> dict[str, float]:
