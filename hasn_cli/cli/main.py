@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import PurePath
 
 import click
+from click.shell_completion import CompletionItem
 
 from hasn_cli import __version__
 from hasn_cli.console import INTERRUPTED, error_line, hint_line, show_error
@@ -66,11 +67,15 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options; or file names, where the word is the beginning of neither."""
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """`hasn PATH…` and `hasn -s 2 PATH…` mean `hasn upscale …`."""
         options = [*self._own_options_before(args)]
         rest = args[len(options) :]
-        if rest and not ctx.resilient_parsing and _means_upscale(rest):
+        if rest and _means_upscale(rest):
             args = [*options, DEFAULT, *rest]
             if isinstance(ctx.obj, State):
                 ctx.obj.implied = True

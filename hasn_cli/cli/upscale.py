@@ -46,7 +46,11 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @option("--height", group=SIZE, type=click.IntRange(1), metavar="N", help="Height in pixels, instead of a scale.")
 @option("--stretch", group=SIZE, is_flag=True, help="Let --width and --height together change the proportions.")
 @option(
-    "--fit", group=SIZE, type=Box(), help="As large as fits into this box, e.g. 3840x2160; at most 16 times larger."
+    "--fit",
+    group=SIZE,
+    type=Box(),
+    metavar="WxH",
+    help="As large as fits into this box, e.g. 3840x2160; at most 16 times larger.",
 )
 @option("--megapixels", group=SIZE, type=Megapixels(0, min_open=True), metavar="N", help="Size in megapixels.")
 @option("-o", "--output", group=OUTPUT, metavar="OUT", type=FILES_ARGUMENT,
@@ -79,7 +83,7 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @device_option(several=True)
 @precision_option
 @memory_option
-@option("-t", "--tile", group=NETWORK, type=TileSide(), default="auto",
+@option("-t", "--tile", group=NETWORK, type=TileSide(), default="auto", metavar="N",
         help="Side of the tiles in input pixels; 0: no tiles.  [default: auto, if memory is short]")  # fmt: skip
 @option("--overlap", group=NETWORK, type=click.IntRange(0), metavar="N", help="Pixels that neighbouring tiles share.")
 @option("-x", "--tta", group=NETWORK, is_flag=True,
