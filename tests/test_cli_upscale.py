@@ -14,38 +14,12 @@ import time
 
 import numpy as np
 import pytest
+from command import save, size_of
 from pictures import exif, photo, picture
 from PIL import Image
 
 from hasn_cli import __version__
-from hasn_cli.cli.main import run
 from hasn_cli.images import EncodeOptions, Metadata, write_picture
-
-
-class Result:
-    def __init__(self, code: int, out: bytes, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def events(self) -> list[dict]:
-        return [json.loads(line) for line in self.out.decode().splitlines()]
-
-
-@pytest.fixture
-def hasn(tmp_path, monkeypatch, capfdbinary):
-    """Run `hasn` in this process, in an empty folder; stdin is bytes."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capfdbinary.readouterr()
-        code = run([str(arg) for arg in args])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        out, err = capfdbinary.readouterr()
-        return Result(code, out, err.decode())
-
-    return call
 
 
 def process(*args: object, **options) -> subprocess.CompletedProcess:
@@ -57,21 +31,6 @@ def film(tmp_path):
     """A GIF of three frames in the current folder."""
     frames = [Image.fromarray(np.roll(photo(16, 20), 3 * index, axis=1)) for index in range(3)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], duration=100)
-
-
-def save(path, size=(20, 16), mode="RGB", **options):
-    """A picture with something in it; `size` is (width, height), as Pillow has it."""
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small.convert(mode).save(path, **options)
-    return path
-
-
-def size_of(path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        image.load()
-        return image.size
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -461,8 +420,8 @@ def test_an_endless_stream_that_is_no_picture_is_refused_at_once(tmp_path):
     assert done.returncode == 1 and b"not a picture" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_termination_end_within_two_seconds_with_a_summary_and_130(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_termination_and_a_closed_terminal_end_within_two_seconds_with_a_summary_and_130(tmp_path, number):
     save(tmp_path / "large.png", (1500, 1500))
     child = subprocess.Popen(
         [sys.executable, "-m", "hasn_cli", "upscale", "large.png", "--json"],
