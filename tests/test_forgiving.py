@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,20 @@ def test_a_missing_driver_is_named_with_the_command_that_installs_it(url, comman
     with pytest.raises(HasnError) as caught:
         remote.filesystem(url)
     assert command in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://host/some/a.jpg", "a_x4.jpg"),
+        ("https://host/a%20b.png?size=9", "a b_x4.png"),
+        ("https://host/..%2F..%2Fetc%2Fa.png", "a_x4.png"),
+    ],
+)
+def test_a_picture_from_the_web_is_written_to_the_current_folder(url, name, monkeypatch):
+    monkeypatch.setattr(remote, "filesystem", lambda url: (None, url))
+    (job,) = find_jobs([url])
+    assert job.source == url and job.target == Path(name)
 
 
 def test_the_former_name_of_the_input_limit_works_and_is_not_shown(hasn, tmp_path):

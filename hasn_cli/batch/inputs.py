@@ -232,7 +232,8 @@ class _Naming:
             return "-"
         folder = self.folder
         if folder is None:
-            below: Place = Path(source).parent if isinstance(source, Path) else source.rpartition("/")[0]
+            below: Place = source.parent if isinstance(source, Path) else source.rpartition("/")[0]
+            below = Path() if remote.is_web(source) else below  # the current folder
             beside = True
         else:
             below = _join(folder, relative.parent)
@@ -328,7 +329,7 @@ def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
         yield Job(0, url, "", url, problem=error)
         return
     if not is_folder:
-        target = naming.target(url, PurePosixPath(url.rpartition("/")[2]))
+        target = naming.target(url, PurePosixPath(remote.name_of(url)))
         yield Job(0, url, target, url, _journal_root(naming, target))
         return
     folder = url.rstrip("/")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError
 from hasn_cli.images import unfinished
@@ -38,6 +38,18 @@ _DRIVERS = {
 def is_url(place: Path | str) -> bool:
     """Whether `place` is an fsspec URL; a single letter before the colon is a Windows drive."""
     return isinstance(place, str) and _SCHEME.match(place) is not None
+
+
+def is_web(place: Path | str) -> bool:
+    """Whether `place` is a web address, from which files are read, but to which none are written."""
+    return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
+
+
+def name_of(url: str) -> str:
+    """The file name in a URL; of a web address decoded, and without what follows a question mark."""
+    if not is_web(url):
+        return url.rpartition("/")[2]
+    return PurePosixPath(unquote(urlsplit(url).path)).name or "picture"
 
 
 def local_path(place: Path | str) -> str:
@@ -174,6 +186,8 @@ def is_folder(url: str) -> bool:
         ImageError: the store cannot be asked.
     """
     system, path = filesystem(url)
+    if is_web(url):  # fsspec would fetch the file and look for links in it
+        return url.endswith("/")
     try:
         return url.endswith("/") or bool(system.isdir(path))
     except Exception as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hasn_cli.batch.inputs import Job
     from hasn_cli.weights import Progress as Fetching
 
-WIDE, MEDIUM = 78, 56  # columns from which on amounts, and bars, are shown
+WIDE, MEDIUM = 80, 56  # columns from which on amounts, and bars, are shown beside a name of 16 characters
 FORGET = 30.0  # seconds after which an observed speed counts for a third
 FIRST = 1.0  # seconds to watch before a time left is shown
 
@@ -144,7 +144,8 @@ class _Name(ProgressColumn):
         self._console = console
 
     def render(self, task: Task) -> Text:
-        room = self._console.width - (48 if self._console.width >= MEDIUM else 17)
+        width = self._console.width
+        room = width - (WIDE - 16 if width >= WIDE else MEDIUM - 16 if width >= MEDIUM else 24)
         return Text(shortened(task.description, max(8, min(32, room))), no_wrap=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -131,7 +132,7 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
             fetch_weights(settings)
     resumable = len(jobs) > 1 and not given["no_journal"] and not given["dry_run"]
     report = console.show_batch(batch, make_views(len(jobs), given), resumable=resumable)
-    if ctx.obj.implied and all(job.problem for job in jobs):
+    if ctx.obj.implied and all(isinstance(job.source, Path) and not job.source.exists() for job in jobs):
         click.echo(console.hint_line("without a command, hasn means hasn upscale; hasn --help lists all"), err=True)
     return report.exit_code
 
