@@ -108,7 +108,10 @@ def pull(names: tuple[str, ...], scale: int | None) -> None:
 @command.command("verify")
 @names_argument
 def verify_command(names: tuple[str, ...]) -> int:
-    """Check the SHA-256 and every tensor of WEIGHTS on this machine. Without names: all known ones that are here."""
+    """Check the SHA-256 and every tensor of WEIGHTS.
+
+    Without names: all known weights that are on this machine.
+    """
     from hasn_cli.console import show_error
     from hasn_cli.errors import DownloadError
     from hasn_cli.weights import NAMES, expected_sha256, files_of, verify
@@ -137,7 +140,10 @@ def verify_command(names: tuple[str, ...]) -> int:
 @weights_argument
 @scale_option
 def path(weights: str, scale: int | None) -> None:
-    """Print the paths of WEIGHTS (default: hasn) on this machine, a line for each scale. Never connects."""
+    """Print where WEIGHTS (default: hasn) are on this machine.
+
+    Prints a line for each scale, and never connects.
+    """
     from hasn_cli.weights import files_of
 
     for found in files_of(weights, scale):
@@ -155,9 +161,10 @@ def path(weights: str, scale: int | None) -> None:
 @click.option("--private/--public", default=None, help="For a new repository.  [default: as your account is set]")
 @click.option("-m", "--message", default="Upload HASN weights", show_default=True, help="Message of the commit.")
 def push(repository: str, folder: Path | None, private: bool | None, message: str) -> None:
-    """Publish a folder of weights as a repository on the Hugging Face Hub, and print the commit's address.
+    """Publish a folder of weights on the Hugging Face Hub.
 
-    The model card (README.md) is published too. `-w OWNER/REPO` and `HASN.from_pretrained("OWNER/REPO")` then work.
+    Prints the address of the commit. The model card (README.md) is published too. `-w OWNER/REPO` and
+    `HASN.from_pretrained("OWNER/REPO")` then work.
     This needs a token with write access: `hf auth login`, or HF_TOKEN.
     """
     from rich.console import Console
