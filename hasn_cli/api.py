@@ -6,7 +6,6 @@ keeps animations, pages and all metadata.
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Callable
@@ -126,14 +125,7 @@ def upscale(
 
     if isinstance(image, np.ndarray):
         return _upscale_array(image, enlarged)
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        image = _open(path, path.name)
-    elif isinstance(image, (bytes, bytearray, memoryview)):
-        image = _open(bytes(image), "the picture")
-    elif isinstance(image, io.IOBase) or hasattr(image, "read"):
-        image = _open(_content(image), str(getattr(image, "name", "the picture")))
-    return _upscale_pillow(image, enlarged)
+    return _upscale_pillow(_opened(image), enlarged)
 
 
 def _size(
@@ -144,6 +136,17 @@ def _size(
     if scale is not None:
         raise UsageError("scale excludes width, height and fit", "give one of them")
     return Size(width=width, height=height, fit=None if fit is None else (fit[1], fit[0]), stretch=stretch)
+
+
+def _opened(image: Any) -> Any:
+    """A Pillow image of a path, bytes or a file; anything else as it is."""
+    if isinstance(image, (str, os.PathLike)):
+        return _open(Path(image), Path(image).name)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _open(bytes(image), "the picture")
+    if hasattr(image, "read"):
+        return _open(_content(image), str(getattr(image, "name", "the picture")))
+    return image
 
 
 def _content(file: Any) -> bytes:

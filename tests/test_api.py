@@ -256,7 +256,7 @@ def test_what_is_no_picture_is_refused(image: object, message: str):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": 5}, "must lie between"),
+        ({"scale": 17}, "from 1 to 16"),
         ({"scale": "2"}, "is not a number"),
         ({"scale": True}, "is not a number"),
         ({"weights": "nothing"}, "no weights called"),
