@@ -4,7 +4,7 @@
 
     large = upscale("photo.jpg", scale=4)  # a Pillow image for a path or a Pillow image, an array for an array
 
-Nothing heavy is imported before it is used: each name below arrives with its first use.
+Nothing heavy is imported before it is used: each name below is imported when it is first used.
 """
 
 from __future__ import annotations

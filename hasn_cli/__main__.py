@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 
 
 def main() -> None:
@@ -18,19 +20,29 @@ def main() -> None:
     from hasn_cli.console import INTERRUPTED
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems send it: end as cleanly as by Ctrl-C
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, _hang_up)
     code = run()
     if code == INTERRUPTED:
-        # a worker thread may still be inside a codec or a matrix product; nothing of it is wanted, so nothing waits
+        # a thread may still be inside a codec or a matrix product; nobody needs its result, so do not wait for it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _open_closed_streams() -> None:
-    """A standard stream that the caller closed is None to Python; in its place comes one that leads nowhere.
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    """The terminal was closed: end as by Ctrl-C, and write no more to it, which would be an error."""
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    signal.default_int_handler(number, frame)
 
-    In their order they get their own numbers back, so that no picture is ever opened as number 1 or 2.
+
+def _open_closed_streams() -> None:
+    """Replace standard streams that the caller closed, which Python sets to None, by ones that lead nowhere.
+
+    In this order they get their own numbers back, so that no picture is ever opened as number 1 or 2.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -38,7 +50,7 @@ def _open_closed_streams() -> None:
 
 
 def _replace_what_cannot_be_printed() -> None:
-    """In a locale that lacks a letter of ours, a table with a question mark is better than none."""
+    """Print a question mark for letters that the locale does not have, rather than fail."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 

@@ -1,7 +1,7 @@
-"""`hasn_cli.upscale`: one picture in memory or on disk, enlarged, in one call.
+"""`hasn_cli.upscale`: enlarge one picture, in memory or on disk, in one call.
 
-For many pictures or large ones, `hasn_cli.Upscaler` keeps the network and tells its plan; the command line also keeps
-animations, pages and all metadata.
+For many pictures or large ones, `hasn_cli.Upscaler` keeps the network loaded and shows its plan. The command line also
+keeps animations, pages and all metadata.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.enlarge import Size, enlarge_pixels
-from hasn_cli.errors import ImageError
+from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images import Metadata
 from hasn_cli.images.color import cmyk_to_srgb, profile_of, srgb_profile
 from hasn_cli.images.metadata import resized
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Sample = TypeVar("Sample", bound=np.generic)
 Progress = Callable[[float], None]
 
-# Pillow's modes that are worked on as they are; I and the other kinds of I;16 become I;16, and every other the nearest
-# of the first four
+# Pillow's modes that are enlarged as they are. I and the other kinds of I;16 become I;16, and all others the nearest of
+# the first four.
 KEPT_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "F")
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _EXIF = b"Exif\0\0"
@@ -42,6 +42,10 @@ _one_at_a_time = threading.Lock()  # an Upscaler serves one caller at a time
 class Options(TypedDict, total=False):
     """The keyword arguments of `upscale`."""
 
+    width: int | None
+    height: int | None
+    fit: tuple[int, int] | None
+    stretch: bool
     weights: str
     device: str
     precision: str
@@ -53,19 +57,27 @@ class Options(TypedDict, total=False):
 
 
 @overload
-def upscale(image: str | os.PathLike[str] | Image.Image, scale: float = 4, **options: Unpack[Options]) -> Image.Image:
-    """A path or a Pillow image gives a Pillow image."""
+def upscale(
+    image: str | os.PathLike[str] | bytes | BinaryIO | Image.Image,
+    scale: float | None = None,
+    **options: Unpack[Options],
+) -> Image.Image:
+    """A path, a file, a file's bytes or a Pillow image gives a Pillow image."""
 
 
 @overload
-def upscale(image: NDArray[Sample], scale: float = 4, **options: Unpack[Options]) -> NDArray[Sample]:
+def upscale(image: NDArray[Sample], scale: float | None = None, **options: Unpack[Options]) -> NDArray[Sample]:
     """An array gives an array."""
 
 
 def upscale(
     image: Any,
-    scale: float = 4,
+    scale: float | None = None,
     *,
+    width: int | None = None,
+    height: int | None = None,
+    fit: tuple[int, int] | None = None,
+    stretch: bool = False,
     weights: str = "hasn",
     device: str = "auto",
     precision: str = "auto",
@@ -75,21 +87,26 @@ def upscale(
     alpha: str = "blend",
     progress: Progress | None = None,
 ) -> Any:
-    """Enlarge one picture, and return what was given: an array for an array, else a Pillow image.
+    """Enlarge one picture. An array gives an array, everything else a Pillow image.
 
     Args:
         image: an array, H×W or H×W×C with C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA, of uint8, uint16 or any float
-            ([0, 1], or a range of its own); a Pillow image; or a picture's path: its first frame is taken, upright.
-        scale: times the sides, from 1 to 4; between 2, 3 and 4 the next one up is shrunk.
-        weights: as the command line's `-w`: `hasn`, `released`, a path, or a hub id.
+            ([0, 1], or a range of its own); a Pillow image; or a picture's path, its bytes, or a file opened in binary
+            mode, of which the first frame is taken, upright.
+        scale: how many times larger, from 1 to 16; 4 if no other size is given. Other values than 2, 3 and 4 are
+            reached by the next larger one, above 4 in two passes, and then reduced.
+        width, height: of the result in pixels, instead of `scale`; one alone keeps the proportions.
+        fit: (width, height) of a box, instead of `scale`: as large as fits into it, at most 16 times larger.
+        stretch: let `width` and `height` together change the proportions.
+        weights: as the command line's `-w`: `hasn`, `released`, a path, or OWNER/REPO on the Hugging Face Hub.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        precision: of the feature maps: `auto`, `fp32`, `fp16`, `bf16`.
-        memory: budget in bytes; None: a share of what is free.
-        tta: mean over the eight flips and turns.
-        consistent: make the result, shrunk again by bicubic interpolation, give the input.
-        alpha: `blend`: alpha says how much of the colour shows; `separate`: it is data like any other channel, and so
-            is the colour under it.
-        progress: told the fraction done, 0 to 1; may raise to cancel.
+        precision: number format to compute in: `auto`, `fp32`, `fp16`, `bf16`.
+        memory: memory to use, in bytes; None: 60 % of what is free.
+        tta: average over the eight flips and rotations.
+        consistent: adjust the result so that reducing it by bicubic interpolation gives the input again.
+        alpha: `blend`: alpha says how much of the colour shows; `separate`: alpha and the colour under it are data,
+            like any other channel.
+        progress: called with the fraction done, 0 to 1; may raise to cancel.
 
     Returns:
         An array of the same dtype and axes; or a Pillow image that keeps the profile and the EXIF data, its size in
@@ -97,11 +114,11 @@ def upscale(
         kinds of I;16, else the nearest of the first four; CMYK becomes sRGB by its profile.
 
     Raises:
-        HasnError: the picture, the weights or the device cannot be used; the message and its hint say why.
+        HasnError: the picture, the size, the weights or the device cannot be used; the message and its hint say why.
 
     The networks of the last few combinations of weights and device stay loaded.
     """
-    size = Size(factor=scale)
+    size = _size(scale, width, height, fit, stretch)
 
     def upscaler_for(network_scale: int) -> Upscaler:
         return _upscaler(weights, network_scale, device, precision, memory, tta, _state_of(weights))
@@ -112,9 +129,35 @@ def upscale(
 
     if isinstance(image, np.ndarray):
         return _upscale_array(image, enlarged)
+    return _upscale_pillow(_opened(image), enlarged)
+
+
+def _size(
+    scale: float | None, width: int | None, height: int | None, fit: tuple[int, int] | None, stretch: bool
+) -> Size:
+    if width is None and height is None and fit is None:
+        return Size(factor=4 if scale is None else scale, stretch=stretch)
+    if scale is not None:
+        raise UsageError("scale excludes width, height and fit", "give one of them")
+    return Size(width=width, height=height, fit=None if fit is None else (fit[1], fit[0]), stretch=stretch)
+
+
+def _opened(image: Any) -> Any:
+    """A Pillow image of a path, bytes or a file; anything else as it is."""
     if isinstance(image, (str, os.PathLike)):
-        image = _open(Path(image))
-    return _upscale_pillow(image, enlarged)
+        return _open(Path(image), Path(image).name)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _open(bytes(image), "the picture")
+    if hasattr(image, "read"):
+        return _open(_content(image), str(getattr(image, "name", "the picture")))
+    return image
+
+
+def _content(file: Any) -> bytes:
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise ImageError("a file opened as text is not a picture", 'open it in binary mode: open(path, "rb")')
+    return data
 
 
 def _state_of(weights: str) -> tuple[tuple[str, int, int], ...]:
@@ -132,7 +175,7 @@ def _upscaler(
     precision: str,
     memory: int | None,
     tta: bool,
-    state: tuple[tuple[str, int, int], ...],  # unused but to tell a file that has changed from what it was
+    state: tuple[tuple[str, int, int], ...],  # only here so that a file that has changed is loaded again
 ) -> Upscaler:
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
@@ -140,22 +183,22 @@ def _upscaler(
     return Upscaler(load_network(weights, scale), device=device, precision=precision, memory=memory, tta=tta)
 
 
-def _begin_anew() -> None:
-    """In a forked child: the upscalers' threads did not come along, and whoever held the lock did not either."""
+def _start_over() -> None:
+    """In a forked child, which has neither the upscalers' threads nor the thread that may hold the lock."""
     global _one_at_a_time
     _one_at_a_time = threading.Lock()
     _upscaler.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_start_over)
 
 
 def _upscale_array(image: NDArray[Any], enlarged: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or image.size == 0:
-        raise ImageError(f"an array of shape {image.shape} is no picture", "give H×W, or H×W×C with C from 1 to 4")
+        raise ImageError(f"an array of shape {image.shape} is not a picture", _shape_hint(image.shape))
     if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
-        raise ImageError(f"an array of {image.dtype} is no picture", "give uint8, uint16 or a float type")
+        raise ImageError(f"an array of {image.dtype} is not a picture", "convert it to uint8, uint16 or a float type")
     pixels = image if image.ndim == 3 else image[..., None]
     if image.dtype.kind == "f":
         pixels = pixels.astype(np.float32)
@@ -163,13 +206,22 @@ def _upscale_array(image: NDArray[Any], enlarged: Callable[[NDArray[Any]], NDArr
     return large if image.ndim == 3 else large[..., 0]
 
 
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[0] in (1, 2, 3, 4):
+        return "it looks like C×H×W; H×W×C is needed: np.moveaxis(array, 0, -1)"
+    if len(shape) == 4:
+        return "give one picture at a time, H×W×C"
+    return "give H×W, or H×W×C with C from 1 to 4"
+
+
 def _upscale_pillow(image: Image.Image, enlarged: Callable[[NDArray[Any]], NDArray[Any]]) -> Image.Image:
     from PIL import Image as Pillow
 
     if not isinstance(image, Pillow.Image):
-        raise ImageError(f"a {type(image).__name__} is no picture", "give a path, a Pillow image or an array")
+        hint = "give a path, bytes, a file, a Pillow image, or a NumPy array (np.asarray converts to one)"
+        raise ImageError(f"a {type(image).__name__} is not a picture", hint)
     if not all(image.size):
-        raise ImageError(f"an image of {image.width}×{image.height} pixels is no picture")
+        raise ImageError(f"an image of {image.width}×{image.height} pixels is not a picture")
     pixels = _pixels_of(image)
     large = enlarged(pixels.reshape(*pixels.shape[:2], -1))
     result = Pillow.fromarray(large if pixels.ndim == 3 else large[..., 0])
@@ -197,14 +249,14 @@ def _pixels_of(image: Image.Image) -> NDArray[Any]:
 def _deep_pixels_of(image: Image.Image) -> NDArray[Any]:
     """H×W samples of float32 or uint16."""
     if "transparency" in image.info:
-        message = f"an image of mode {image.mode} has a transparent value, and no Pillow image of it can hold alpha"
+        message = f"an image of mode {image.mode} has a transparent value, which Pillow cannot keep for the result"
         raise ImageError(message, "give its pixels as an array, or use the command line")
     samples = np.asarray(image)
     if image.mode == "F":
         return samples
     low, high = int(samples.min()), int(samples.max())
     if low < 0 or high > np.iinfo(np.uint16).max:
-        message = f"an image of mode I has values from {low} to {high}, and 0 to 65535 are taken"
+        message = f"an image of mode I has values from {low} to {high}; only 0 to 65535 are supported"
         raise ImageError(message, "scale them to that range, or convert it to mode F")
     return samples.astype(np.uint16)
 
@@ -226,17 +278,17 @@ def _info_of(image: Image.Image, result: Image.Image) -> dict[str | tuple[int, i
     return info | {key: value for key, value in changed.items() if value}
 
 
-def _open(path: Path) -> Image.Image:
+def _open(source: Path | bytes, name: str) -> Image.Image:
     """A file's first frame as a Pillow image, upright, with what Pillow keeps of the metadata in `info`."""
     from PIL import Image as Pillow
 
     from hasn_cli.images import open_picture
 
-    picture = open_picture(path)
+    picture = open_picture(source, name=name)
     pixels = next(iter(picture.frames)).pixels
     if pixels.dtype != np.uint8 and pixels.shape[2] > 1:
         raise ImageError(
-            f"{path.name} has {8 * pixels.itemsize} bits a sample in colour, which no Pillow image can hold",
+            f"{name} has {8 * pixels.itemsize} bits a sample in colour, which no Pillow image can hold",
             "give its pixels as an array, or use the command line",
         )
     image = Pillow.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])

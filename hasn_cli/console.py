@@ -1,12 +1,14 @@
-"""What the user sees: error lines, progress bars, a line a picture, the summary, JSON events; and the exit code.
+"""What the user sees: error lines, a line for each picture, the summary, JSON events; and the exit code.
 
-Everything meant for eyes goes to stderr; stdout is left to pixels or to JSON.
+Everything for people goes to stderr; stdout is for pixels and JSON. Progress bars are in `hasn_cli/cli/progress.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -14,18 +16,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from hasn_cli.errors import HasnError
+from hasn_cli.errors import HasnError, OutputExistsError
 from hasn_cli.redaction import redacted, redacted_traceback, without_secrets
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
-    from hasn_cli.batch.events import Event, Failed, Stopped
-    from hasn_cli.batch.inputs import Job
-    from hasn_cli.weights import Progress as Fetching
+    from hasn_cli.batch.events import Event, Failed, Started, Stopped
 
 INTERRUPTED = 130
+LONGEST_NAME = 100  # characters; of longer names the middle is left out, so that what is said about them stays in view
+SCREENFUL = 20  # lines after which the summary lists the failures again
+
+
+def style(text: str, colour: str, *, bold: bool = False) -> str:
+    """`text` in a colour, unless NO_COLOR or TERM=dumb asks for plain text (https://no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return click.style(text, fg=colour, bold=bold)
 
 
 def describe(error: BaseException) -> tuple[str, str | None]:
@@ -35,7 +41,7 @@ def describe(error: BaseException) -> tuple[str, str | None]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None
     if isinstance(error, MemoryError):
-        return "not enough memory", "set a budget, such as --memory 2G, and fewer pictures at once, -j 1"
+        return "not enough memory", "limit it, for example with --memory 2G, or do one picture at a time: -j 1"
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text}", "hasn -v COMMAND … shows the traceback; please report it"
 
@@ -45,21 +51,43 @@ def error_lines(error: BaseException, *, name: str = "") -> list[str]:
     message, hint = describe(error)
     if name and name not in message:
         message = f"{name}: {message}"
-    lines = [f"{click.style('error:', fg='red', bold=True)} {printable(message)}"]
-    if hint:
-        lines.append(f"{click.style('hint:', fg='cyan')} {printable(hint)}")
-    return lines
+    if len(name) > LONGEST_NAME:
+        message = message.replace(name, shortened(name, LONGEST_NAME))
+    return [error_line(message), *([hint_line(hint)] if hint else [])]
+
+
+def error_line(message: str) -> str:
+    """`error: WHAT`, styled."""
+    return f"{style('error:', 'red', bold=True)} {printable(message)}"
+
+
+def hint_line(hint: str) -> str:
+    """`hint: WHAT TO DO`, styled."""
+    return f"{style('hint:', 'cyan')} {printable(hint)}"
 
 
 def printable(text: str, longest: int = 500) -> str:
-    """`text` as one line that no file name can break or colour, without passwords: escaped, its end cut off."""
+    """`text` as one line that no file name can break or colour, without passwords: control characters are escaped.
+
+    The middle is left out of words (paths, mostly) above `LONGEST_NAME` characters, and of text above `longest`.
+    """
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redacted(text))
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+    if longest > LONGEST_NAME and len(shown) > LONGEST_NAME:
+        shown = re.sub(rf"\S{{{LONGEST_NAME + 1},}}", lambda word: shortened(word[0], LONGEST_NAME), shown)
+    return shortened(shown, longest)
+
+
+def shortened(name: str, width: int) -> str:
+    """`name`, its middle left out where it is longer than `width` characters."""
+    if len(name) <= width:
+        return name
+    end = width // 2
+    return name[: width - end - 1] + "…" + name[-end:]
 
 
 def say_skipped(name: str, reason: str) -> None:
     """Print on stderr that a picture is left out, and why."""
-    click.echo(f"{click.style('skipped:', fg='yellow')} {printable(name)}: {printable(reason)}", err=True)
+    click.echo(f"{style('skipped:', 'yellow')} {printable(name)}: {printable(reason)}", err=True)
 
 
 def traceback_text(error: BaseException) -> str:
@@ -77,19 +105,24 @@ def show_error(error: BaseException, *, verbose: bool = False, name: str = "") -
 
 
 class Report:
-    """Counts what became of the pictures, and owns the exit code."""
+    """Counts what became of the pictures, and knows the exit code.
 
-    def __init__(self) -> None:
+    Args:
+        resumable: whether `--resume` can continue the batch if it is interrupted.
+    """
+
+    def __init__(self, *, resumable: bool = False) -> None:
         self.done = 0
         self.skipped = 0
         self.failures: list[Failed] = []
         self.stopped: Stopped | None = None
         self.error: Exception | None = None  # what ended the batch as a whole
         self.interrupted = False
+        self.resumable = resumable
         self.started_at = time.monotonic()
 
     def count(self, event: Event) -> None:
-        """Take note of one event of a batch."""
+        """Count one event of a batch."""
         from hasn_cli.batch import events
 
         if isinstance(event, events.Done):
@@ -156,44 +189,82 @@ class JsonView:
 
     @staticmethod
     def _write(event: dict[str, object]) -> None:
-        sys.stdout.write(json.dumps(without_secrets(event)) + "\n")  # all ASCII: a file's name may be no valid Unicode
+        # in ASCII, since a file's name may not be valid Unicode
+        sys.stdout.write(json.dumps(without_secrets(event)) + "\n")
         sys.stdout.flush()
 
 
 class QuietView:
-    """Errors on stderr, and nothing else."""
+    """Errors on stderr, and nothing else.
 
-    def __init__(self, *, verbose: bool = False) -> None:
-        self.verbose = verbose  # tracebacks, and the plan for each picture
+    Outputs that exist already are told together at the end: after a repeated command that is every picture.
+    """
+
+    def __init__(self, *, verbose: int = 0) -> None:
+        self.verbose = verbose  # 1: tracebacks, and the plan for each picture; 2: the plan in detail
+        self._existing: list[Failed] = []
+        self._hints: set[str] = set()
+        self.failed = False  # whether an error was shown
 
     def show(self, event: Event) -> None:
         from hasn_cli.batch import events
 
-        if isinstance(event, events.Failed):
-            show_error(event.error, verbose=self.verbose, name=event.job.name)
+        if not isinstance(event, events.Failed):
+            return
+        if isinstance(event.error, OutputExistsError):
+            self._existing.append(event)
+            return
+        if self.verbose:
+            self.write(traceback_text(event.error).rstrip("\n"))
+        self._write_error(event)
+
+    def _write_error(self, event: Failed) -> None:
+        self.failed = True
+        lines = error_lines(event.error, name=event.job.name)
+        self.write(lines[0])
+        for hint in lines[1:]:  # which is the same for many pictures, as a rule
+            if hint not in self._hints:
+                self.write(hint)
+            self._hints.add(hint)
+
+    def write(self, line: str) -> None:
+        """Print a line."""
+        click.echo(line, err=True)
 
     def finish(self, report: Report) -> None:
-        return None
+        if len(self._existing) == 1:
+            self._write_error(self._existing[0])
+        elif self._existing:
+            first = self._existing[0]
+            name = shortened(first.job.target_name, LONGEST_NAME)
+            self.write(error_line(f"{len(self._existing)} outputs exist already, the first is {name}"))
+            self.write(hint_line(describe(first.error)[1] or ""))
 
 
 class LineView(QuietView):
-    """A line a picture on stderr, and a summary where there were several: for logs and pipes."""
+    """A line for each picture on stderr, and a summary where there were several: for logs and pipes."""
+
+    def __init__(self, *, verbose: int = 0) -> None:
+        super().__init__(verbose=verbose)
+        self.lines = 0  # since the first failure
 
     def show(self, event: Event) -> None:
         super().show(event)
         line = outcome_line(event, verbose=self.verbose)
         if line:
-            click.echo(printable(line), err=True)
+            self.write(printable(line))
+            self.lines += self.failed
 
     def finish(self, report: Report) -> None:
-        for line in summary_lines(report):
-            click.echo(line, err=True)
+        super().finish(report)
+        for line in summary_lines(report, again=self.lines > SCREENFUL):
+            self.write(line)
 
 
 class PlanView(LineView):
     """What a dry run finds: a line for each picture that would be done."""
 
-    def __init__(self, *, verbose: bool = False) -> None:
+    def __init__(self, *, verbose: int = 0) -> None:
         super().__init__(verbose=verbose)
         self.planned = 0
 
@@ -202,190 +273,86 @@ class PlanView(LineView):
 
         if isinstance(event, events.Started):
             self.planned += 1
-            size, target_size = (f"{width}×{height}" for height, width in (event.size, event.target_size))
-            line = f"{event.job.name} → {event.job.target_name}  {size} → {target_size}  {event.plan}"
-            click.echo(printable(line), err=True)
+            name = shortened(event.job.name, LONGEST_NAME)
+            target = shortened(event.job.target_name, LONGEST_NAME)
+            self.write(printable(f"{name} → {target}  {plan_text(event, verbose=self.verbose)}"))
         else:
             super().show(event)
 
     def finish(self, report: Report) -> None:
-        click.echo(f"{self.planned} to do, {report.skipped} skipped, {len(report.failures)} impossible", err=True)
+        QuietView.finish(self, report)
+        counts = {"to skip": report.skipped, "cannot be done": len(report.failures)}
+        self.write(
+            ", ".join([f"{self.planned} to do", *(f"{count} {what}" for what, count in counts.items() if count)])
+        )
 
 
-class BarView:
-    """Progress bars on a terminal: one for each picture under way and, with several pictures, one overall."""
-
-    def __init__(self, jobs: int, *, verbose: bool = False) -> None:
-        self.verbose = verbose  # tracebacks, and the plan for each picture
-        self.bars = make_bars()
-        self.overall: TaskID | None = self.bars.add_task(f"{jobs} pictures", total=jobs, unit="") if jobs > 1 else None
-        self.megapixels: dict[int, float] = {}  # job index → LR megapixels, of pictures opened and not finished
-        self.under_way: dict[int, tuple[TaskID, float]] = {}  # job index → its bar and the fraction done
-        self.finished = 0
-        self.bars.start()
-
-    def show(self, event: Event) -> None:
-        from hasn_cli.batch import events
-
-        if isinstance(event, events.Started):
-            self.megapixels[event.job.index] = event.frames * event.size[0] * event.size[1] / 1e6
-        elif isinstance(event, events.Progress):
-            self._move(event.job, event.fraction)
-        elif isinstance(event, events.Done | events.Skipped | events.Failed):
-            self._end(event.job)
-        self._print(event)
-
-    def _move(self, job: Job, fraction: float) -> None:
-        """A picture's bar appears with its first progress: those that wait for their turn are left out."""
-        megapixels = self.megapixels.get(job.index, 0.0)
-        if job.index in self.under_way:
-            task, _ = self.under_way[job.index]
-        else:
-            task = self.bars.add_task(shortened(printable(job.name)), total=megapixels, unit="MP")
-        self.under_way[job.index] = task, fraction
-        self.bars.update(task, completed=fraction * megapixels)
-        self._move_overall()
-
-    def _end(self, job: Job) -> None:
-        self.megapixels.pop(job.index, None)
-        task, _ = self.under_way.pop(job.index, (None, 0.0))
-        if task is not None:
-            self.bars.remove_task(task)
-        self.finished += 1
-        self._move_overall()
-
-    def _move_overall(self) -> None:
-        if self.overall is not None:
-            begun = sum(fraction for _, fraction in self.under_way.values())
-            self.bars.update(self.overall, completed=self.finished + begun)
-
-    def _print(self, event: Event) -> None:
-        from rich.text import Text
-
-        from hasn_cli.batch import events
-
-        if isinstance(event, events.Failed):
-            if self.verbose:
-                self.bars.console.print(Text(traceback_text(event.error)), end="")
-            for line in error_lines(event.error, name=event.job.name):
-                self.bars.console.print(Text.from_ansi(line), soft_wrap=True)
-        outcome = outcome_line(event, verbose=self.verbose)
-        if outcome:
-            self.bars.console.print(Text(printable(outcome)), soft_wrap=True)
-
-    def finish(self, report: Report) -> None:
-        self.bars.stop()
-        for line in summary_lines(report):
-            click.echo(line, err=True)
-
-
-def make_bars() -> Bars:
-    """rich's progress bars on stderr: name, bar, amount done, amount a second, time left; they vanish at the end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Amount(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            if task.fields["unit"] == "":
-                return Text(f"{int(task.completed)}/{task.total:.0f}")
-            return Text(f"{task.completed:.2f}/{task.total:.2f} {task.fields['unit']}")
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            if not task.speed or task.fields["unit"] == "":
-                return Text("")
-            return Text(f"{task.speed:.2f} {task.fields['unit']}/s", style="dim")
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        Amount(),
-        Rate(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,  # what a command writes there is not for eyes
-    )
-
-
-@contextlib.contextmanager
-def fetching() -> Iterator[Fetching]:
-    """One progress bar on stderr for whatever weights are being fetched; none where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    stderr = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    hidden = not stderr.is_terminal
-    with Progress(*columns, console=stderr, transient=True, disable=hidden, redirect_stdout=False) as bars:
-        task = bars.add_task("", total=None, visible=False)
-
-        def progress(label: str, done: int, total: int | None) -> None:
-            bars.update(task, description=label, completed=done, total=total, visible=True)
-
-        yield progress
-
-
-def outcome_line(event: Event, *, verbose: bool) -> str | None:
+def outcome_line(event: Event, *, verbose: int) -> str | None:
     """The line that a finished picture leaves, or None for an event that leaves none."""
     from hasn_cli.batch import events
 
     if isinstance(event, events.Done):
         height, width = event.sr_size
+        name = shortened(event.job.target_name, LONGEST_NAME)
         warning = f"  warning: {'; '.join(event.notices)}" if event.notices else ""
-        return f"{event.job.target_name}  {width}×{height}  {duration(event.seconds)}{warning}"
+        return f"{name}  {width}×{height}  done in {duration(event.seconds)}{warning}"
     if isinstance(event, events.Skipped):
-        return f"{event.job.name}  skipped: {event.reason}"
+        return f"{shortened(event.job.name, LONGEST_NAME)}  skipped: {event.reason}"
     if isinstance(event, events.Stopped):
         return f"stopping: {event.reason}"
     if isinstance(event, events.Started) and verbose:
-        height, width = event.size
-        return f"{event.job.name}  {width}×{height}  {event.plan}"
+        return f"{shortened(event.job.name, LONGEST_NAME)}  {plan_text(event, verbose=verbose)}"
     return None
 
 
-def summary_lines(report: Report) -> Iterator[str]:
-    """Nothing for one picture that went well; else the counts and each failure by name."""
+def plan_text(event: Started, *, verbose: int = 0) -> str:
+    """`512×384 → 2048×1536  whole picture, 132 MB of 12.2 GB`, and the details if `verbose` is above 1."""
+    size, target_size = (f"{width}×{height}" for height, width in (event.size, event.target_size))
+    frames = f", {event.frames} frames" if event.frames > 1 else ""
+    details = f"  ({event.details})" if verbose > 1 else ""
+    return f"{size} → {target_size}{frames}  {event.plan}{details}"
+
+
+def summary_lines(report: Report, *, again: bool = False) -> Iterator[str]:
+    """Nothing for one picture, unless it was interrupted; else the counts, and with `again` each failure by name."""
     if report.total <= 1 and not report.interrupted and not report.stopped:
         return
     yield str(report)
-    for event in report.failures:
-        message, _ = describe(event.error)
-        yield printable(f"  failed: {message if event.job.name in message else f'{event.job.name}: {message}'}")
+    if report.interrupted and report.resumable:
+        yield hint_line("the same command with --resume goes on from here")
+    for event in report.failures if again else ():
+        if not isinstance(event.error, OutputExistsError):
+            message, _ = describe(event.error)
+            yield printable(f"  failed: {message if event.job.name in message else f'{event.job.name}: {message}'}")
 
 
 def duration(seconds: float) -> str:
-    """`0.42 s`, `12.3 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 10:
+    """`0.42 s`, `12.3 s`, and from a minute on `3:19` or `2:05:10`."""
+    if seconds < 9.995:
         return f"{seconds:.2f} s"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def shortened(name: str, width: int = 32) -> str:
-    """`name`, its middle left out where it is longer than `width` characters."""
-    return name if len(name) <= width else name[: width // 2 - 1] + "…" + name[-(width // 2) :]
-
-
-def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:
+def show_batch(batch: Generator[Event], views: Sequence[View], *, resumable: bool = False) -> Report:
     """Run a batch to its end, or to Ctrl-C, showing every event in every view.
 
-    On Ctrl-C the batch is closed, which stops it cleanly, and the report says so; a second one goes through.
+    On Ctrl-C the batch is closed, which stops it cleanly, and the report says so; a second one ends it at once.
+    `resumable`: whether `--resume` could then continue it.
     """
     from hasn_cli.batch import events
 
-    report = Report()
+    report = Report(resumable=resumable)
     try:
         with contextlib.closing(batch):
             for event in batch:
                 report.count(event)
                 if isinstance(event, events.Failed) and isinstance(event.error, BrokenPipeError):
-                    raise event.error  # whoever read our stdout has gone: nothing is left to do or to say
+                    raise event.error  # the reader of our stdout has gone: end without a word
                 for view in views:
                     view.show(event)
     except KeyboardInterrupt:
@@ -394,7 +361,7 @@ def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:
         report.error = error
         raise
     finally:
-        with contextlib.ExitStack() as ends:  # one that fails keeps no other from giving the cursor back
+        with contextlib.ExitStack() as ends:  # if one view fails, the others still restore the terminal
             for view in reversed(views):
                 ends.callback(view.finish, report)
     return report

@@ -18,6 +18,10 @@ from hasn_cli.images.picture import Again, Frame, Picture
 from hasn_cli.stillness import Stillness
 
 SCALES = (2, 3, 4)
+PASSES = {2: (2,), 3: (3,), 4: (4,), 6: (2, 3), 8: (2, 4), 9: (3, 3), 12: (3, 4), 16: (4, 4)}
+"""Scale → the networks' scales that reach it, one after the other. The smaller one first: for x8 that takes 5 network
+pixels for each pixel of input, and the other order 17."""
+LARGEST = max(PASSES)
 PLANE_BYTES = 12  # bytes per pixel: float planes that reducing and --consistent use for one channel at a time
 ROWS = 64  # handled in double precision at a time
 ASKED = 1 << 20  # about as many samples are enough to find the range of most values
@@ -39,16 +43,17 @@ class Upscales(Protocol):
 
 @dataclass(frozen=True)
 class Size:
-    """The size of the result, given in one way; only `width` and `height` may be combined.
+    """How large the result becomes. Give one of factor, width and/or height, fit, or megapixels.
 
     Attributes:
-        factor: times the input's sides, from 1 to 4; what counts when nothing else is given.
-        width, height: in pixels; one alone keeps the proportions, both together need not.
-        fit: (height, width) of the box that the result just fits into, proportions kept.
-        megapixels: height times width in millions, as nearly as the proportions allow.
+        factor: times the input's sides, from 1 to 16; used when nothing else is given.
+        width, height: in pixels; one alone keeps the proportions, and so do both unless `stretch` is set.
+        fit: (height, width) of a box. The result is as large as fits into it, and at most 16 times the input.
+        megapixels: height times width in millions, as closely as the proportions allow.
+        stretch: let `width` and `height` together change the proportions.
 
     Raises:
-        UsageError: values that no picture could have, or wishes that exclude each other.
+        UsageError: impossible values, or several sizes at once.
     """
 
     factor: Fraction | float | None = 4
@@ -56,31 +61,38 @@ class Size:
     height: int | None = None
     fit: tuple[int, int] | None = None
     megapixels: float | None = None
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.factor, bool) or not isinstance(self.factor, Real | None):
-            raise UsageError(f"{self.factor!r} is no number to enlarge by")
-        wishes = [self.width or self.height, self.fit, self.megapixels]
-        if sum(wish is not None for wish in wishes) > 1:
-            raise UsageError("--width/--height, --fit and --megapixels exclude each other")
+            raise UsageError(f"{self.factor!r} is not a number to enlarge by")
+        sizes = [self.width or self.height, self.fit, self.megapixels]
+        if sum(size is not None for size in sizes) > 1:
+            raise UsageError("--width/--height, --fit and --megapixels exclude each other", "give one of them")
         pixels = self.megapixels and self.megapixels * 1e6
         numbers = [self.width, self.height, pixels, *(self.fit or ())]
         if any(number is not None and not 0 < number < math.inf for number in numbers):
             raise UsageError("a size must be above 0, and finite")
-        if all(wish is None for wish in wishes) and not (self.factor is not None and 1 <= self.factor <= max(SCALES)):
-            raise UsageError(f"a factor must lie between 1 and {max(SCALES)}, not {self.factor}")
+        if all(size is None for size in sizes) and not (self.factor is not None and 1 <= self.factor <= LARGEST):
+            raise UsageError(f"the scale must be from 1 to {LARGEST}, not {self.factor}")
+        if self.stretch and not (self.width and self.height):
+            raise UsageError("--stretch needs both --width and --height")
 
     def target(self, lr_size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) of the result for a picture of `lr_size`, each at least 1."""
+        """The (height, width) that a picture of `lr_size` will have, each at least 1.
+
+        Raises:
+            ImageError: `width` and `height` would distort the picture, and `stretch` is not set.
+        """
         lr_height, lr_width = lr_size
         if self.width is not None and self.height is not None:
-            return self.height, self.width
+            return self._both(self.width, self.height, lr_size)
         if self.width is not None:
             return _at_least_1(Fraction(lr_height * self.width, lr_width)), self.width
         if self.height is not None:
             return self.height, _at_least_1(Fraction(lr_width * self.height, lr_height))
         if self.fit is not None:
-            factor = min(Fraction(self.fit[0], lr_height), Fraction(self.fit[1], lr_width))
+            factor = min(Fraction(self.fit[0], lr_height), Fraction(self.fit[1], lr_width), Fraction(LARGEST))
         elif self.megapixels is not None:
             factor = Fraction(math.sqrt(self.megapixels * 1e6 / (lr_height * lr_width)))
         else:
@@ -88,18 +100,44 @@ class Size:
             factor = Fraction(str(self.factor))
         return _at_least_1(lr_height * factor), _at_least_1(lr_width * factor)
 
+    def _both(self, width: int, height: int, lr_size: tuple[int, int]) -> tuple[int, int]:
+        """`width` and `height`, if they keep the proportions to a pixel or may change them."""
+        proportional_height, proportional_width = lr_size[0] * width / lr_size[1], lr_size[1] * height / lr_size[0]
+        kept = abs(height - proportional_height) < 1 or abs(width - proportional_width) < 1
+        if not kept and not self.stretch:
+            message = f"{width}×{height} would distort a picture of {lr_size[1]}×{lr_size[0]}"
+            raise ImageError(message, f"--fit {width}x{height} keeps the proportions; --stretch distorts")
+        return height, width
+
     def network_scale(self, lr_size: tuple[int, int]) -> int:
-        """The smallest scale of the network that reaches the target in both directions.
+        """The smallest scale, of those in `PASSES`, that reaches the target in both directions.
 
         Raises:
-            ImageError: the target is more than 4 times as high or wide.
+            ImageError: the target is more than 16 times as high or wide.
         """
         target = self.target(lr_size)
-        for scale in SCALES:
+        for scale in PASSES:
             if all(side <= scale * lr_side for side, lr_side in zip(target, lr_size, strict=True)):
                 return scale
-        message = f"{target[1]}×{target[0]} is more than {max(SCALES)} times {lr_size[1]}×{lr_size[0]}"
-        raise ImageError(message, "ask for less, or enlarge twice")
+        message = f"{target[1]}×{target[0]} is more than {LARGEST} times {lr_size[1]}×{lr_size[0]}"
+        raise ImageError(message, f"ask for less: {LARGEST} times is the most")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of a network on the whole picture: its scale, and the (height, width) of what it gets."""
+
+    scale: int
+    size: tuple[int, int]
+
+
+def passes(scale: int, lr_size: tuple[int, int]) -> list[Pass]:
+    """The runs that enlarge a picture of `lr_size` (height, width) by a scale of `PASSES`."""
+    found = []
+    for one in PASSES[scale]:
+        found.append(Pass(one, lr_size))
+        lr_size = lr_size[0] * one, lr_size[1] * one
+    return found
 
 
 def _at_least_1(length: Fraction) -> int:
@@ -113,6 +151,7 @@ def enlarge(
     *,
     consistent: bool = False,
     alpha: str = "blend",
+    at_once: bool = False,
     progress: Progress | None = None,
 ) -> Picture:
     """The picture enlarged; its frames are computed one by one when they are iterated, equal ones in a row just once.
@@ -122,12 +161,13 @@ def enlarge(
 
     Args:
         picture: as `open_picture` gives it.
-        upscaler_for: gives the upscaler of a scale, 2, 3 or 4; asked once a frame.
+        upscaler_for: gives the upscaler of a scale, 2, 3 or 4; called once for each pass over a frame.
         size: how large.
-        consistent: project the result so that, shrunk by bicubic interpolation, it gives the input again.
+        consistent: adjust the result so that reducing it by bicubic interpolation gives the input again.
         alpha: "blend": alpha says how much of the colour shows, and colour that does not show means nothing;
             "separate": alpha is data like any other channel, and so is the colour under it.
-        progress: told the fraction of all the work that is done, 0 to 1; may raise to cancel.
+        at_once: the upscalers reach every scale of `PASSES` in one pass, as interpolation does.
+        progress: called with the fraction of all the work that is done, 0 to 1; may raise to cancel.
 
     Returns:
         A picture with the same kind of pixels, metadata and durations.
@@ -143,7 +183,9 @@ def enlarge(
             share = progress and _part(progress, index / picture.frame_count, 1 / picture.frame_count)
             large = still.known(frame.pixels)
             if large is None:
-                large = enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share, alpha=alpha)
+                large = enlarge_pixels(
+                    frame.pixels, upscaler_for, size, consistent, share, alpha=alpha, at_once=at_once
+                )
                 large = still.carry_over(frame.pixels, large)
             elif share is not None:
                 share(1.0)
@@ -163,6 +205,7 @@ def enlarge_pixels(
     progress: Progress | None = None,
     *,
     alpha: str = "blend",
+    at_once: bool = False,
 ) -> Pixels:
     """Enlarge H×W×C pixels, C = 1 to 4 as in `Frame.pixels`; dtype and channels stay. `alpha` as for `enlarge`."""
     if alpha not in ALPHA:
@@ -170,7 +213,8 @@ def enlarge_pixels(
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ImageError("the picture holds infinite or undefined samples", "replace them before enlarging")
     target = size.target(pixels.shape[:2])
-    upscaler = upscaler_for(size.network_scale(pixels.shape[:2]))
+    scale = size.network_scale(pixels.shape[:2])
+    upscaler = upscaler_for(scale) if at_once else _Passes(upscaler_for, scale)
     if pixels.shape[2] in (1, 3):
         return _enlarge_color(pixels, upscaler, target, consistent, progress)
     color, opacity = pixels[..., :-1], pixels[..., -1:]
@@ -185,6 +229,22 @@ def enlarge_pixels(
         return np.concatenate([color, _enlarge_color(opacity, upscaler, target, consistent, second)], axis=2)
     color = _enlarge_color(bleed(color, opacity), upscaler, target, consistent, first)
     return np.concatenate([color, _enlarge_alpha(opacity, upscaler, target, second)], axis=2)
+
+
+class _Passes:
+    """Networks one after the other, as one upscaler of a scale of `PASSES`."""
+
+    def __init__(self, upscaler_for: Callable[[int], Upscales], scale: int) -> None:
+        self.scale = scale
+        self._upscaler_for = upscaler_for
+
+    def upscale(self, image: Pixels, progress: Progress | None = None) -> Pixels:
+        steps = passes(self.scale, (image.shape[0], image.shape[1]))
+        pixels = [step.size[0] * step.size[1] for step in steps]
+        for index, step in enumerate(steps):
+            share = progress and _part(progress, sum(pixels[:index]) / sum(pixels), pixels[index] / sum(pixels))
+            image = self._upscaler_for(step.scale).upscale(image, share)
+        return image
 
 
 def _enlarge_color(

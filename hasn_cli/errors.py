@@ -57,6 +57,10 @@ class OutputError(HasnError):
     """An output that cannot be written, or that must not be overwritten."""
 
 
+class OutputExistsError(OutputError):
+    """An output that is there already, and may not be replaced."""
+
+
 class DeviceError(HasnError):
     """A device or precision that is not available on this machine."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def free_memory(root: Path = ROOT) -> int:
     """Bytes that this process can still take without harming others; cached files count as free."""
     rooms = [room for group in _groups("memory", root) if (room := _memory_room(group)) is not None]
     return max(0, min([int(psutil.virtual_memory().available), *rooms]))
+
+
+def may_have_gpu() -> bool:
+    """Whether there could be a GPU that PyTorch computes on. False is certain; True only means: ask PyTorch."""
+    if sys.platform == "linux":
+        return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")))
+    if sys.platform == "win32":
+        system = Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32"
+        return (system / "nvcuda.dll").exists()
+    return True
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

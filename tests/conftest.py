@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from command import hasn  # noqa: F401 (a fixture)
 from quick_hasn import path_with_hasn  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -47,7 +47,7 @@ def path_with_hasn() -> Iterator[str]:
 def serve(address: str) -> None:
     """Answer calls at `address` until terminated; several may run at once."""
     import hasn_cli.batch
-    import hasn_cli.inference  # noqa: F401
+    import hasn_cli.inference.upscaler  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the child processes
     with socket.socket(socket.AF_UNIX) as listener:

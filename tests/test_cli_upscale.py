@@ -14,38 +14,12 @@ import time
 
 import numpy as np
 import pytest
+from command import save, size_of
 from pictures import exif, photo, picture
 from PIL import Image
 
 from hasn_cli import __version__
-from hasn_cli.cli.main import run
 from hasn_cli.images import EncodeOptions, Metadata, write_picture
-
-
-class Result:
-    def __init__(self, code: int, out: bytes, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def events(self) -> list[dict]:
-        return [json.loads(line) for line in self.out.decode().splitlines()]
-
-
-@pytest.fixture
-def hasn(tmp_path, monkeypatch, capfdbinary):
-    """Run `hasn` in this process, in an empty folder; stdin is bytes."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capfdbinary.readouterr()
-        code = run([str(arg) for arg in args])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        out, err = capfdbinary.readouterr()
-        return Result(code, out, err.decode())
-
-    return call
 
 
 def process(*args: object, **options) -> subprocess.CompletedProcess:
@@ -57,21 +31,6 @@ def film(tmp_path):
     """A GIF of three frames in the current folder."""
     frames = [Image.fromarray(np.roll(photo(16, 20), 3 * index, axis=1)) for index in range(3)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], duration=100)
-
-
-def save(path, size=(20, 16), mode="RGB", **options):
-    """Write a picture with some content; `size` is (width, height), as in Pillow."""
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small.convert(mode).save(path, **options)
-    return path
-
-
-def size_of(path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        image.load()
-        return image.size
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -103,7 +62,11 @@ def test_tiny_pictures_work(hasn, tmp_path, size):
         (["--width", "50"], (50, 40)),
         (["--height", "40"], (50, 40)),
         (["--fit", "1000x48"], (60, 48)),
-        (["--width", "33", "--height", "47"], (33, 47)),
+        (["--width", "33", "--height", "47", "--stretch"], (33, 47)),
+        (["--width", "33", "--height", "26"], (33, 26)),
+        (["-s", "150%"], (30, 24)),
+        (["--fit", "20x16"], (20, 16)),
+        (["--fit", "10x90"], (10, 8)),
     ],
 )
 def test_other_sizes_are_exact_too(hasn, tmp_path, options, size):
@@ -188,11 +151,14 @@ def test_a_bad_picture_fails_alone_and_leaves_nothing(hasn, tmp_path, name, cont
     ("args", "code", "words"),
     [
         (["missing.png"], 1, ["missing.png", "no such file"]),
-        (["a.png", "-s", "5"], 2, ["5", "at most 4"]),
+        (["a.png", "-s", "17"], 2, ["17", "at most 16"]),
+        (["a.png", "--width", "33", "--height", "47"], 1, ["distort", "--fit 33x47", "--stretch"]),
+        (["a.png", "--stretch", "--width", "33"], 2, ["--height"]),
+        (["a.png", "--quality", "high"], 2, ["high", "1", "100"]),
         (["a.png", "-s", "2", "--width", "90"], 2, ["--width", "exclude"]),
         (["a.png", "--overwrite", "--skip-existing"], 2, ["exclude"]),
         (["a.png", "-f", "xyz"], 2, ["xyz"]),
-        (["a.png", "-o", "out.xyz"], 2, ["out.xyz", "-f png"]),
+        (["a.png", "-o", "out.xyz"], 2, ["out.xyz", "unknown format .xyz", "-f png"]),
         (["a.png", "-w", "missing.safetensors"], 1, ["missing.safetensors"]),
         (["a.png", "-d", "cuda:77"], 1, ["cuda"]),
         (["a.png", "-d", "toaster"], 1, ["toaster"]),
@@ -207,9 +173,10 @@ def test_a_bad_picture_fails_alone_and_leaves_nothing(hasn, tmp_path, name, cont
         (["a.png", "--megapixels", "inf"], 2, ["--megapixels", "inf"]),
         (["a.png", "--megapixels", "1e308"], 2, ["--megapixels", "1e308"]),
         (["a.png", "--max-megapixels", "inf"], 2, ["--max-megapixels", "inf"]),
+        (["a.png", "--max-input-megapixels", "0.0001"], 1, ["a.png", "--max"]),
         (["a.png", "--max-megapixels", "nan"], 2, ["--max-megapixels", "nan"]),
         (["a.png", "--frobnicate"], 2, ["--frobnicate"]),
-        (["-0", "a.png"], 2, ["list"]),
+        (["-0", "a.png"], 2, ["--files-from"]),
         ([], 2, ["no input"]),
         (["empty/"], 1, ["no pictures"]),
         (["a.png", "-o", "a.png/b.png"], 1, ["a.png"]),
@@ -242,7 +209,10 @@ def test_verbose_adds_the_traceback_and_the_plan(hasn, tmp_path):
     result = hasn("upscale", "a.png", "b.png", "-s", 2, "-v")
     assert result.code == 1
     assert "Traceback" in result.err
-    assert any("a.png  20×16" in line and "cpu" in line.lower() for line in result.err.splitlines())
+    (plan,) = [line for line in result.err.splitlines() if line.startswith("a.png  20×16 → 40×32  whole picture, ")]
+    assert "strips" not in plan
+    detailed = hasn("upscale", "a.png", "-s", 3, "-vv").err
+    assert "whole picture" in detailed and "strips of" in detailed and "fp32" in detailed
 
 
 def test_every_command_shows_its_traceback_with_verbose(hasn):
@@ -281,7 +251,7 @@ def test_a_dry_run_prints_and_writes_nothing(hasn, tmp_path):
     result = hasn("upscale", "a.png", "missing.png", "-s", 3, "--dry-run")
     assert result.code == 1
     assert "a.png → a_x3.png  20×16 → 60×48" in result.err
-    assert result.err.splitlines()[-1] == "1 to do, 0 skipped, 1 impossible"
+    assert result.err.splitlines()[-1] == "1 to do, 1 cannot be done"
     assert "Traceback" not in result.err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -308,7 +278,9 @@ def test_version_and_help():
     assert process("--version").stdout.decode().strip() == f"hasn, version {__version__}"
     shown = process("--help", env={**os.environ, "COLUMNS": "80", "LINES": "24"}).stdout.decode()
     assert len(shown.splitlines()) <= 24
-    assert all(name in shown for name in ("upscale", "compare", "doctor", "-s 4", "-r", "- -o -"))
+    assert all(
+        name in shown for name in ("upscale", "compare", "doctor", "-s 4", "-r", "hasn photo.jpg", "upscale - >")
+    )
 
 
 def test_help_imports_nothing_heavy():
@@ -448,8 +420,8 @@ def test_an_endless_stream_that_is_no_picture_is_refused_at_once(tmp_path):
     assert done.returncode == 1 and b"not a picture" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_termination_end_within_two_seconds_with_a_summary_and_130(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_termination_and_a_closed_terminal_end_within_two_seconds_with_a_summary_and_130(tmp_path, number):
     save(tmp_path / "large.png", (1500, 1500))
     child = subprocess.Popen(
         [sys.executable, "-m", "hasn_cli", "upscale", "large.png", "--json"],

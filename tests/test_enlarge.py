@@ -39,7 +39,7 @@ sides = st.integers(1, 4000)
         (Size(width=450), (300, 450), 3),
         (Size(width=451), (301, 451), 4),
         (Size(height=123), (123, 185), 2),
-        (Size(width=160, height=300), (300, 160), 3),
+        (Size(width=160, height=300, stretch=True), (300, 160), 3),
         (Size(fit=(1000, 400)), (267, 400), 3),
         (Size(fit=(260, 4000)), (260, 390), 3),
         (Size(megapixels=0.06), (200, 300), 2),
@@ -57,7 +57,7 @@ def test_sizes_are_exact_to_the_pixel(size, target, scale):
 def test_a_fit_touches_its_box_and_stays_inside(lr, box):
     target = Size(fit=box).target(lr)
     assert target[0] <= box[0] and target[1] <= box[1]
-    assert target[0] == box[0] or target[1] == box[1]
+    assert target[0] == box[0] or target[1] == box[1] or max(target) == 16 * max(lr)
 
 
 @given(lr=st.tuples(sides, sides), factor=st.fractions(1, 4, max_denominator=100))
@@ -78,7 +78,8 @@ def test_megapixels_are_met_as_nearly_as_the_proportions_allow(lr, megapixels):
 @pytest.mark.parametrize(
     "wish",
     [
-        {"factor": 5},
+        {"factor": 17},
+        {"stretch": True, "width": 9},
         {"factor": 0.5},
         {"factor": None},
         {"width": 0},
@@ -98,9 +99,9 @@ def test_impossible_sizes_are_refused(wish):
         Size(**wish)
 
 
-def test_more_than_four_times_is_refused_before_anything_runs():
-    with pytest.raises(ImageError, match="more than 4 times"):
-        enlarge(picture(photo(10, 10)), Nearest, Size(width=41))
+def test_more_than_sixteen_times_is_refused_before_anything_runs():
+    with pytest.raises(ImageError, match="more than 16 times"):
+        enlarge(picture(photo(10, 10)), Nearest, Size(width=161))
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------

@@ -1323,7 +1323,7 @@ def test_bombs_are_refused_by_what_they_declare(format):
     assert peak < 20e6
     if format not in ("avif", "heic"):  # their libraries refuse it themselves, as they see that it is a lie
         assert "3000 megapixels" in str(caught.value)
-        assert "--max-megapixels" in str(caught.value.hint)
+        assert "--max-input-megapixels" in str(caught.value.hint)
 
 
 def test_the_limit_is_where_it_is_set():

@@ -263,8 +263,8 @@ def test_two_writers_are_found_through_a_link(tree):
 
 def test_no_output_overwrites_an_input(tree):
     tree("a.png", "a_x4.png")
-    with pytest.raises(UsageError, match=r"a\.png would be written onto a_x4\.png, which is an input"):
-        find_jobs(["a.png", "a_x4.png"])
+    with pytest.raises(UsageError, match=r"a\.png would be written onto .*a_x4\.png, which is an input"):
+        find_jobs(["a.png", str(Path("a_x4.png").absolute())])
     with pytest.raises(UsageError, match="onto"):
         find_jobs(["a.png"], "a.png")
     with pytest.raises(UsageError, match="onto"):
@@ -361,7 +361,7 @@ def test_several_inputs_need_a_folder(tree):
 
 def test_an_output_name_without_a_known_ending_needs_a_format(tree):
     tree("a.png")
-    with pytest.raises(UsageError, match="tells no format"):
+    with pytest.raises(UsageError, match="no ending"):
         find_jobs(["a.png"], "large")
     assert pairs(["a.png"], "large", format="png") == {"a.png": "large"}
 

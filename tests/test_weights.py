@@ -450,7 +450,7 @@ def test_path_of_a_single_file_is_told_by_its_own_scale(tmp_path, state):
 
 def test_verify_passes_what_came_with_the_package():
     text = hasn_weights("verify")
-    assert text.count("SHA-256 and tensors as they should be") == 3
+    assert text.count("SHA-256 and tensors are correct") == 3
     assert "released: not on this machine" in text
 
 
@@ -464,7 +464,7 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
     (tmp_path / "hasn_x3.safetensors").write_bytes(content)
     assert command.main(["verify", str(tmp_path)], standalone_mode=False) == 1
     told = capsys.readouterr()
-    assert told.out.count("as they should be") == 2
+    assert told.out.count("are correct") == 2
     assert "hasn_x3.safetensors has SHA-256" in told.err
 
 

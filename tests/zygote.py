@@ -70,7 +70,7 @@ def main() -> None:
     import torch  # noqa: F401
 
     import hasn_cli.batch
-    import hasn_cli.inference  # noqa: F401
+    import hasn_cli.inference.upscaler  # noqa: F401
     from hasn_cli.cli.main import run
 
     print("ready", flush=True)

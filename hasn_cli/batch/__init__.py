@@ -18,7 +18,7 @@ from pathlib import Path
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.batch.gate import Gate, OnExists
 from hasn_cli.batch.inputs import Job
-from hasn_cli.batch.pool import Cancelled, UpscalerPool
+from hasn_cli.batch.pool import Cancelled, Planner, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import disk_is_full, do_job, is_taken, look, meets_every_picture, open_source
@@ -106,7 +106,7 @@ def plan_batch(
     _check_resume(resume, journal)
     gate = Gate(settings, on_exists=on_exists, resume=resume, keep=False)
     gate.open(jobs)
-    pool = UpscalerPool(settings)
+    planner = Planner(settings)
     with ExitStack() as stack:
         decoders = _decoders_for(jobs, count_cores())
         if decoders is not None:
@@ -118,7 +118,7 @@ def plan_batch(
                     event: Event = Skipped(job, reason)
                 else:
                     with in_use(decoders):
-                        event = look(job, open_source(job.source, settings, job.name)[0], settings, pool)
+                        event = look(job, open_source(job.source, settings, job.name)[0], settings, planner)
             except Exception as error:
                 if meets_every_picture(error, settings):
                     raise

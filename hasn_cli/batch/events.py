@@ -17,7 +17,8 @@ class Started:
         target_size: (height, width) that it will have.
         frames: how many there are.
         format: what will be written.
-        plan: how the network goes about it, in one line.
+        plan: whether the picture is computed whole or in tiles, and in how much memory, in one line.
+        details: device, precision and strips, in one line.
     """
 
     job: Job
@@ -26,6 +27,7 @@ class Started:
     frames: int
     format: str
     plan: str
+    details: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
@@ -35,6 +37,7 @@ class Started:
             "frames": self.frames,
             "format": self.format,
             "plan": self.plan,
+            "details": self.details,
         }
 
 

@@ -22,6 +22,7 @@ OnSkip = Callable[[str, str], None]
 """Told of each file or folder that is left out, and why."""
 
 OWN_OUTPUT = "an output of hasn"
+SUBFOLDER = "a subfolder, without -r"
 
 # the suffixes that inputs.size_suffix gives
 _OWN_SUFFIX = re.compile(r"(_x\d+(\.\d+)?|_\d+x\d+|_[wh]\d+|_\d+(\.\d+)?mp)$")
@@ -118,7 +119,7 @@ class Walk:
         place = remote.join(url, name)
         if not self._included(name):
             return False
-        if redacted(place) in own or self._named_as_own(name, stems):
+        if redacted(place) in own or self.named_as_own(name, stems):
             self.on_skip(place, OWN_OUTPUT)
             return False
         return True
@@ -151,6 +152,8 @@ class Walk:
         self, entry: os.DirEntry[str], path: Path, root: Path, visited: list[Path], above: tuple[Path, ...]
     ) -> Iterator[Path]:
         if not self.recursive:
+            if path.resolve() != self.avoid:
+                self.on_skip(str(path), SUBFOLDER)
             return
         if entry.is_symlink() and not self.follow_links:
             self.on_skip(str(path), "a link to a folder")
@@ -166,7 +169,7 @@ class Walk:
     def _wanted(self, path: Path, root: Path, stems: set[str]) -> bool:
         if not self._included(path.relative_to(root)):
             return False
-        if self._named_as_own(path, stems):
+        if self.named_as_own(path, stems):
             self.on_skip(str(path), OWN_OUTPUT)
             return False
         leads_out = path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
@@ -175,8 +178,8 @@ class Walk:
             return False
         return True
 
-    def _named_as_own(self, path: PurePath, stems: set[str]) -> bool:
-        """Whether the name is an output's, and the input that it would belong to lies beside it."""
+    def named_as_own(self, path: PurePath, stems: set[str]) -> bool:
+        """Whether `path` is named like an output, and one of `stems` is the input that it belongs to."""
         found = _OWN_SUFFIX.search(path.stem)
         endings = [found.group(0)] if found else []
         if self.suffix and path.stem.endswith(self.suffix):
@@ -190,17 +193,51 @@ class Walk:
         return any(glob_matches(glob, relative) for glob in self.exclude)
 
 
-def unreachable(path: Path) -> ImageError | None:
-    """Why there is nothing to read at `path`; devices, which never end, are nothing to read."""
+def without_own_outputs(named: Sequence[str], walk: Walk) -> list[str]:
+    """`named` without the outputs of others of them: what `*.jpg` means when a command is repeated.
+
+    A file that is named without its input is kept.
+    """
+    stems: dict[PurePath, set[str]] = {}
+    for path in map(PurePath, named):
+        stems.setdefault(path.parent, set()).add(path.stem)
+    kept = []
+    for name in named:
+        path = PurePath(name)
+        if walk.named_as_own(path, stems[path.parent] - {path.stem}) and Path(name).is_file():
+            walk.on_skip(name, OWN_OUTPUT)
+        else:
+            kept.append(name)
+    return kept
+
+
+def unreachable(path: Path, hint: str | None = None) -> ImageError | None:
+    """Why there is nothing to read at `path`. Devices are not read, since they may never end.
+
+    `hint`: what to do if it does not exist.
+    """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return ImageError(f"{path}: no such file")
+        return ImageError(f"{path}: no such file", hint)
     except OSError as error:
         return ImageError(f"{path}: {error.strerror}")
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
-        return ImageError(f"{path}: a device or socket, and no file", "give - for the standard input")
+        return ImageError(f"{path}: a device or socket, not a file", "give - to read the standard input")
     return None
+
+
+def sniffed(source: Path | str) -> str | None:
+    """The format that a local file's first bytes announce."""
+    from hasn_cli.images.formats import sniff
+
+    if not isinstance(source, Path) or not source.is_file():
+        return None
+    try:
+        with source.open("rb") as stream:
+            return sniff(stream.read(64))
+    except OSError:
+        return None
 
 
 def is_picture(name: str, readable: Iterable[str]) -> bool:

@@ -15,6 +15,7 @@ from hasn_cli.batch.journal import Journal
 from hasn_cli.batch.marks import Mark, input_unchanged, is_as_written, looks_as_written, output_state
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, exists_already
+from hasn_cli.enlarge import PASSES
 from hasn_cli.errors import OutputError, WeightsError
 from hasn_cli.images import check_target
 from hasn_cli.images.unfinished import Overwrite
@@ -191,9 +192,12 @@ class Gate:
         """SHA-256 of this run's weights for a scale; None where there are none, as a made-up line may ask for any."""
         from hasn_cli.weights import resolve
 
+        if scale not in PASSES:
+            return None  # of no run of ours: a record that someone has edited
         if scale not in self._weights:
             try:
-                self._weights[scale] = resolve(self._settings.weights, scale).sha256
+                found = [resolve(self._settings.weights, one) for one in PASSES[scale]]
+                self._weights[scale] = "+".join(weights.sha256 for weights in found)
             except WeightsError:
                 self._weights[scale] = None
         return self._weights[scale]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hasn_cli.batch import remote
 from hasn_cli.batch.clashes import refuse_clashes, without_repeats
-from hasn_cli.batch.folders import OWN_OUTPUT, OnSkip, Walk, unreachable
+from hasn_cli.batch.folders import OWN_OUTPUT, OnSkip, Walk, sniffed, unreachable, without_own_outputs
 from hasn_cli.batch.lists import read_list as read_list
 from hasn_cli.errors import HasnError, ImageError, UsageError
 
@@ -68,10 +68,10 @@ def find_jobs(
     follow_links: bool = False,
     on_skip: OnSkip | None = None,
 ) -> list[Job]:
-    """Every picture that is meant, each with its output's name.
+    """Every picture to upscale, each with the name of its output.
 
-    A file named as an input is always taken; inside folders, `folders.py` says what is. Without `output`, or
-    where the output would lie beside its input, the name gets the suffix.
+    A named file is always taken, unless its input is named too (see `without_own_outputs`). `folders.py` says what is
+    taken from folders. Without `output`, or where the output would lie beside its input, the name gets the suffix.
 
     Args:
         inputs: files, folders, URLs, or `-` for the standard input.
@@ -84,7 +84,7 @@ def find_jobs(
         default_suffix: what is put there when the output lies beside its input (see `size_suffix`).
         format: the format asked for; else the output's name says, else the input's.
         follow_links: links out of a folder, and links to folders, too.
-        on_skip: told of what is left out of folders.
+        on_skip: told of what is left out.
 
     Raises:
         UsageError: nothing is named, or two outputs would be one, or one would be an input.
@@ -92,11 +92,11 @@ def find_jobs(
     if "" in (*map(str, inputs), *listed):
         raise UsageError("an input's name is empty", "a shell variable may be unset: quote it and check it")
     if not inputs and not listed:
-        raise UsageError("no input", "name pictures, folders, or - for the standard input")
-    inputs = [remote.local_path(entry) for entry in inputs]
+        raise UsageError("no input was given", "name pictures or folders, or - for the standard input")
+    named = [remote.local_path(entry) for entry in inputs]
     listed = ["./-" if entry == "-" else remote.local_path(entry) for entry in listed]
     output = None if output is None else remote.local_path(output)
-    naming = _Naming(output, inputs, listed, suffix, default_suffix, format)
+    naming = _Naming(output, named, listed, suffix, default_suffix, format)
     walk = Walk(
         readable=readable_suffixes(),
         recursive=recursive,
@@ -107,9 +107,9 @@ def find_jobs(
         avoid=None if naming.folder is None else _resolved(naming.folder),
         on_skip=on_skip or (lambda path, reason: None),
     )
-    found = [job for entry in inputs for job in _jobs_of(entry, walk, naming)]
-    for entry in listed:
-        found += _jobs_of(entry, walk, naming, listed=True)
+    kept = set(without_own_outputs([*named, *listed], walk))
+    found = [job for entry in named if entry in kept for job in _jobs_of(entry, walk, naming)]
+    found += [job for entry in listed if entry in kept for job in _jobs_of(entry, walk, naming, listed=True)]
     jobs = [replace(job, index=i, follow_links=follow_links) for i, job in enumerate(without_repeats(found))]
     refuse_clashes(jobs)
     return jobs
@@ -192,7 +192,14 @@ class _Naming:
         from hasn_cli.images.formats import format_for_name
 
         if self.format is None and format_for_name(self.output or "") is None:
-            raise UsageError(f"{self.output}: the name tells no format", "give one: -f png")
+            ending = Path(self.output or "").suffix
+            what = f"unknown format {ending}" if ending else "the name has no ending that tells the format"
+            raise UsageError(f"{self.output}: {what}", "end it in .png, .jpg, .webp, …, or give a format: -f png")
+
+    def hint_if_missing(self, entry: str) -> str | None:
+        """What was probably meant by an input that does not exist: the last of several may be meant as the output."""
+        last = len(self._entries) > 1 and entry == self._entries[-1] and self.output is None
+        return f"if it is the output: -o {entry}" if last and (_names_a_picture(entry) or entry.endswith("/")) else None
 
     def target(self, source: Place, relative: PurePosixPath) -> Place:
         """The output of `source`, whose path below what the user named is `relative`.
@@ -206,7 +213,8 @@ class _Naming:
             return "-"
         folder = self.folder
         if folder is None:
-            below: Place = Path(source).parent if isinstance(source, Path) else source.rpartition("/")[0]
+            below: Place = source.parent if isinstance(source, Path) else source.rpartition("/")[0]
+            below = Path() if remote.is_web(source) else below  # the current folder
             beside = True
         else:
             below = _join(folder, relative.parent)
@@ -237,26 +245,13 @@ def _names_a_picture(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def sniffed(source: Place) -> str | None:
-    """The format that a local file's first bytes announce."""
-    from hasn_cli.images.formats import sniff
-
-    if not isinstance(source, Path) or not source.is_file():
-        return None
-    try:
-        with source.open("rb") as stream:
-            return sniff(stream.read(64))
-    except OSError:
-        return None
-
-
 def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = False) -> Iterator[Job]:
     text = str(entry)
     if text == "-":
         yield Job(0, "-", naming.target("-", PurePosixPath("stdin")), "standard input")
     elif remote.is_url(text):
         yield from _jobs_of_url(text, walk, naming)
-    elif problem := unreachable(Path(text)):
+    elif problem := unreachable(Path(text), naming.hint_if_missing(text)):
         yield Job(0, Path(text), "", text, problem=problem)
     elif Path(text).is_dir():
         yield from _jobs_of_folder(Path(text), walk, naming, listed)
@@ -315,7 +310,7 @@ def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
         yield Job(0, url, "", url, problem=error)
         return
     if not is_folder:
-        target = naming.target(url, PurePosixPath(url.rpartition("/")[2]))
+        target = naming.target(url, PurePosixPath(remote.name_of(url)))
         yield Job(0, url, target, url, _journal_root(naming, target))
         return
     folder = url.rstrip("/")

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from hasn_cli.batch.settings import Settings
+from hasn_cli.enlarge import PASSES, passes
 from hasn_cli.errors import HasnError, WeightsError
+from hasn_cli.machine import may_have_gpu
 
 if TYPE_CHECKING:
-    from hasn_cli.inference import Upscaler
+    from hasn_cli.inference import Plan, Upscaler
     from hasn_cli.network import HASN
 
 Image = NDArray[Any]
@@ -84,13 +86,16 @@ class UpscalerPool:
             return self._upscalers[device, scale]
 
     def digest(self, scale: int) -> str:
-        """The SHA-256 of the file that the network for `scale` was loaded from, or would be.
+        """The SHA-256 of the file that the network for `scale` was loaded from, or would be; of several passes, all.
+
+        Args:
+            scale: one of `enlarge.PASSES`.
 
         Raises:
             WeightsError: there are no such weights.
         """
         with self._loading:
-            return self._digest(scale)
+            return "+".join(self._digest(one) for one in PASSES[scale])
 
     def _digest(self, scale: int) -> str:
         from hasn_cli.weights import resolve
@@ -127,9 +132,17 @@ class UpscalerPool:
         """Whether the network runs elsewhere than on the CPU; known once an upscaler is loaded."""
         return any(upscaler.device.type != "cpu" for upscaler in self._upscalers.values())
 
-    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> str:
-        """How a picture of `size` (height, width) would be evaluated, in one line."""
-        return str(self.loaded(scale).plan(size, channels, itemsize))
+    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> list[Plan]:
+        """How a picture of `size` (height, width) would be evaluated, pass by pass.
+
+        Args:
+            scale: one of `enlarge.PASSES`.
+
+        Raises:
+            WeightsError, DeviceError: as `loaded` does.
+            BudgetError: one of the passes does not fit the memory budget.
+        """
+        return [self.loaded(step.scale).plan(step.size, channels, itemsize) for step in passes(scale, size)]
 
     def upscale(self, scale: int, image: Image, progress: Progress | None = None) -> tuple[Image, float]:
         """Have `image` (H×W×C, as `Upscaler.upscale` takes it) enlarged; waits for its turn.
@@ -207,6 +220,49 @@ class UpscalerPool:
         with self._change:
             self.network_seconds += seconds
         return image, seconds
+
+
+class Planner:
+    """Plans as `UpscalerPool` does, for a dry run: without loading the network, where that is possible.
+
+    On a CPU, with weights in safetensors, no PyTorch is needed: that takes a tenth of the time.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool = UpscalerPool(settings)
+        self._checked: dict[int, bool] = {}  # scale → whether its weights could be checked without PyTorch
+
+    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> list[Plan]:
+        """As `UpscalerPool.plan`."""
+        wanted = self._settings
+        quick = wanted.device == "cpu" or (wanted.device == "auto" and not may_have_gpu())
+        if not (quick and all(map(self._is_checked, PASSES[scale]))):
+            return self._pool.plan(scale, size, channels, itemsize)
+        from hasn_cli.inference.planning import plan_on_cpu
+
+        return [
+            plan_on_cpu(
+                step.size,
+                channels,
+                itemsize,
+                step.scale,
+                precision=wanted.precision,
+                tile=wanted.tile,
+                overlap=wanted.overlap,
+                memory=wanted.memory,
+                tta=wanted.tta,
+            )
+            for step in passes(scale, size)
+        ]
+
+    def _is_checked(self, scale: int) -> bool:
+        from hasn_cli.weights import header, resolve
+
+        if scale not in self._checked:
+            found = resolve(self._settings.weights, scale)
+            self._checked[scale] = header.scale_of(found.path) == scale
+        return self._checked[scale]
 
 
 class PooledUpscaler:

@@ -7,15 +7,32 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
 
 from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError
 from hasn_cli.images import unfinished
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DRIVERS = {
+    "http": "aiohttp requests",
+    "https": "aiohttp requests",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "smb": "smbprotocol",
+    "hdfs": "pyarrow",
+}
+"""Scheme → the packages that fsspec needs for it, as pip takes them."""
 
 
 def is_url(place: Path | str) -> bool:
@@ -23,13 +40,25 @@ def is_url(place: Path | str) -> bool:
     return isinstance(place, str) and _SCHEME.match(place) is not None
 
 
+def is_web(place: Path | str) -> bool:
+    """Whether `place` is a web address, from which files are read, but to which none are written."""
+    return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
+
+
+def name_of(url: str) -> str:
+    """The file name in a URL; of a web address decoded, and without what follows a question mark."""
+    if not is_web(url):
+        return url.rpartition("/")[2]
+    return PurePosixPath(unquote(urlsplit(url).path)).name or "picture"
+
+
 def local_path(place: Path | str) -> str:
     """`place`, as a path where it is a URL of this machine: `file://…` or `local://…`."""
     text = str(place)
-    if not text.startswith(("file://", "local://")):
-        return text
-    path = filesystem(text)[1]
-    return path + "/" if text.endswith("/") else path  # which says that it is a folder
+    if text.startswith("file://"):  # whose path is percent-encoded: RFC 8089
+        path = unquote(text.removeprefix("file://").removeprefix("localhost"))
+        return path.removeprefix("/") if sys.platform == "win32" else path
+    return text.removeprefix("local://")
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -46,9 +75,12 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url)
     except ValueError as error:
-        raise HasnError(f"{url}: {error}", "the scheme must be one that fsspec knows") from error
+        raise HasnError(f"{url}: {error}", "see fsspec's list of protocols, such as https, s3, gs and sftp") from error
     except ImportError as error:
-        raise HasnError(f"{url}: {error}", "install the driver that it names") from error
+        scheme = url.partition("://")[0].lower()
+        driver = _DRIVERS.get(scheme)
+        hint = f"pip install {driver}" if driver else "install the package that it names"
+        raise HasnError(f"{scheme}:// needs an optional package ({_reason(error)})", hint) from error
     except Exception as error:  # some drivers connect at once
         raise HasnError(f"{url}: cannot be reached ({_reason(error)})") from error
     return system, str(path)
@@ -173,6 +205,8 @@ def is_folder(url: str) -> bool:
         ImageError: the store cannot be asked.
     """
     system, path = filesystem(url)
+    if is_web(url):  # fsspec would fetch the file and look for links in it
+        return url.endswith("/")
     try:
         return url.endswith("/") or bool(system.isdir(path))
     except Exception as error:

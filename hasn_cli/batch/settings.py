@@ -60,7 +60,7 @@ class Settings:
 
     @property
     def network_scale(self) -> int | None:
-        """The network's scale, 2, 3 or 4, where it is the same for pictures of every size."""
+        """The scale, one of `enlarge.PASSES`, where it is the same for pictures of every size."""
         if self.size.width or self.size.height or self.size.fit or self.size.megapixels:
             return None
         return self.size.network_scale((1000, 1000))

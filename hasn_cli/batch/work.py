@@ -9,24 +9,27 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from hasn_cli.batch import remote
 from hasn_cli.batch.events import Done, Progress, Started
 from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
 from hasn_cli.batch.marks import Mark, mark_output, mark_written
-from hasn_cli.batch.pool import PooledUpscaler, UpscalerPool
+from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
 from hasn_cli.batch.reading import open_input
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
-from hasn_cli.enlarge import PLANE_BYTES, enlarge
-from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, UsageError, WeightsError
+from hasn_cli.enlarge import PASSES, PLANE_BYTES, enlarge, passes
+from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, OutputExistsError, UsageError, WeightsError
 from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, notices_of, write_picture
 from hasn_cli.images.picture import Shape
 from hasn_cli.images.unfinished import Overwrite, Placing, make_folder
+
+if TYPE_CHECKING:
+    from hasn_cli.inference import Plan
 
 FEATURE_BYTES = 700  # of the network's feature maps, an LR pixel
 PROGRESS_INTERVAL = 0.1  # seconds between two reports on one picture
@@ -41,8 +44,8 @@ class Receipt:
     Attributes:
         source: the input's fingerprint, taken as it was read.
         target: the output's state, taken as it was written.
-        scale: the network's.
-        weights: the SHA-256 of the file that it was loaded from.
+        scale: of the network, or of its passes together.
+        weights: the SHA-256 of the file that it was loaded from; of several passes, each, joined by `+`.
     """
 
     source: Mark
@@ -116,7 +119,7 @@ def finished_before(job: Job, found: Mark, settings: Settings, pool: UpscalerPoo
         return None
 
 
-def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> Started:
+def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool | Planner) -> Started:
     """What is going to be done with a picture that has been opened; whatever forbids it is raised here.
 
     It may take decoding a frame to tell.
@@ -132,8 +135,19 @@ def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> 
     if settings.alpha == "separate" and picture.has_alpha:
         _check_data_alpha(picture, format, settings)
     channels = 1 if picture.channels < 3 else 3
-    plan = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
-    return Started(job, picture.size, target_size, picture.frame_count, format, plan)
+    plans = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
+    plan, details = plan_in_words(PASSES[scale], plans)
+    return Started(job, picture.size, target_size, picture.frame_count, format, plan, details)
+
+
+def plan_in_words(scales: Sequence[int], plans: Sequence[Plan]) -> tuple[str, str]:
+    """What a user wants to know of the plan, and the details: each in one line."""
+    largest = max(plans, key=lambda plan: plan.bytes)
+    if len(plans) == 1:
+        return largest.summary, largest.details
+    steps = " and ".join(f"x{scale}" for scale in scales)
+    details = "; ".join(f"x{scale}: {plan.details}" for scale, plan in zip(scales, plans, strict=True))
+    return f"{len(plans)} passes ({steps}), {largest.summary}", details
 
 
 def _check_data_alpha(picture: Picture, format: str, settings: Settings) -> None:
@@ -158,9 +172,9 @@ def meets_every_picture(error: Exception, settings: Settings) -> bool:
     return isinstance(error, DeviceError | UsageError)
 
 
-def exists_already(target: Place, hint: str = "") -> OutputError:
+def exists_already(target: Place, hint: str = "") -> OutputExistsError:
     """An output that is there and may not be replaced; `hint` stands before what can be done in any case."""
-    return OutputError(f"{target} exists already", f"{hint}--overwrite replaces it, --skip-existing leaves it")
+    return OutputExistsError(f"{target} exists already", f"{hint}--overwrite replaces it, --skip-existing leaves it")
 
 
 def is_taken(error: Exception) -> bool:
@@ -214,8 +228,9 @@ def _page_bytes(shape: Shape, settings: Settings) -> int:
     pixel = shape.channels * shape.dtype.itemsize
     target_size = settings.size.target(shape.size)
     scale = settings.size.network_scale(shape.size)
-    lr = shape.size[0] * shape.size[1]
-    sr = max(target_size[0] * target_size[1], lr * scale * scale)
+    last = passes(scale, shape.size)[-1]  # which takes most
+    lr = last.size[0] * last.size[1]
+    sr = max(target_size[0] * target_size[1], lr * last.scale**2)
     features = FEATURE_BYTES * lr if settings.memory is not None else 0
     whole = target_size == (scale * shape.size[0], scale * shape.size[1])
     planes = 0 if whole and not settings.consistent else PLANE_BYTES * sr

@@ -1,4 +1,4 @@
-"""`hasn compare`: one picture enlarged two ways, set side by side as a page, a sheet, or in the terminal."""
+"""`hasn compare`: one picture enlarged in two ways, side by side as a page, an image, or in the terminal."""
 
 from __future__ import annotations
 
@@ -16,41 +16,47 @@ from hasn_cli.cli.options import (
     HELP_SETTINGS,
     Factor,
     GroupedCommand,
+    device_option,
     limit_option,
     memory_option,
     most_pixels,
     option,
     precision_option,
 )
-from hasn_cli.console import printable
+from hasn_cli.console import hint_line, printable
 from hasn_cli.errors import ImageError, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hasn_cli.compare import Comparison, Method
     from hasn_cli.enlarge import Size
     from hasn_cli.images import Picture
 
-WHAT, OUTPUT, NETWORK, TELL = "What to compare", "Output", "Network", "Messages"
+WHAT, OUTPUT, NETWORK, MESSAGES = "What to compare", "Output", "Network", "Messages"
 PAGE_SUFFIXES = (".html", ".htm")
 
 
 @click.command("compare", cls=GroupedCommand, context_settings=HELP_SETTINGS)
 @click.argument("picture", metavar="PICTURE", type=click.Path(path_type=Path))
-@option("-s", "--scale", group=WHAT, type=Factor(), default="4", show_default=True, help="Times larger, up to 4.")
+@option("-s", "--scale", group=WHAT, type=Factor(), default="4", show_default=True,
+        help="How many times larger: 2, 1.5, 300%; at most 16.")  # fmt: skip
 @option(
     "-w",
     "--weights",
     group=WHAT,
     multiple=True,
     default=("hasn",),
-    help="Bicubic against these; given twice, one against the other.  [default: hasn]",
+    metavar="WEIGHTS",
+    type=click.Path(readable=False, path_type=str),
+    help="Weights to compare with bicubic; given twice, with each other.  [default: hasn]",
 )
 @option(
     "--reference",
     group=WHAT,
     type=click.Path(path_type=Path),
     metavar="HR",
-    help="The right answer: adds PSNR, SSIM and error maps.",
+    help="The true large picture: adds PSNR, SSIM and error maps.",
 )
 @limit_option(WHAT)
 @option(
@@ -59,34 +65,40 @@ PAGE_SUFFIXES = (".html", ".htm")
     group=OUTPUT,
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="A page (.html) or a sheet (.png, .jpg, …).  [default: PICTURE_compare.html]",
+    help="A page (.html) or an image (.png, .jpg, …).  [default: PICTURE_compare.html]",
 )
-@option("--whole", group=OUTPUT, is_flag=True, help="Of a large result too, all of it, and not the most telling part.")
-@option("--terminal", group=OUTPUT, is_flag=True, help="Show it here; where the terminal can't, do nothing.")
-@option("--open", "open_it", group=OUTPUT, is_flag=True, help="Open the page or sheet when it is made.")
+@option(
+    "--whole", group=OUTPUT, is_flag=True, help="Show all of a large result, instead of the part that differs most."
+)
+@option("--terminal", group=OUTPUT, is_flag=True, help="Show it in this terminal, if it can show pictures.")
+@option("--open", "open_it", group=OUTPUT, is_flag=True, help="Open the page or image when it is finished.")
 @option("--overwrite", group=OUTPUT, is_flag=True, help="Replace OUT if it exists.")
-@option("-d", "--device", group=NETWORK, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@device_option()
 @precision_option
 @memory_option
-@option("-q", "--quiet", group=TELL, is_flag=True, help="Errors only.")
-@option("-v", "--verbose", group=TELL, is_flag=True, help="Tracebacks.")
+@option("-q", "--quiet", group=MESSAGES, is_flag=True, help="Show only errors.")
+@option("-v", "--verbose", group=MESSAGES, is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
-    """See what the network makes of a picture, beside bicubic interpolation or beside other weights.
+    """Compare the network's result with bicubic interpolation, or two sets of weights.
 
     PICTURE is a file, or - for stdin.
 
     \b
       hasn compare photo.jpg                      photo_compare.html, with a slider
-      hasn compare photo.jpg -w hasn -w new.pth   two weights
+      hasn compare photo.jpg -w hasn -w new.pth   two sets of weights
       hasn compare small.png --reference big.png  with PSNR, SSIM and error maps
-      hasn compare photo.jpg -o sheet.png         one labelled picture
-      hasn compare photo.jpg --terminal           here and now
+      hasn compare photo.jpg -o sheet.png         one labelled image
+      hasn compare photo.jpg --terminal           in this terminal
     """
     ctx.obj.verbose |= given["verbose"]
     target = None if given["terminal"] and not given["output"] else _target(picture, given)
-    show = _preview() if given["terminal"] else None
+    show, why_not = _preview() if given["terminal"] else (None, None)
+    if why_not and not given["quiet"]:
+        click.echo(f"nothing is shown: {why_not}", err=True)
     if target is None and show is None:
+        if not given["quiet"]:
+            click.echo(hint_line(f"hasn compare {shlex.quote(str(picture))} -o sheet.png"), err=True)
         return 0
     comparison = _compare(picture, given)
     if show:
@@ -101,23 +113,23 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
 
 
 def _target(picture: Path, given: dict[str, Any]) -> Path:
-    """Where the page or sheet goes; refused now rather than when all is computed."""
+    """Where the page or image goes, checked before anything is computed."""
     from hasn_cli.images import check_target, format_for_name
 
     if str(picture) == "-" and str(given["reference"]) == "-":
-        raise UsageError("stdin cannot be both pictures")
+        raise UsageError("stdin cannot be both pictures", "give the name of one of them")
     if str(picture) == "-" and given["output"] is None:
-        raise UsageError("a picture from stdin needs a name for the page", "give one: -o compare.html")
+        raise UsageError("a picture from stdin needs a name for the page", "for example: -o compare.html")
     if picture.is_dir():
-        raise UsageError(f"{picture} is a folder", "name one picture of it")
+        raise UsageError(f"{picture} is a folder", "give one picture")
     target: Path = given["output"] or picture.with_name(f"{picture.stem}_compare.html")
     if target.suffix.lower() not in PAGE_SUFFIXES and format_for_name(target.name) is None:
-        raise UsageError(f"{target}: neither a page nor a picture by its name", "end it in .html or .png")
+        raise UsageError(f"{target}: unknown ending", "end it in .html for a page, or in .png for an image")
     inputs = [path for path in (picture, given["reference"]) if path is not None and path.exists()]
     if target.exists() and any(target.samefile(path) for path in inputs):
         raise UsageError(f"{target} is an input", "give another name: -o compare.html")
     if os.path.lexists(target) and not given["overwrite"]:
-        raise OutputError(f"{target}: exists already", "--overwrite replaces it")
+        raise OutputError(f"{target} exists already", "--overwrite replaces it")
     check_target(target)
     return target
 
@@ -129,7 +141,7 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     from hasn_cli.images.stream import read_stream
 
     def opened(source: Path) -> Picture:
-        limit, name = most_pixels(given["max_megapixels"]), printable(source.name)
+        limit, name = most_pixels(given), printable(source.name)
         data = read_stream(sys.stdin.buffer, max_pixels=limit, name=name) if str(source) == "-" else source
         return open_picture(data, max_pixels=limit, name=name)
 
@@ -139,18 +151,19 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     methods = [*_networks(picture, size, given)]
     if len(methods) == 1:
         methods.insert(0, bicubic(size))
-    with _progress(given["quiet"]) as progress:
+    with _progress(given["quiet"], picture.size[0] * picture.size[1] / 1e6) as progress:
         return compare(picture, methods, reference=reference, whole=given["whole"], progress=progress)
 
 
 def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[Method]:
-    """A method for each of the weights, loaded: what is missing is told before anything is computed."""
+    """A method for each set of weights, loaded, so that missing ones are reported before anything is computed."""
     import numpy as np
 
     from hasn_cli.batch.pool import UpscalerPool
     from hasn_cli.batch.settings import Settings
+    from hasn_cli.cli.progress import fetching
     from hasn_cli.compare import network
-    from hasn_cli.console import fetching
+    from hasn_cli.enlarge import PASSES
     from hasn_cli.weights import resolve
 
     scale = size.network_scale(picture.size)
@@ -158,17 +171,19 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
         settings = Settings(size, weights, device=given["device"], precision=given["precision"], memory=given["memory"])
         pool = UpscalerPool(settings)
         with fetching() as progress:
-            digest = resolve(weights, scale, progress=progress).sha256[:12]
-        upscaler = pool.loaded(scale)
-        upscaler.upscale(np.zeros((64, 64, 3), np.uint8))  # so that no time is charged for its first steps
-        plan = upscaler.plan(picture.size, min(picture.channels, 3), picture.dtype.itemsize)
-        exact = "exact" if plan.tile is None else f"{plan.tiles} tiles"
-        detail = f"weights {_shown(weights)} (SHA-256 {digest}…), {plan.text}, {exact}"
+            files = [resolve(weights, one, progress=progress) for one in PASSES[scale]]
+        digest = files[-1].sha256[:12]
+        for one in set(PASSES[scale]):
+            pool.loaded(one).upscale(np.zeros((64, 64, 3), np.uint8))  # a network's first picture takes longer
+        plans = pool.plan(scale, picture.size, min(picture.channels, 3), picture.dtype.itemsize)
+        exact = "exact" if plans[-1].tile is None else f"{plans[-1].tiles} tiles"
+        steps = "" if len(plans) == 1 else f", {len(plans)} passes"
+        detail = f"weights {_shown(weights)} (SHA-256 {digest}…), {plans[-1].text}, {exact}{steps}"
         yield network(printable(label), printable(detail), pool.loaded, size)
 
 
 def labels(weights: Sequence[str]) -> list[str]:
-    """Short names for weights, no two alike: `HASN` for those in the package, a file's stem, or all that was given."""
+    """Short and different names for weights: `HASN` for those in the package, a file's stem, or all that was given."""
     from hasn_cli.weights import BUNDLED, SUFFIXES
 
     files = [Path(name).stem if Path(name).suffix in SUFFIXES else name for name in weights]
@@ -184,26 +199,26 @@ def _shown(weights: str) -> str:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
-    """A bar for each method, where there is a terminal to draw it on."""
+def _progress(quiet: bool, megapixels: float) -> Iterator[Callable[[str, float], None] | None]:
+    """A bar for each method, if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from hasn_cli.console import make_bars
+    from hasn_cli.cli.progress import add_bar, make_bars, move_bar
 
     with make_bars() as bars:
         tasks: dict[str, Any] = {}
 
         def tell(label: str, fraction: float) -> None:
             if label not in tasks:
-                tasks[label] = bars.add_task(label, total=1.0, unit="")
-            bars.update(tasks[label], completed=fraction)
+                tasks[label] = add_bar(bars, label, megapixels, "MP")
+            move_bar(bars, tasks[label], fraction * megapixels)
 
         yield tell
 
 
-def _preview() -> Callable[[Comparison], None] | None:
-    """What shows a comparison on this terminal, or None."""
+def _preview() -> tuple[Callable[[Comparison], None] | None, str | None]:
+    """What shows a comparison on this terminal; else None, and why."""
     from rich.console import Console
 
     from hasn_cli.compare.terminal import drawer, preview
@@ -211,13 +226,23 @@ def _preview() -> Callable[[Comparison], None] | None:
     console = Console()
     draw = drawer(console)
     if draw is None:
-        return None
+        return None, _why_not(console)
 
     def show(comparison: Comparison) -> None:
         for part in preview(comparison, draw, console.width):
             console.print(part)
 
-    return show
+    return show, None
+
+
+def _why_not(console: Console) -> str:
+    if not console.is_terminal:
+        return "stdout is not a terminal"
+    if console.no_color:
+        return "NO_COLOR is set"
+    if not sys.stdin.isatty():
+        return "stdin is not a terminal, and the terminal has to be asked what it can show"
+    return "this terminal cannot show pictures"
 
 
 def _models(*pictures: Path | None) -> tuple[os.stat_result, ...]:

@@ -1,4 +1,4 @@
-"""`hasn doctor`: what the program sees on this machine and would do; for people as tables, for programs as JSON."""
+"""`hasn doctor`: what hasn finds on this machine, as tables for people or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 @click.command("doctor", context_settings=HELP_SETTINGS)
 @click.option(
-    "--seconds", type=click.FloatRange(0, 600), default=5.0, show_default=True, help="Of the speed test; 0: none."
+    "--seconds",
+    type=click.FloatRange(0, 600),
+    default=5.0,
+    show_default="5",
+    metavar="N",
+    help="Length of the speed test in seconds, up to 600; 0: no test.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(seconds: float, as_json: bool) -> int:
-    """Show what hasn sees on this machine and would do.
+    """Check this machine: devices, memory, formats, optional packages, and speed.
 
-    Exit codes: 0 pictures can be upscaled, 1 something is broken.
+    Exit codes: 0 hasn works here, 1 something is broken.
     """
     from hasn_cli.doctor import examine
 
@@ -43,14 +48,14 @@ def command(seconds: float, as_json: bool) -> int:
 
 @contextmanager
 def _status() -> Iterator[Callable[[str], None] | None]:
-    """A spinner on stderr that names what is being looked at, where there is a terminal."""
+    """A spinner on stderr that names what is being checked, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status("looking") as status:
-        yield lambda what: status.update(f"looking at {what}")
+    with Console(stderr=True).status("checking") as status:
+        yield lambda what: status.update(f"checking {what}")
 
 
 def _show(report: Report) -> None:
@@ -70,7 +75,7 @@ def _show(report: Report) -> None:
         colour = "red" if concern.fatal else "yellow"
         console.print(f"[{colour}]![/] {escape(concern.what)}\n  [cyan]hint:[/] {escape(concern.hint)}")
     if not report.concerns:
-        console.print("[green]✓[/] nothing amiss")
+        console.print("[green]✓[/] everything works")
 
 
 def _print_section(console: Console, title: str, rows: Iterator[tuple[str, str]]) -> None:
@@ -125,12 +130,15 @@ def _memory_and_speed(report: Report) -> Iterator[tuple[str, str]]:
     for reach in report.reach:
         height, width = reach.size
         budget = f" in {gibibytes(reach.budget)}" if reach.budget else ""
-        exact = f"exact up to {width} × {height} ({width * height / 1e6:.1f} MP){budget}, in tiles beyond"
+        exact = f"exact up to {width} × {height} ({width * height / 1e6:.1f} MP){budget}; larger pictures in tiles"
         yield f"x{reach.scale}", exact
     if report.speed:
         speed = report.speed
-        rate = f"{speed.seconds_per_megapixel:.2f} s a megapixel of input"
-        yield "speed", f"{rate}, {speed.output_megapixels_per_second:.2f} MP/s of output at x{speed.scale}"
+        rate = f"{speed.seconds_per_megapixel:.2f} s for each megapixel of input"
+        yield (
+            "speed",
+            f"{rate} ({speed.output_megapixels_per_second:.2f} megapixels of output a second at x{speed.scale})",
+        )
 
 
 def gibibytes(amount: int) -> str:

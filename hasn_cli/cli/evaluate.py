@@ -1,4 +1,4 @@
-"""`hasn evaluate`: how good the network is on a folder of HR pictures."""
+"""`hasn evaluate`: how good the network is on a folder of high-resolution (HR) pictures."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ if TYPE_CHECKING:
     from hasn_cli.evaluation.benchmark import Score
 
 FOLDER = click.Path(path_type=Path)
+WEIGHTS = click.Path(readable=False, path_type=str)  # unchecked: it lets shells complete file names
 
 
 @click.command("evaluate", context_settings=HELP_SETTINGS)
 @click.argument("hr_dir", metavar="HR_DIR", type=FOLDER)
-@click.option("-s", "--scale", type=click.Choice([2, 3, 4]), default=4, show_default=True, help="Times larger.")
-@click.option("--lr", "lr_dir", type=FOLDER, metavar="DIR", help="LR pictures.  [default: made by MATLAB's bicubic]")
-@click.option("-w", "--weights", default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO.")
-@click.option("-d", "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("-f", "--format", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@click.option("-o", "--output", type=FOLDER, metavar="FILE", help="Write there; - for stdout, the default.")
+@click.option(
+    "-s", "--scale", type=click.Choice([2, 3, 4]), default=4, show_default=True, help="How many times larger."
+)
+@click.option("--lr", "lr_dir", type=FOLDER, metavar="DIR",
+              help="Folder of the reduced (LR) pictures.  [default: made as by MATLAB's bicubic]")  # fmt: skip
+@click.option("-w", "--weights", default="hasn", show_default=True, metavar="WEIGHTS", type=WEIGHTS,
+              help="hasn, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
+@click.option("-d", "--device", default="auto", show_default=True, metavar="DEVICE",
+              help="cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.")  # fmt: skip
+@click.option("-f", "--format", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
+              help="Format of the result.")  # fmt: skip
+@click.option("-o", "--output", type=FOLDER, metavar="FILE", help="File to write.  [default: -, stdout]")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 def command(
     hr_dir: Path,
@@ -37,9 +44,9 @@ def command(
     output: Path | None,
     overwrite: bool,
 ) -> None:
-    """Measure PSNR-Y and SSIM-Y over a folder of HR pictures, beside bicubic.
+    """Measure PSNR-Y and SSIM-Y on a folder of high-resolution (HR) pictures, with bicubic for comparison.
 
-    As the field does it: 8-bit pictures, MATLAB's luma, as many pixels cut off the border as the scale.
+    Measured as in the literature: in 8 bits, on MATLAB's luma, with a border cut off that is as wide as the scale.
     """
     from hasn_cli.console import printable, say_skipped
     from hasn_cli.evaluation.benchmark import benchmark, is_finite, mean_score
@@ -55,7 +62,7 @@ def command(
     scores = [replace(score, name=printable(score.name)) for score in found]
     perfect = sum(not is_finite(score) for score in scores)
     if 0 < perfect < len(scores):
-        click.echo(f"the mean leaves out {perfect} of {len(scores)} pictures, whose PSNR is infinite", err=True)
+        click.echo(f"the mean leaves out {perfect} of {len(scores)} pictures: their PSNR is infinite", err=True)
     text = FORMATS[format]([*scores, mean_score(scores)])
     if output is None:
         click.echo(text)

@@ -1,4 +1,4 @@
-"""`hasn export`: the network for other runtimes."""
+"""`hasn export`: the network as a file for other programs."""
 
 from __future__ import annotations
 
@@ -13,29 +13,40 @@ from hasn_cli.errors import OutputError, UsageError
 
 @click.command("export", context_settings=HELP_SETTINGS)
 @click.option("--onnx", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-@click.option("-s", "--scale", type=click.IntRange(2, 4), default=4, show_default=True, help="2, 3 or 4.")
-@click.option("-w", "--weights", default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO.")
-@click.option("--opset", type=click.IntRange(18), default=18, show_default=True, help="Version of ONNX's operators.")
+@click.option("-s", "--scale", type=click.IntRange(2, 4), default=4, show_default=True, metavar="N", help="2, 3 or 4.")
+@click.option("-w", "--weights", default="hasn", show_default=True, metavar="WEIGHTS",
+              type=click.Path(readable=False, path_type=str),
+              help="hasn, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
+@click.option(
+    "--opset",
+    type=click.IntRange(18),
+    default=18,
+    show_default=True,
+    metavar="N",
+    help="Version of the ONNX operator set, 18 or later.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool) -> None:
-    """Write the network as an ONNX file with dynamic height and width, and check it with onnxruntime.
+    """Export the network as an ONNX file for any height and width, and check it with onnxruntime.
 
     Input `lr`: N×3×H×W, float32, RGB in [0, 1], sides of at least 15. Output `sr`: N×3×sH×sW, not clamped. Needs the
     optional packages of the extra `onnx`.
     """
-    from hasn_cli.console import fetching
+    from hasn_cli.cli.progress import fetching
+    from hasn_cli.console import printable
     from hasn_cli.export import export_onnx
     from hasn_cli.images import check_target
     from hasn_cli.weights import load_network, resolve
 
     if str(target) == "-":
-        raise UsageError("an ONNX file cannot go to stdout", "give a name: --onnx hasn.onnx")
+        raise UsageError("an ONNX file cannot go to stdout", "give a file: --onnx hasn.onnx")
     if os.path.lexists(target) and not overwrite:
-        raise OutputError(f"{target} exists already", "give another name, or --overwrite")
+        raise OutputError(f"{target} exists already", "--overwrite replaces it")
     check_target(target)
     with fetching() as progress:
         found = resolve(weights, scale, progress=progress)
     network = load_network(weights, scale)
     target.parent.mkdir(parents=True, exist_ok=True)
     worst = export_onnx(network, target, opset=opset, about={"weights": found.name, "sha256": found.sha256})
-    click.echo(f"{target}: x{scale}, opset {opset}; differs from the network by at most {worst:.1g}", err=True)
+    name = printable(str(target))
+    click.echo(f"{name}: x{scale}, opset {opset}; differs from the network by at most {worst:.1g}", err=True)

@@ -1,47 +1,58 @@
-"""The `hasn` command: finds the subcommand, and turns every exception into one line on stderr and an exit code."""
+"""The `hasn` command: finds the subcommand, and turns every exception into a line on stderr and an exit code."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import PurePath
 
 import click
+from click.shell_completion import CompletionItem
 
 from hasn_cli import __version__
-from hasn_cli.console import INTERRUPTED, show_error
+from hasn_cli.console import INTERRUPTED, error_line, hint_line, show_error
 
-# command → its help line here, so that `hasn --help` imports none of them; each lives in hasn_cli/cli/NAME.py
+# The help lines stand here so that `hasn --help` need not import the commands, each from hasn_cli/cli/NAME.py.
 COMMANDS = {
     "upscale": "Upscale pictures, folders or a pipe.",
-    "compare": "See the difference: a before/after page, sheet or terminal view.",
-    "doctor": "Show what hasn sees on this machine and would do.",
-    "weights": "List, inspect, fetch, verify and publish weights.",
-    "evaluate": "Measure PSNR-Y and SSIM-Y over a folder of HR pictures.",
-    "train": "Train from a folder of pictures.",
-    "export": "Write the network as an ONNX file.",
+    "compare": "Compare with bicubic, as a page, an image or in the terminal.",
+    "doctor": "Check this machine: devices, memory, formats, speed.",
+    "weights": "List, inspect, download, verify and publish weights.",
+    "evaluate": "Measure PSNR and SSIM on a folder of pictures.",
+    "train": "Train the network on a folder of pictures.",
+    "export": "Export the network as an ONNX file.",
     "completion": "Print the completion script for bash, zsh or fish.",
 }
+DEFAULT = "upscale"
+OWN_OPTIONS = ("-h", "--help", "--version", "-v", "--verbose")
+# endings that a word may have to be taken for a picture's name; what is read is a longer list, and slow to import
+PICTURE_ENDINGS = (
+    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pam",
+    ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 EXAMPLES = """\b
-  hasn upscale photo.jpg -s 4              beside it: photo_x4.jpg
-  hasn upscale holiday/ -r -o larger/ -s 2 a whole tree
-  cat a.png | hasn upscale - -o - > b.png  in a pipeline
+  hasn photo.jpg -s 4                      same as hasn upscale photo.jpg -s 4
+  hasn upscale trip/ -r -o larger/ -s 2    a folder and its subfolders
+  cat a.png | hasn upscale - > b.png       in a pipeline
 """
 
 
 @dataclass
 class State:
-    """What a command tells the top about how errors are to be shown; click carries it as `ctx.obj`."""
+    """How errors are to be shown, which a command may set; click carries it as `ctx.obj`."""
 
-    verbose: bool = False
+    verbose: int = 0
+    implied: bool = False  # the command is `upscale` because none was named
 
 
 class LazyGroup(click.Group):
-    """A group that imports a subcommand's module when the subcommand is used."""
+    """A group that imports a subcommand's module when it is used, and takes pictures without a command's name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -56,27 +67,83 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options; or file names, where the word is the beginning of neither."""
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`hasn PATH…` and `hasn -s 2 PATH…` mean `hasn upscale …`."""
+        options = [*self._own_options_before(args)]
+        rest = args[len(options) :]
+        if rest and _means_upscale(rest):
+            args = [*options, DEFAULT, *rest]
+            if isinstance(ctx.obj, State):
+                ctx.obj.implied = True
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "hasn --help lists the commands"
+            raise UnknownCommand(args[0], hint)
+        return super().resolve_command(ctx, args)
+
+    @staticmethod
+    def _own_options_before(args: list[str]) -> Sequence[str]:
+        for index, arg in enumerate(args):
+            if arg not in OWN_OPTIONS:
+                return args[:index]
+        return args
+
+
+class UnknownCommand(click.UsageError):
+    """The first word is neither a command nor a picture."""
+
+    def __init__(self, word: str, hint: str) -> None:
+        super().__init__(f"there is no command or file '{word}'")
+        self.hint = hint
+
+
+def _means_upscale(words: Sequence[str]) -> bool:
+    """Whether the words, from the first on that is no option of `hasn` itself, are those of `hasn upscale`."""
+    if words[0] in COMMANDS:
+        return False
+    if words[0].startswith("-") and words[0] != "-":
+        return not any(word in COMMANDS for word in words) and any(map(_names_input, words))
+    return _names_input(words[0])
+
+
+def _names_input(word: str) -> bool:
+    return (
+        word == "-"
+        or (not word.startswith("-") and os.path.lexists(word))
+        or "://" in word
+        or PurePath(word).suffix.lower() in PICTURE_ENDINGS
+    )
+
 
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=f"The three that people need:\n\n{EXAMPLES}",
+    epilog=f"Most used:\n\n{EXAMPLES}",
 )
 @click.version_option(__version__, "--version", prog_name="hasn")
-@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.option("-v", "--verbose", count=True, help="Show the traceback of an error.")
 @click.pass_obj
-def hasn(state: State | None, verbose: bool) -> None:
-    """Faithful, exact image upscaling with the HASN network."""
+def hasn(state: State | None, verbose: int) -> None:
+    """Upscale images faithfully and exactly, with the HASN network."""
     if state is not None:
         state.verbose = verbose
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run `hasn` with `args` (default: the process's) and return its exit code; nothing escapes but a second Ctrl-C."""
+    """Run `hasn` with `args` (default: the process's) and return its exit code. Only a second Ctrl-C raises."""
     state = State()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # harmless to the pixels, or raised as errors by our readers
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # our readers raise what matters as errors
     try:
-        # standalone_mode=False: click returns --help's exit code or the command's own, and lets exceptions through
+        # standalone_mode=False: click returns the exit code, and lets exceptions through
         code = hasn.main(args=args, prog_name="hasn", standalone_mode=False, obj=state)
         sys.stdout.flush()
         return int(code or 0)
@@ -90,15 +157,15 @@ def run(args: Sequence[str] | None = None) -> int:
     except click.ClickException as wrong:
         return _show_usage_error(wrong)
     except Exception as error:
-        return show_error(error, verbose=state.verbose)
+        return show_error(error, verbose=bool(state.verbose))
 
 
 def _show_usage_error(wrong: click.ClickException) -> int:
-    message = " ".join(wrong.format_message().split())
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    click.echo(error_line(" ".join(wrong.format_message().split())), err=True)
     ctx = wrong.ctx if isinstance(wrong, click.UsageError) else None
-    if ctx is not None:
-        click.echo(f"{click.style('hint:', fg='cyan')} {ctx.command_path} --help", err=True)
+    hint = getattr(wrong, "hint", None) or (f"{ctx.command_path} --help" if ctx is not None else None)
+    if hint:
+        click.echo(hint_line(hint), err=True)
     return wrong.exit_code
 
 

@@ -1,4 +1,4 @@
-"""What the commands' options have in common: their groups in `--help`, and the values with units."""
+"""What the commands' options have in common: groups in `--help`, values with units, and options of several commands."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from click.types import OptionHelpExtra
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+LARGEST_SCALE = 16  # as in `enlarge`, which takes longer to import than `hasn --help` may
 
 
 class GroupedOption(click.Option):
-    """An option that `--help` shows under a heading of its group's."""
+    """An option that `--help` shows under the heading of its group."""
 
     def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
-        """What stands in brackets after the help; ranges are left to the error message, which tells them."""
+        """What `--help` shows in brackets. The range is left out: the help says it, and so does the error message."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
@@ -37,7 +38,7 @@ class GroupedCommand(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if isinstance(param, click.Argument):
-                continue  # the usage line and the text above tell of it
+                continue  # described in the usage line and the text above
             record = param.get_help_record(ctx)
             if record is not None:
                 groups.setdefault(getattr(param, "group", "Help"), []).append(record)
@@ -52,22 +53,26 @@ def option(*declarations: str, group: str, **attributes: Any) -> Callable[[Decor
 
 
 class Factor(click.ParamType[Fraction]):
-    """A factor of enlargement: 2, 3, 4, or a fraction such as 1.5 or 8/3, above 1 and up to 4."""
+    """How many times larger: 2, 1.5, 8/3, x4 or 200%; above 1 and at most 16."""
 
     name = "factor"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
+        text = str(value).strip().lower()
         try:
-            factor = Fraction(str(value).lower().removeprefix("x"))
+            if text.endswith("%"):
+                factor = Fraction(text[:-1]) / 100
+            else:
+                factor = Fraction(text.removeprefix("x").removesuffix("x"))
         except (ValueError, ZeroDivisionError):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if not 1 < factor <= 4:
-            self.fail(f"{value} is not above 1 and at most 4", param, ctx)
+            self.fail(f"{value!r} is not a scale such as 2, 1.5 or 200%", param, ctx)
+        if not 1 < factor <= LARGEST_SCALE:
+            self.fail(f"{value} is not above 1 and at most {LARGEST_SCALE}", param, ctx)
         return factor
 
 
 class Bytes(click.ParamType[int]):
-    """An amount of memory: 800M, 2G, 1.5GiB; K, M and G are powers of 1024."""
+    """An amount of memory: 800M, 2G, 1.5GiB. K, M and G are powers of 1024."""
 
     name = "size"
     units: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}  # noqa: RUF012 (never changed)
@@ -80,12 +85,12 @@ class Bytes(click.ParamType[int]):
             self.fail(f"{value!r} is not an amount of memory such as 800M or 2G", param, ctx)
         amount = int(float(match[1]) * 1024 ** self.units[match[2].upper()])
         if amount == 0:
-            self.fail("the budget must be more than nothing", param, ctx)
+            self.fail("the amount of memory must be above 0", param, ctx)
         return amount
 
 
 class Box(click.ParamType[tuple[int, int]]):
-    """A box to fit into, WIDTHxHEIGHT; held as (height, width)."""
+    """A box to fit into, WIDTHxHEIGHT; kept as (height, width)."""
 
     name = "WxH"
 
@@ -98,18 +103,34 @@ class Box(click.ParamType[tuple[int, int]]):
         return int(match[2]), int(match[1])
 
 
+class Quality(click.IntRange):
+    """The quality of lossy formats, a number from 1 to 100."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 100)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            quality = int(value)
+        except ValueError:
+            quality = 0
+        if not 1 <= quality <= 100:
+            self.fail(f"{value!r} is not a whole number from 1 (smallest file) to 100 (best picture)", param, ctx)
+        return quality
+
+
 class Megapixels(click.FloatRange):
-    """Millions of pixels, from 0 up to any that can be counted: `inf` and `nan` are none."""
+    """Millions of pixels: a finite number from 0 up."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         megapixels: float = super().convert(value, param, ctx)
         if not math.isfinite(megapixels * 1e6):
-            self.fail(f"{value} is no amount of pixels", param, ctx)
+            self.fail(f"{value} is not a number of megapixels", param, ctx)
         return megapixels
 
 
 class TileSide(click.ParamType[int | None]):
-    """`auto` (None), 0 for never, or the side of a tile in LR pixels."""
+    """`auto` (None), 0 for never, or the side of a tile in pixels of the input."""
 
     name = "auto|N"
 
@@ -119,7 +140,7 @@ class TileSide(click.ParamType[int | None]):
         try:
             return int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither auto nor a number", param, ctx)
+            self.fail(f"{value!r} is neither auto nor a number of pixels", param, ctx)
 
 
 precision_option = option(
@@ -129,22 +150,56 @@ precision_option = option(
     type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
     default="auto",
     show_default=True,
-    help="Of the feature maps.",
+    metavar="TYPE",
+    help="Number format to compute in: auto, fp32, fp16 or bf16. auto is fp16 on CUDA, else fp32.",
 )
 memory_option = option(
-    "--memory", group="Network", type=Bytes(), metavar="2G", help="Budget.  [default: a share of what is free]"
+    "--memory",
+    group="Network",
+    type=Bytes(),
+    metavar="SIZE",
+    help="Memory to use, e.g. 2G or 800M.  [default: 60 % of what is free]",
 )
 
 
-def limit_option(group: str) -> Callable[[Decorated], Decorated]:
-    """`--max-megapixels`, for `most_pixels`."""
+def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
+    """`--device`; `several` where a command can share its pictures between devices."""
+    more = " Several share the pictures: cuda:0,cuda:1." if several else ""
     return option(
-        "--max-megapixels", group=group, type=Megapixels(0), metavar="N", help="Refuse larger inputs; 0: no limit."
+        "-d",
+        "--device",
+        group="Network",
+        default="auto",
+        show_default=True,
+        metavar="DEVICE",
+        help=f"cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.{more}",
     )
 
 
-def most_pixels(megapixels: float | None) -> int | None:
-    """The limit that `open_picture` takes, from what `--max-megapixels` was given."""
+def limit_option(group: str) -> Callable[[Decorated], Decorated]:
+    """`--max-input-megapixels`, for `most_pixels`; `--max-megapixels` is its former name."""
+    current = option(
+        "--max-input-megapixels",
+        "max_input_megapixels",
+        group=group,
+        type=Megapixels(0),
+        metavar="N",
+        help="Refuse inputs of more than N megapixels, all frames or pages together. 0: no limit."
+        "  [default: 256 for one frame, 10240 in all]",
+    )
+    former = click.option("--max-megapixels", "max_megapixels", type=Megapixels(0), hidden=True)
+
+    def both(command: Decorated) -> Decorated:
+        return current(former(command))
+
+    return both
+
+
+def most_pixels(given: dict[str, Any]) -> int | None:
+    """The limit that `open_picture` takes, from the options of `limit_option`."""
     from hasn_cli.images import DEFAULT_MAX_PIXELS
 
+    megapixels = given["max_input_megapixels"]
+    if megapixels is None:
+        megapixels = given["max_megapixels"]
     return DEFAULT_MAX_PIXELS if megapixels is None else int(megapixels * 1e6) or None

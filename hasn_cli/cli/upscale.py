@@ -1,9 +1,11 @@
-"""`hasn upscale`: the program's main job, from the words of the command line to a batch and its views."""
+"""`hasn upscale`, the main command: turns its options into settings and jobs, runs the batch, and shows it."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +16,9 @@ from hasn_cli.cli.options import (
     Factor,
     GroupedCommand,
     Megapixels,
+    Quality,
     TileSide,
+    device_option,
     limit_option,
     memory_option,
     most_pixels,
@@ -31,70 +35,75 @@ if TYPE_CHECKING:
     from hasn_cli.batch.inputs import Job
     from hasn_cli.console import View
 
-SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network", "Batch", "Messages"
+SIZE, OUTPUT, FILES, NETWORK, BATCH, MESSAGES = "Size", "Output", "Files", "Network", "Batch", "Messages"
+FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets shells complete file names
 
 
 @click.command("upscale", cls=GroupedCommand, context_settings=HELP_SETTINGS)
-@click.argument("inputs", nargs=-1, metavar="INPUT...")
-@option("-s", "--scale", group=SIZE, type=Factor(), help="Times larger: 2, 3, 4, or between, as 1.5.  [default: 4]")
+@click.argument("inputs", nargs=-1, metavar="INPUT...", type=FILES_ARGUMENT)
+@option("-s", "--scale", group=SIZE, type=Factor(), help="How many times larger: 2, 1.5, 300%; at most 16. Above 4, "
+        "the network runs twice.  [default: 4]")  # fmt: skip
 @option("--width", group=SIZE, type=click.IntRange(1), metavar="N", help="Width in pixels, instead of a scale.")
 @option("--height", group=SIZE, type=click.IntRange(1), metavar="N", help="Height in pixels, instead of a scale.")
-@option("--fit", group=SIZE, type=Box(), help="Largest size that fits into this box.")
-@option("--megapixels", group=SIZE, type=Megapixels(0, min_open=True), metavar="N", help="Megapixels in all.")
+@option("--stretch", group=SIZE, is_flag=True, help="Let --width and --height together change the proportions.")
 @option(
-    "-o", "--output", group=OUTPUT, metavar="OUT", help="A file, a folder, or - for stdout.  [default: beside INPUT]"
+    "--fit",
+    group=SIZE,
+    type=Box(),
+    metavar="WxH",
+    help="As large as fits into this box, e.g. 3840x2160; at most 16 times larger.",
 )
-@option("-f", "--format", group=OUTPUT, metavar="FMT", help="png, jpg, webp, tiff, …  [default: OUT's, else INPUT's]")
-@option("--quality", group=OUTPUT, type=click.IntRange(1, 100), metavar="N",
-        help="Of lossy formats; 95, or no loss where INPUT had none.")  # fmt: skip
-@option(
-    "--lossless",
-    group=OUTPUT,
-    is_flag=True,
-    help="No loss, in formats with the choice: WebP, AVIF, JPEG 2000, JPEG XL.",
-)
-@option("--background", group=OUTPUT, metavar="COLOUR", help="Lay under transparency that the format cannot hold.")
+@option("--megapixels", group=SIZE, type=Megapixels(0, min_open=True), metavar="N", help="Size in megapixels.")
+@option("-o", "--output", group=OUTPUT, metavar="OUT", type=FILES_ARGUMENT,
+        help="A file, a folder, or - for stdout.  [default: beside INPUT]")  # fmt: skip
+@option("-f", "--format", group=OUTPUT, metavar="FORMAT",
+        help="png, jpg, webp, tiff, …  [default: by the name of OUT, else like INPUT]")  # fmt: skip
+@option("--quality", group=OUTPUT, type=Quality(), metavar="N",
+        help="Quality for lossy formats, 1 to 100.  [default: 95, or lossless if the input was lossless]")  # fmt: skip
+@option("--lossless", group=OUTPUT, is_flag=True, help="Lossless, in formats with the choice: WebP, AVIF, JPEG 2000, "
+        "JPEG XL.")  # fmt: skip
+@option("--background", group=OUTPUT, metavar="COLOUR",
+        help="Background colour, for formats without transparency: white, '#ff8800', …")  # fmt: skip
 @option("--alpha", group=OUTPUT, type=click.Choice(["blend", "separate"]), default="blend", show_default=True,
-        help="blend: transparency; separate: data, as is the colour under it.")  # fmt: skip
-@option("--first-frame", group=OUTPUT, is_flag=True, help="Of an animation or pages, the first only.")
+        help="What alpha is: transparency (blend), or data, as in game textures (separate).")  # fmt: skip
+@option("--first-frame", group=OUTPUT, is_flag=True, help="Only the first frame of an animation, or the first page.")
 @option("--strip", group=OUTPUT, is_flag=True, help="Write no metadata.")
-@option("--keep-times", group=OUTPUT, is_flag=True, help="Keep the input's modification time.")
-@option("--suffix", group=OUTPUT, metavar="TEXT", help="Put after each name.  [default: _x4 beside the input]")
+@option("--keep-times", group=OUTPUT, is_flag=True, help="Give the output the modification time of the input.")
+@option("--suffix", group=OUTPUT, metavar="TEXT", help="Add TEXT to each file name.  [default: _x4 beside the input]")
 @option("--overwrite", group=OUTPUT, is_flag=True, help="Replace outputs that exist.")
-@option("--skip-existing", group=OUTPUT, is_flag=True, help="Leave outputs that exist.  [default: an error]")
-@option("-r", "--recursive", group=FILES, is_flag=True, help="Folders below folders too; OUT keeps the tree.")
-@option("--include", group=FILES, multiple=True, metavar="GLOB", help="Only these in folders.")
-@option("--exclude", group=FILES, multiple=True, metavar="GLOB", help="Not these in folders.")
-@option("--follow-links", group=FILES, is_flag=True, help="Follow symbolic links out of the tree.")
-@option("--files-from", group=FILES, metavar="FILE", help="Read inputs from a list, one a line; - for stdin.")
-@option("-0", "--null", group=FILES, is_flag=True, help="The list's entries end in NUL, as from find -print0.")
+@option("--skip-existing", group=OUTPUT, is_flag=True,
+        help="Skip pictures whose output exists. By default that is an error.")  # fmt: skip
+@option("-r", "--recursive", group=FILES, is_flag=True, help="Include subfolders; the folder OUT gets the same ones.")
+@option("--include", group=FILES, multiple=True, metavar="GLOB", help="Take only files like '*.png' from folders.")
+@option("--exclude", group=FILES, multiple=True, metavar="GLOB", help="Leave out files and folders like 'draft*'.")
+@option("--follow-links", group=FILES, is_flag=True, help="Follow symbolic links that lead out of a folder.")
+@option("--files-from", group=FILES, metavar="FILE", type=FILES_ARGUMENT,
+        help="Read inputs from a file, one on each line; - reads stdin.")  # fmt: skip
+@option("-0", "--null", group=FILES, is_flag=True, help="The inputs in that file end in NUL, as from find -print0.")
 @limit_option(FILES)
-@option(
-    "-w", "--weights", group=NETWORK, default="hasn", show_default=True, help="hasn, released, a file, or OWNER/REPO."
-)
-@option("-d", "--device", group=NETWORK, default="auto", show_default=True, help="cpu, cuda, cuda:0,cuda:1, mps.")
+@option("-w", "--weights", group=NETWORK, default="hasn", show_default=True, metavar="WEIGHTS", type=FILES_ARGUMENT,
+        help="hasn, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
+@device_option(several=True)
 @precision_option
 @memory_option
-@option(
-    "-t", "--tile", group=NETWORK, type=TileSide(), default="auto", help="Side in LR pixels; 0: never.  [default: auto]"
-)
-@option("--overlap", group=NETWORK, type=click.IntRange(0), metavar="N", help="LR pixels that tiles share.")
-@option("-x", "--tta", group=NETWORK, is_flag=True, help="Mean over the eight flips and turns.")
-@option(
-    "--consistent",
-    group=NETWORK,
-    is_flag=True,
-    help="Project the result so that, shrunk by bicubic, it gives the input.",
-)
-@option("--compile", group=NETWORK, is_flag=True, help="torch.compile the network.")
-@option("-j", "--jobs", group=BATCH, type=click.IntRange(1), metavar="N", help="Pictures under way at once.")
-@option("--resume", group=BATCH, is_flag=True, help="Go on where a run was cut off.")
-@option("--no-journal", group=BATCH, is_flag=True, help="Keep no journal beside the outputs.")
-@option("--cluster", group=BATCH, metavar="ADDR", help="tcp://HOST:PORT of a Dask scheduler, or local:N.")
-@option("--dry-run", group=BATCH, is_flag=True, help="Tell what would be done, and do nothing.")
-@option("--json", "as_json", group=TELL, is_flag=True, help="One JSON object a line on stdout for each event.")
-@option("-q", "--quiet", group=TELL, is_flag=True, help="Errors only.")
-@option("-v", "--verbose", group=TELL, is_flag=True, help="The plan for each picture; tracebacks.")
+@option("-t", "--tile", group=NETWORK, type=TileSide(), default="auto", metavar="N",
+        help="Side of the tiles in input pixels; 0: no tiles.  [default: auto, if memory is short]")  # fmt: skip
+@option("--overlap", group=NETWORK, type=click.IntRange(0), metavar="N", help="Pixels that neighbouring tiles share.")
+@option("-x", "--tta", group=NETWORK, is_flag=True,
+        help="Average over eight flips and rotations: slightly better, 8 times slower.")  # fmt: skip
+@option("--consistent", group=NETWORK, is_flag=True,
+        help="Adjust the result so that reducing it by bicubic gives the input again.")  # fmt: skip
+@option("--compile", group=NETWORK, is_flag=True, help="Compile the network first (torch.compile), for GPUs.")
+@option("-j", "--jobs", group=BATCH, type=click.IntRange(1), metavar="N", help="Pictures to work on at once.")
+@option("--resume", group=BATCH, is_flag=True, help="Continue a batch that was interrupted.")
+@option("--no-journal", group=BATCH, is_flag=True, help="Keep no journal, which --resume needs, beside the outputs.")
+@option("--cluster", group=BATCH, metavar="ADDRESS",
+        help="Run on a Dask cluster: tcp://HOST:PORT, or local:N for N processes here.")  # fmt: skip
+@option("--dry-run", group=BATCH, is_flag=True, help="Show what would be done, and do nothing.")
+@option("--json", "as_json", group=MESSAGES, is_flag=True, help="Write events to stdout, one JSON object a line.")
+@option("-q", "--quiet", group=MESSAGES, is_flag=True, help="Show only errors.")
+@option("-v", "--verbose", group=MESSAGES, count=True,
+        help="Show the plan for each picture, and tracebacks of errors. -vv shows more.")  # fmt: skip
 @click.pass_context
 def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int:
     """Upscale pictures, folders, or a pipe.
@@ -102,15 +111,16 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
     INPUT is a file, a folder, a URL (with the cluster extra), or - for stdin.
 
     \b
-      hasn upscale photo.jpg                        photo_x4.jpg beside it
-      hasn upscale scans/ -r -o large/ -s 2         a whole tree
-      cat a.png | hasn upscale - -o - > b.png       in a pipeline
+      hasn upscale photo.jpg                    writes photo_x4.jpg beside it
+      hasn upscale scans/ -r -o large/ -s 2     a folder and its subfolders
+      cat a.png | hasn upscale - > b.png        in a pipeline
 
     Exit codes: 0 all written, 1 some failed, 2 wrong usage, 130 interrupted.
     """
     from hasn_cli import console
 
-    ctx.obj.verbose |= given["verbose"]
+    given["verbose"] = max(given["verbose"], ctx.obj.verbose)
+    ctx.obj.verbose = given["verbose"]
     _refuse_contradictions(inputs, given)
     settings = make_settings(given)
     jobs = make_jobs(inputs, settings, given)
@@ -118,30 +128,33 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
         _check_stdout(given["as_json"])
     batch = make_batch(jobs, settings, given)
     if not given["dry_run"] and given["cluster"] is None:
-        if given["as_json"]:  # in which what goes wrong is told, too
+        if given["as_json"]:  # inside the batch, so that an error becomes an event, too
             batch = _after_fetching(settings, batch)
         else:
             fetch_weights(settings)
-    report = console.show_batch(batch, make_views(len(jobs), given))
+    resumable = len(jobs) > 1 and not given["no_journal"] and not given["dry_run"]
+    report = console.show_batch(batch, make_views(len(jobs), given), resumable=resumable)
+    if ctx.obj.implied and all(isinstance(job.source, Path) and not job.source.exists() for job in jobs):
+        click.echo(console.hint_line("without a command, hasn means hasn upscale; hasn --help lists all"), err=True)
     return report.exit_code
 
 
 def _refuse_contradictions(inputs: tuple[str, ...], given: dict[str, Any]) -> None:
     if given["overwrite"] and given["skip_existing"]:
-        raise UsageError("--overwrite and --skip-existing exclude each other")
+        raise UsageError("--overwrite and --skip-existing exclude each other", "give one of them")
     if "" in (*inputs, given["output"], given["weights"], given["files_from"]):
         raise UsageError("an empty name was given", "a shell variable may be unset: quote it and check it")
     if given["overlap"] is not None and not given["tile"]:
-        raise UsageError("--overlap is about tiles by hand, and there are none", "give --tile N as well")
+        raise UsageError("--overlap needs a tile size", "give --tile N as well")
     if given["quiet"] and given["verbose"]:
-        raise UsageError("--quiet and --verbose exclude each other")
+        raise UsageError("--quiet and --verbose exclude each other", "give one of them")
     if given["null"] and given["files_from"] is None:
-        raise UsageError("-0 is about a list, and there is none", "find … -print0 | hasn upscale -0 --files-from -")
+        raise UsageError("-0 needs --files-from", "for example: find … -print0 | hasn upscale -0 --files-from -")
     if given["files_from"] == "-" and "-" in inputs:
-        raise UsageError("stdin cannot be both the list and a picture")
+        raise UsageError("stdin cannot be both the list of inputs and a picture", "read the list from a file")
     sizes = [name for name in ("width", "height", "fit", "megapixels") if given[name] is not None]
     if given["scale"] is not None and sizes:
-        raise UsageError(f"--scale and --{sizes[0]} exclude each other")
+        raise UsageError(f"--scale and --{sizes[0]} exclude each other", "give one of them")
 
 
 def make_settings(given: dict[str, Any]) -> Settings:
@@ -154,7 +167,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
     if given["format"] is not None:
         format = format_for_name(given["format"])
         if format is None:
-            raise UsageError(f"unknown format '{given['format']}'", "hasn doctor lists the formats")
+            raise UsageError(f"unknown format '{given['format']}'", "hasn doctor --seconds 0 lists the formats")
     shared = (
         "weights",
         "consistent",
@@ -175,6 +188,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
             height=given["height"],
             fit=given["fit"],
             megapixels=given["megapixels"],
+            stretch=given["stretch"],
         ),
         format=format,
         encode=EncodeOptions(
@@ -184,24 +198,21 @@ def make_settings(given: dict[str, Any]) -> Settings:
             background=given["background"],
             first_frame=given["first_frame"],
         ),
-        max_pixels=most_pixels(given["max_megapixels"]),
+        max_pixels=most_pixels(given),
         **{name: given[name] for name in shared},
     )
 
 
 def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]) -> list[Job]:
-    """Every picture that is meant, with its output's name."""
+    """Every picture to upscale, with the name of its output."""
     from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
-    from hasn_cli.console import printable
 
-    def tell_skipped(path: str, reason: str) -> None:
-        if given["verbose"]:
-            click.echo(f"{printable(path)}  left out: {printable(reason)}", err=True)
+    skips = _Skips(given)
 
     listed = read_list(given["files_from"], null=given["null"]) if given["files_from"] else ()
     if given["files_from"] and not listed and not inputs:
         raise ImageError(f"{given['files_from']}: the list of inputs is empty")
-    return find_jobs(
+    jobs = find_jobs(
         inputs,
         given["output"],
         listed=listed,
@@ -212,18 +223,52 @@ def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]
         default_suffix=size_suffix(settings.size),
         format=settings.format,
         follow_links=given["follow_links"],
-        on_skip=tell_skipped,
+        on_skip=skips,
     )
+    skips.say()
+    return jobs
+
+
+class _Skips:
+    """Told of files and folders that are left out: says it of each with `-v`, else a line for what may surprise."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._each = bool(given["verbose"])
+        self._quiet = given["quiet"]
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, path: str, reason: str) -> None:
+        from hasn_cli.console import printable
+
+        self._counts[reason] += 1
+        if self._each:
+            click.echo(f"{printable(path)}  left out: {printable(reason)}", err=True)
+
+    def say(self) -> None:
+        """The line, or none if there is nothing to say."""
+        from hasn_cli.batch.folders import OWN_OUTPUT, SUBFOLDER
+
+        folders, outputs = self._counts[SUBFOLDER], self._counts[OWN_OUTPUT]
+        if self._quiet:
+            return
+        if folders:
+            includes = "-r includes it" if folders == 1 else "-r includes them"
+            click.echo(f"{folders} subfolder{'s' * (folders > 1)} left out; {includes}", err=True)
+        if outputs:
+            made = "a picture that hasn made" if outputs == 1 else f"{outputs} pictures that hasn made"
+            click.echo(f"left out {made}; name {'it' if outputs == 1 else 'one'} alone to enlarge it again", err=True)
 
 
 def fetch_weights(settings: Settings) -> None:
-    """Fetch what has to be fetched, under a bar of its own, before the batch begins."""
-    from hasn_cli.console import fetching
+    """Download weights that are not on this machine yet, with a progress bar, before the batch begins."""
+    from hasn_cli.cli.progress import fetching
+    from hasn_cli.enlarge import PASSES
     from hasn_cli.weights import resolve
 
     if settings.network_scale is not None:
         with fetching() as progress:
-            resolve(settings.weights, settings.network_scale, progress=progress)
+            for scale in PASSES[settings.network_scale]:
+                resolve(settings.weights, scale, progress=progress)
 
 
 def _after_fetching(settings: Settings, batch: Generator[Event]) -> Generator[Event]:
@@ -233,15 +278,15 @@ def _after_fetching(settings: Settings, batch: Generator[Event]) -> Generator[Ev
 
 def _check_stdout(as_json: bool) -> None:
     if as_json:
-        raise UsageError("--json and -o - both want stdout", "give a file: -o OUT")
-    if sys.__stdout__ is None:  # though something that leads nowhere may stand in for it
+        raise UsageError("--json and -o - both write to stdout", "give a file: -o FILE")
+    if sys.__stdout__ is None:  # even if sys.stdout is not, which `__main__` replaces
         raise UsageError("the picture would go to stdout, which is closed", "give a file: -o FILE")
     if sys.stdout.isatty():
-        raise UsageError("a picture would be written to the terminal", "redirect it: > out.png, or give -o FILE")
+        raise UsageError("the picture would go to the terminal", "redirect it with > out.png, or give a file: -o FILE")
 
 
 def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Generator[Event]:
-    """The batch, or what it would do."""
+    """The batch, or with `--dry-run` what it would do."""
     from hasn_cli import batch
 
     on_exists: OnExists = "overwrite" if given["overwrite"] else "skip" if given["skip_existing"] else "error"
@@ -260,8 +305,8 @@ def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Ge
 
 
 def make_views(jobs: int, given: dict[str, Any]) -> list[View]:
-    """What shows the batch: bars where there is a terminal to draw on, else lines; JSON beside them."""
-    from hasn_cli.console import BarView, JsonView, LineView, PlanView, QuietView
+    """What shows the batch: bars on a terminal, else lines; JSON as well if asked for."""
+    from hasn_cli.console import JsonView, LineView, PlanView, QuietView
 
     verbose = given["verbose"]
     views: list[View] = [JsonView()] if given["as_json"] else []
@@ -269,7 +314,9 @@ def make_views(jobs: int, given: dict[str, Any]) -> list[View]:
         views.append(QuietView())
     elif given["dry_run"]:
         views.append(PlanView(verbose=verbose))
-    elif sys.stderr.isatty() and not (given["as_json"] and sys.stdout.isatty()):  # events would tear bars apart
+    elif sys.stderr.isatty() and not (given["as_json"] and sys.stdout.isatty()):  # events would break up the bars
+        from hasn_cli.cli.progress import BarView
+
         views.append(BarView(jobs, verbose=verbose))
     else:
         views.append(LineView(verbose=verbose))

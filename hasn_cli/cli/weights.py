@@ -1,4 +1,4 @@
-"""`hasn weights`: list, inspect, fetch, verify, locate and publish weights. Answers go to stdout, bars to stderr."""
+"""`hasn weights`: list, inspect, download, verify, locate and publish weights. Answers go to stdout, bars to stderr."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS
-from hasn_cli.console import fetching, printable
-from hasn_cli.errors import WeightsError
+from hasn_cli.console import printable
+from hasn_cli.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from hasn_cli.weights.catalogue import Entry
@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 SHORT_DIGEST = 7
 COLUMNS = ("name", "scale", "parameters", "multiply-adds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here")
 
-names_argument = click.argument("names", nargs=-1, metavar="[WEIGHTS]...")
-weights_argument = click.argument("weights", metavar="WEIGHTS")
-scale_option = click.option("-s", "--scale", type=click.IntRange(2, 4), help="2, 3 or 4.  [default: all there are]")
-json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+WEIGHTS = click.Path(readable=False, path_type=str)  # unchecked: it lets shells complete file names
+names_argument = click.argument("names", nargs=-1, metavar="[WEIGHTS]...", type=WEIGHTS)
+weights_argument = click.argument("weights", metavar="[WEIGHTS]", default="hasn", type=WEIGHTS)
+scale_option = click.option(
+    "-s", "--scale", type=click.IntRange(2, 4), metavar="N", help="2, 3 or 4.  [default: all that exist]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group("weights", context_settings=HELP_SETTINGS)
 def command() -> None:
-    """List, inspect, fetch, verify and publish weights.
+    """List, inspect, download, verify and publish weights.
 
-    WEIGHTS is what `hasn upscale -w` takes: hasn (in the package), released (the authors' x4), a file, a folder, or a
-    repository of the Hugging Face Hub, OWNER/REPO[@REVISION] or hf://OWNER/REPO[@REVISION]/FILE.
+    WEIGHTS is what `hasn upscale -w` takes: hasn (in the package, the default), released (the x4 weights of HASN's
+    authors), a file, a folder, or a repository on the Hugging Face Hub: OWNER/REPO[@REVISION] or
+    hf://OWNER/REPO[@REVISION]/FILE.
     """
 
 
@@ -39,10 +43,10 @@ def command() -> None:
 @names_argument
 @json_option
 def list_command(names: tuple[str, ...], as_json: bool) -> None:
-    """A table of the published weights, or of those named.
+    """List the known weights, or the given ones, as a table.
 
-    Multiply-adds are for an output of 1280×720; PSNR-Y in dB as the model card gives it. Tab-separated where stdout is
-    no terminal.
+    Multiply-adds are for an output of 1280×720. PSNR-Y is in dB, from the model card. Without a terminal the table is
+    tab-separated.
     """
     from hasn_cli.weights import NAMES
     from hasn_cli.weights.catalogue import entries
@@ -61,7 +65,7 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
 @weights_argument
 @json_option
 def info(weights: str, as_json: bool) -> None:
-    """All there is to say about WEIGHTS on this machine, and about what is published."""
+    """Show everything known about WEIGHTS (default: hasn)."""
     from hasn_cli.weights.catalogue import entries
 
     found = list(entries([weights]))
@@ -71,7 +75,7 @@ def info(weights: str, as_json: bool) -> None:
     for entry in found:
         for label, text in zip(COLUMNS, row(entry), strict=True):
             click.echo(f"{label + ':':<15}{text}")
-        click.echo(f"{'path:':<15}{entry.path or f'not here; fetch it with: hasn weights pull {weights}'}")
+        click.echo(f"{'path:':<15}{entry.path or f'not on this machine; hasn weights pull {weights} downloads it'}")
         click.echo(f"note:          {entry.note}\n" if entry.note else "")
 
 
@@ -79,13 +83,22 @@ def info(weights: str, as_json: bool) -> None:
 @names_argument
 @scale_option
 def pull(names: tuple[str, ...], scale: int | None) -> None:
-    """Bring WEIGHTS to this machine, check them, and print where they lie. Without names: the released ones.
+    """Download WEIGHTS, check them, and print where the files are.
 
-    What was pulled is used without the network, also with HF_HUB_OFFLINE=1.
+    Afterwards they are used without a connection, also with HF_HUB_OFFLINE=1.
+
+    \b
+      hasn weights pull OWNER/REPO    from the Hugging Face Hub
+      hasn weights pull released      the authors' x4 weights, which have no licence
     """
-    from hasn_cli.weights import RELEASED, files_of, verify
+    from hasn_cli.cli.progress import fetching
+    from hasn_cli.weights import files_of, verify
 
-    for name in names or (RELEASED,):
+    if not names:
+        raise UsageError(
+            "which weights?", "name them: hasn weights pull OWNER/REPO; hasn weights pull --help tells more"
+        )
+    for name in names:
         with fetching() as progress:
             files = files_of(name, scale, download=True, progress=progress)
         for found in files:
@@ -96,7 +109,10 @@ def pull(names: tuple[str, ...], scale: int | None) -> None:
 @command.command("verify")
 @names_argument
 def verify_command(names: tuple[str, ...]) -> int:
-    """Check SHA-256 and every tensor of WEIGHTS on this machine. Without names: all published ones that are here."""
+    """Check the SHA-256 and every tensor of WEIGHTS.
+
+    Without names: all known weights that are on this machine.
+    """
     from hasn_cli.console import show_error
     from hasn_cli.errors import DownloadError
     from hasn_cli.weights import NAMES, expected_sha256, files_of, verify
@@ -113,8 +129,8 @@ def verify_command(names: tuple[str, ...]) -> int:
         for found in files:
             try:
                 verify(found)
-                against = "SHA-256 and tensors" if expected_sha256(found) else "tensors (nobody states its SHA-256)"
-                click.echo(f"{found.path}: {against} as they should be")
+                checked = "SHA-256 and tensors" if expected_sha256(found) else "tensors (its SHA-256 is not published)"
+                click.echo(f"{found.path}: {checked} are correct")
             except WeightsError as error:
                 show_error(error)
                 failed = 1
@@ -125,7 +141,10 @@ def verify_command(names: tuple[str, ...]) -> int:
 @weights_argument
 @scale_option
 def path(weights: str, scale: int | None) -> None:
-    """Print where WEIGHTS lie on this machine, a line for each scale. Never touches the network."""
+    """Print where WEIGHTS (default: hasn) are on this machine.
+
+    Prints a line for each scale, and never connects.
+    """
     from hasn_cli.weights import files_of
 
     for found in files_of(weights, scale):
@@ -138,15 +157,16 @@ def path(weights: str, scale: int | None) -> None:
     "--from",
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with hasn_x2.safetensors ….  [default: the package's]",
+    help="Folder with hasn_x2.safetensors, ….  [default: the weights in the package]",
 )
-@click.option("--private/--public", default=None, help="If it has to be made.  [default: the account's]")
-@click.option("-m", "--message", default="Upload HASN weights", show_default=True, help="Of the commit.")
+@click.option("--private/--public", default=None, help="For a new repository.  [default: as your account is set]")
+@click.option("-m", "--message", default="Upload HASN weights", show_default=True, help="Message of the commit.")
 def push(repository: str, folder: Path | None, private: bool | None, message: str) -> None:
-    """Publish a folder of weights as a repository of the Hugging Face Hub, and print the commit's address.
+    """Publish a folder of weights on the Hugging Face Hub.
 
-    The model card (README.md) goes along; `-w OWNER/REPO` and `HASN.from_pretrained("OWNER/REPO")` then work. Needs a
-    token that may write: `hf auth login`, or HF_TOKEN.
+    Prints the address of the commit. The model card (README.md) is published too. `-w OWNER/REPO` and
+    `HASN.from_pretrained("OWNER/REPO")` then work.
+    This needs a token with write access: `hf auth login`, or HF_TOKEN.
     """
     from rich.console import Console
 
@@ -175,7 +195,7 @@ def row(entry: Entry) -> tuple[str, ...]:
 
 
 def _print_table(entries: Sequence[Entry]) -> None:
-    """The same columns, in a shape that fits 80 columns."""
+    """The same columns, arranged to fit into 80 characters."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -185,7 +205,7 @@ def _print_table(entries: Sequence[Entry]) -> None:
     for label in ("name", "for", "params", "mult-\nadds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here"):
         number = label in ("params", "mult-\nadds", "size")
         table.add_column(label, justify="right" if number else "left", no_wrap=number or label == "PSNR-Y")
-    table.columns[0].overflow, table.columns[0].min_width = "fold", 8  # a name is there to be copied
+    table.columns[0].overflow, table.columns[0].min_width = "fold", 8  # complete, so that it can be copied
     for entry in entries:
         name, scale, _, _, _, licence, source, size, digest, here = row(entry)
         parameters, multiply_adds = f"{entry.parameters / 1e3:.0f} k", f"{entry.multiply_adds / 1e9:.1f} G"

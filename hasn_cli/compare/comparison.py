@@ -137,19 +137,20 @@ class Bicubic:
 
 
 def bicubic(size: Size) -> Method:
-    """The method that interpolates, like an ordinary viewer."""
-    return Method("Bicubic", "interpolation", _enlarger(Bicubic, size))
+    """Interpolation in one step, whatever the scale, as any viewer does it."""
+    from hasn_cli.enlarge import enlarge
+
+    def run(picture: Picture, progress: Progress) -> Picture:
+        return enlarge(picture, Bicubic, size, at_once=True, progress=progress)
+
+    return Method("Bicubic", "interpolation", run)
 
 
 def network(label: str, detail: str, upscaler_for: Callable[[int], Any], size: Size) -> Method:
     """The method that runs the network, with loaded upscalers, so that only the network is timed."""
-    return Method(label, detail, _enlarger(upscaler_for, size))
-
-
-def _enlarger(upscaler_for: Callable[[int], Any], size: Size) -> Callable[[Picture, Progress], Picture]:
     from hasn_cli.enlarge import enlarge
 
-    return lambda picture, progress: enlarge(picture, upscaler_for, size, progress=progress)
+    return Method(label, detail, lambda picture, progress: enlarge(picture, upscaler_for, size, progress=progress))
 
 
 def compare(

@@ -1,5 +1,23 @@
-"""Evaluates the network on pictures: exactly, fast, and in bounded memory."""
+"""Evaluates the network on pictures: exactly, fast, and in bounded memory.
 
-from hasn_cli.inference.upscaler import Plan, Progress, Upscaler
+
+The names below are imported when they are first used: `planning` and `tiling` do without PyTorch, and so can those who
+only want a plan.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hasn_cli.inference.planning import Plan
+    from hasn_cli.inference.upscaler import Progress, Upscaler
 
 __all__ = ["Plan", "Progress", "Upscaler"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("hasn_cli.inference.upscaler"), name)

@@ -6,8 +6,8 @@ import torch
 
 from hasn_cli import machine
 from hasn_cli.errors import DeviceError
+from hasn_cli.inference.planning import SHARE_OF_FREE
 
-SHARE_OF_FREE = 0.6  # of the free memory: the default budget
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # words in PyTorch's RuntimeErrors
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hasn_cli.errors import BudgetError
-from hasn_cli.inference import streaming
-from hasn_cli.inference.tiling import LARGE_TILE, cut
-from hasn_cli.network import ESA_CHANNELS, EXPANSION, NUM_FEATURES
+import psutil
 
+from hasn_cli import machine
+from hasn_cli.errors import BudgetError
+from hasn_cli.inference.tiling import LARGE_TILE, cut
+
+# as in `network`, which would bring PyTorch with it
+NUM_FEATURES, EXPANSION, ESA_CHANNELS, MIN_SIDE = 52, 3, 16, 15
+REACH = 8  # rows that the second sweep reads beyond those it writes: 3 + 3 for the depthwise, 1 + 1 for CAB
+GUARD = 3  # rows of zeros above and below a map: the first depthwise convolution's padding
+STRIP = 16384  # pixels, about, in a strip: short enough for the cache, long enough that starting operators costs little
+STRIP_ELSEWHERE = 1 << 18  # pixels in a strip on an accelerator, which wants them by the hundred thousand
+SHARE_OF_FREE = 0.6  # of the memory that is free: the budget where none is given
+CPU_BYTES = {"auto": (4, 4), "fp32": (4, 4), "fp16": (4, 2), "bf16": (2, 2)}  # precision → to compute, to hold features
 AUTO_OVERLAP = 32  # LR pixels shared by two large tiles
 PER_THREAD = 24 << 20  # bytes that do not depend on the picture's size: values of 156 channels, oneDNN's scratch memory
 WIDE = 5 * EXPANSION * NUM_FEATURES  # values per pixel that the gated product holds at once
@@ -60,10 +70,26 @@ class Plan:
         height, width = (min(side, self.tile or side) for side in (height, width))
         return replace(self, strip=turned_strip(self.strip, width, height))
 
+    @property
+    def summary(self) -> str:
+        """What a user wants to know: `whole picture, 132 MB of 12.2 GB`."""
+        cut = "whole picture" if self.tile is None else f"{self.tiles} tiles of up to {self.tile} px"
+        budget = "" if self.budget is None else f" of {memory_size(self.budget)}"
+        return f"{cut}, {memory_size(self.bytes)}{budget}"
+
+    @property
+    def details(self) -> str:
+        """Device and precision, strips, and what tiles share: `cpu fp32, strips of 24 rows`."""
+        shared = "" if self.tile is None else f", tiles share {self.overlap} px"
+        return f"{self.text}, strips of {self.strip} rows{shared}"
+
     def __str__(self) -> str:
-        cut = "whole" if self.tile is None else f"{self.tiles} tiles of up to {self.tile} px, {self.overlap} px shared"
-        budget = "" if self.budget is None else f" of {self.budget / 2**20:.0f}"
-        return f"{self.text}, {cut}, strips of {self.strip} rows, {self.bytes / 2**20:.0f}{budget} MiB"
+        return f"{self.summary} ({self.details})"
+
+
+def memory_size(amount: int) -> str:
+    """`132 MB`, `12.2 GB`: powers of 1024, as `--memory` takes them."""
+    return f"{amount / 2**30:.1f} GB" if amount >= 2**30 else f"{amount / 2**20:.0f} MB"
 
 
 def turned_strip(strip: int, width: int, turned_width: int) -> int:
@@ -81,9 +107,9 @@ def map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> in
 
 def _map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> int:
     low = height * width // 4 * ESA_CHANNELS * task.computing * 5 // 4  # the strided map and the small maps after it
-    held = (height + 2 * streaming.GUARD) * width * NUM_FEATURES * task.held
+    held = (height + 2 * GUARD) * width * NUM_FEATURES * task.held
     wide = 0 if task.on_host else (strip + 10) * width * WIDE * task.computing  # on a CPU this is part of PER_THREAD
-    rows = 5 * (strip + 10) + 3 * streaming.REACH  # windows, rows between them, and a seam
+    rows = 5 * (strip + 10) + 3 * REACH  # windows, rows between them, and a seam
     return held * (1 + keep) + low + wide + task.threads * (rows * width * NUM_FEATURES * task.computing + PER_THREAD)
 
 
@@ -108,7 +134,7 @@ def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
 
 def strip_rows(task: Task, width: int) -> int:
     """Rows in a strip of the size that is fastest on the device."""
-    return max(1, round((streaming.STRIP if task.on_host else streaming.STRIP_ELSEWHERE) / width))
+    return max(1, round((STRIP if task.on_host else STRIP_ELSEWHERE) / width))
 
 
 def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, text: str) -> Plan:
@@ -150,6 +176,54 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
         hint = "raise --memory" if tile is None else "raise --memory, or leave --tile to the program"
         raise BudgetError(f"a picture of {task.width}×{task.height} px {needed}", hint)
     return chosen
+
+
+def plan_on_cpu(
+    size: tuple[int, int],
+    channels: int,
+    itemsize: int,
+    scale: int,
+    *,
+    precision: str = "auto",
+    tile: int | None = None,
+    overlap: int | None = None,
+    memory: int | None = None,
+    tta: bool = False,
+    threads: int | None = None,
+) -> Plan:
+    """What `Upscaler.plan` gives on a CPU for the same options, without loading PyTorch.
+
+    Args:
+        size: (height, width) of the picture.
+        threads: None: as many as PyTorch is expected to use.
+
+    Raises:
+        BudgetError: nothing allowed fits.
+    """
+    computing, held = CPU_BYTES[precision]
+    height, width = (max(side, MIN_SIDE) for side in size)
+    task = Task(
+        height,
+        width,
+        channels,
+        itemsize,
+        scale,
+        computing,
+        held,
+        threads or expected_threads(),
+        on_host=True,
+        turns=tta,
+    )
+    free = memory is None and tile is None
+    budget = int(SHARE_OF_FREE * machine.free_memory()) if free else memory
+    return plan(task, budget, tile, overlap, f"cpu, {'fp32' if precision == 'auto' else precision}")
+
+
+def expected_threads() -> int:
+    """As many threads as PyTorch will use on this CPU: one for each physical core, or as OMP_NUM_THREADS says."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    count = int(stated) if stated.isdecimal() else psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, min(count, machine.count_cores()))
 
 
 def _largest(tiled: Callable[[int], Plan], longest: int, budget: int) -> Plan:

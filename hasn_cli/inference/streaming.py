@@ -29,18 +29,15 @@ from torch import Tensor
 
 from hasn_cli.inference.fusion import FusedBlock, FusedNetwork
 from hasn_cli.inference.kernels import Convolution, Pointwise, large_buffer, normalise
+from hasn_cli.inference.planning import GUARD, REACH
 from hasn_cli.inference.workers import Job, Workers
 from hasn_cli.network import ESA_CHANNELS
 
 T = TypeVar("T")
 Band = tuple[int, int]
 
-REACH = 8  # rows that the second sweep reads beyond those it writes: 3 + 3 for the depthwise, 1 + 1 for CAB
-GUARD = 3  # rows of zeros above and below a map: the first depthwise convolution's padding
 POOL, POOL_STEP = 7, 3
-STRIP = 16384  # pixels in a strip, about: few enough for the cache, many enough that starting operators costs little
 CHUNK = 2048  # pixels whose 156-channel values fit into the cache
-STRIP_ELSEWHERE = 1 << 18  # pixels in a strip on an accelerator, which needs many to be fast
 COST_FIRST, COST_LOW, COST_BLOCK, COST_LAST = 0.02, 0.15, 0.85, 0.5  # of a row in each sweep; a whole block is 1
 MIN_BAND = 24  # rows; a band's first strip repeats ten rows of its neighbour's gated product
 

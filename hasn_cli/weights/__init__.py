@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hasn_cli.errors import DownloadError, WeightsError
-from hasn_cli.weights import hub
+from hasn_cli.weights import header, hub
 from hasn_cli.weights.documents import read_text
 
 if TYPE_CHECKING:
@@ -130,6 +130,9 @@ def files_of(
         raise refusal
     if files[0].source in ("file", "hub") and len({found.path for found in files}) == 1:
         # whatever the scale, it is the same file: ask the file
+        stated = header.scale_of(files[0].path)
+        if stated is not None and scale in (None, stated):
+            return [replace(files[0], scale=stated)]
         from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
         true = network_from_state_dict(load_state_dict_file(files[0].path), origin=weights, scale=scale).scale

@@ -1,7 +1,7 @@
 """What there is to say about weights: the rows of `hasn weights list` and `info`.
 
-Nothing is said twice: sizes come from the files, costs from the network, and licence and measured quality from the
-model card beside the file (`README.md`, whose `model-index` holds one entry for each file by its stem).
+Sizes come from the files, costs from the shapes in their headers, and licence and measured quality from the model card
+beside the file (`README.md`, whose `model-index` has an entry for each file, named by its stem).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 from hasn_cli import weights as w
 from hasn_cli.errors import DownloadError
-from hasn_cli.network import HASN, complexity
-from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
+from hasn_cli.weights import header
 from hasn_cli.weights.documents import read_front_matter
 
 SR_720P = (720, 1280)
@@ -77,16 +76,26 @@ def entries(names: Iterable[str] = w.NAMES) -> Iterator[Entry]:
         yield from [_released()] if name == w.RELEASED else map(_present, w.files_of(name))
 
 
+def _shapes(path: Path, scale: int) -> header.Shapes:
+    """Of the tensors in a file for `scale`; a file that its header does not explain is loaded."""
+    shapes = header.read_shapes(path)
+    if shapes is not None and header.SCALES[shapes["upsampler.0.weight"][0]] == scale:
+        return shapes
+    from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
+
+    network = network_from_state_dict(load_state_dict_file(path), origin=str(path), scale=scale)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
 def _present(found: w.WeightsFile) -> Entry:
-    network = network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=found.scale)
-    cost = complexity(network, SR_720P)
+    shapes = _shapes(found.path, found.scale)
     card = read_front_matter(found.path.parent / w.CARD)
     return Entry(
         name=found.name,
         scale=found.scale,
         source=_source(found),
-        parameters=cost.parameters,
-        multiply_adds=cost.multiply_adds,
+        parameters=header.parameters(shapes),
+        multiply_adds=header.multiply_adds(shapes, SR_720P),
         psnr=psnr_of(card, found.path.stem),
         licence=str(card.get("license", UNSTATED)),
         size=found.path.stat().st_size,
@@ -100,13 +109,13 @@ def _released() -> Entry:
         found = w.resolve(w.RELEASED, w.RELEASED_SCALE, download=False)
     except DownloadError:
         found = None
-    cost = complexity(HASN(w.RELEASED_SCALE), SR_720P)
+    shapes = _shapes(w.bundled_path(w.RELEASED_SCALE), w.RELEASED_SCALE)  # the same network
     return Entry(
         name=w.RELEASED,
         scale=w.RELEASED_SCALE,
         source=f"release, {w.RELEASED_REPOSITORY} at {w.RELEASED_COMMIT[:7]}",
-        parameters=cost.parameters,
-        multiply_adds=cost.multiply_adds,
+        parameters=header.parameters(shapes),
+        multiply_adds=header.multiply_adds(shapes, SR_720P),
         psnr=RELEASED_PSNR,
         licence=UNSTATED,
         size=w.RELEASED_SIZE,

@@ -1,0 +1,249 @@
+"""Progress bars on a terminal: one for each picture under way, one over all pictures, one for a download.
+
+A line adapts to the terminal's width: name and percentage always, then the time left, the bar, and the amounts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.control import Control
+from rich.live_render import LiveRender
+from rich.progress import Progress as Bars
+from rich.progress import ProgressColumn, Task, TaskID
+from rich.segment import ControlType
+from rich.text import Text
+
+from hasn_cli.console import LineView, Report, printable, shortened
+
+if TYPE_CHECKING:
+    from hasn_cli.batch.events import Event
+    from hasn_cli.batch.inputs import Job
+    from hasn_cli.weights import Progress as Fetching
+
+WIDE, MEDIUM = 80, 56  # columns from which on amounts, and bars, are shown beside a name of 16 characters
+FORGET = 30.0  # seconds after which an observed speed counts for a third
+FIRST = 1.0  # seconds to watch before a time left is shown
+
+
+class TimeLeft:
+    """Estimates the time left from the speed of the last half minute or so.
+
+    The clock starts with the first report: what came before, such as loading the network, says nothing about the rest.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None  # (seconds, amount done) of the last report
+        self._seconds = 0.0
+        self._amount = 0.0
+
+    def update(self, done: float, now: float) -> None:
+        """Note that `done` of the work was done at `now`, in seconds on a monotonic clock."""
+        if self._last is not None:
+            elapsed = now - self._last[0]
+            kept = math.exp(-elapsed / FORGET)
+            self._seconds = self._seconds * kept + elapsed
+            self._amount = self._amount * kept + done - self._last[1]
+        self._last = now, done
+
+    @property
+    def speed(self) -> float | None:
+        """Amount a second; None until it can be told."""
+        return self._amount / self._seconds if self._seconds >= FIRST and self._amount > 0 else None
+
+    def seconds(self, total: float, now: float) -> float | None:
+        """Seconds until `total` is done; None until they can be told."""
+        if self.speed is None or self._last is None:
+            return None
+        return max(0.0, (total - self._last[1]) / self.speed - (now - self._last[0]))
+
+
+def time_left(seconds: float) -> str:
+    """`8 s left`, `35 s left`, `3 min left`, `2 h 5 min left`: no more digits than an estimate is worth."""
+    if seconds <= 20:
+        return f"{max(1, math.ceil(seconds))} s left"
+    if seconds <= 55:
+        return f"{5 * math.ceil(seconds / 5)} s left"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min left"
+    hours, minutes = divmod(5 * math.ceil(minutes / 5), 60)
+    return f"{hours} h {minutes} min left" if minutes else f"{hours} h left"
+
+
+class BarView(LineView):
+    """A bar for each picture under way and, with several pictures, one for all; a line for each finished picture."""
+
+    def __init__(self, jobs: int, *, verbose: int = 0) -> None:
+        super().__init__(verbose=verbose)
+        self.bars = make_bars()
+        self.overall: TaskID | None = add_bar(self.bars, f"{jobs} pictures", jobs) if jobs > 1 else None
+        self.megapixels: dict[int, float] = {}  # job index → input megapixels of pictures opened and not finished
+        self.under_way: dict[int, tuple[TaskID, float]] = {}  # job index → its bar and the fraction done
+        self.finished = 0
+        self.bars.start()
+
+    def show(self, event: Event) -> None:
+        from hasn_cli.batch import events
+
+        if isinstance(event, events.Started):
+            self.megapixels[event.job.index] = event.frames * event.size[0] * event.size[1] / 1e6
+        elif isinstance(event, events.Progress):
+            self._move(event.job, event.fraction)
+        elif isinstance(event, events.Done | events.Skipped | events.Failed):
+            self._end(event.job)
+        super().show(event)
+
+    def _move(self, job: Job, fraction: float) -> None:
+        """Show a picture's progress; its bar appears with the first, so that pictures that still wait have none."""
+        megapixels = self.megapixels.get(job.index, 0.0)
+        if job.index in self.under_way:
+            task, _ = self.under_way[job.index]
+        else:
+            task = add_bar(self.bars, shortened(printable(job.name), 32), megapixels, "MP")
+        self.under_way[job.index] = task, fraction
+        move_bar(self.bars, task, fraction * megapixels)
+        self._move_overall()
+
+    def _end(self, job: Job) -> None:
+        self.megapixels.pop(job.index, None)
+        task, _ = self.under_way.pop(job.index, (None, 0.0))
+        if task is not None:
+            self.bars.remove_task(task)
+        self.finished += 1
+        self._move_overall()
+
+    def _move_overall(self) -> None:
+        if self.overall is not None:
+            begun = sum(fraction for _, fraction in self.under_way.values())
+            move_bar(self.bars, self.overall, self.finished + begun)
+
+    def write(self, line: str) -> None:
+        """Print a line above the bars while there are any."""
+        if self.bars.live.is_started:
+            self.bars.console.print(Text.from_ansi(line), soft_wrap=True)
+        else:
+            super().write(line)
+
+    def finish(self, report: Report) -> None:
+        self.bars.stop()
+        super().finish(report)
+
+
+class _Name(ProgressColumn):
+    """What the bar is about, shortened to the room there is."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        width = self._console.width
+        room = width - (WIDE - 16 if width >= WIDE else MEDIUM - 16 if width >= MEDIUM else 24)
+        return Text(shortened(task.description, max(8, min(32, room))), no_wrap=True)
+
+
+class _Rest(ProgressColumn):
+    """Bar, percentage, amounts and time left, as far as there is room."""
+
+    max_refresh = 0.1
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        width, total, unit = self._console.width, task.total, task.fields["unit"]
+        if total is None:
+            return Text(f"{task.completed:.1f} {unit}")
+        fraction = min(1.0, task.completed / total) if total else 0.0
+        parts = [Text(f"{math.floor(100 * fraction):3d} %")]
+        if width >= MEDIUM:
+            parts.insert(0, self._bar(fraction, 24 if width >= WIDE else 12))
+        clock: TimeLeft = task.fields["clock"]
+        if width >= WIDE:
+            parts.append(Text(_amount(task.completed, total, unit)))
+        left = clock.seconds(total, time.monotonic())
+        if left is not None and fraction < 1:
+            parts.append(Text(time_left(left)))
+        return Text("  ", no_wrap=True, overflow="crop").join(parts)
+
+    def _bar(self, fraction: float, width: int) -> Text:
+        done, rest = ("#", "-") if self._console.options.ascii_only else ("━", "─")
+        length = round(fraction * width)
+        return Text.assemble((done * length, "bar.complete"), (rest * (width - length), "bar.back"))
+
+
+def _amount(done: float, total: float, unit: str) -> str:
+    if unit == "":
+        return f"{int(done)}/{total:.0f}"
+    digits = 2 if total < 10 else 1 if total < 100 else 0
+    return f"{done:.{digits}f}/{total:.{digits}f} {unit}"
+
+
+class _Drawing(LiveRender):
+    """rich's drawing, cleared correctly when the terminal was made narrower since it was drawn.
+
+    Most terminals then break the old lines into several, which rich does not count, so that it would leave some.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__("")
+        self._console = console
+
+    def position_cursor(self) -> Control:
+        if self._shape is None or "XTERM_VERSION" in os.environ:  # xterm itself cuts lines off instead
+            return super().position_cursor()
+        width, height = self._shape
+        rows = height * max(1, math.ceil(width / self._console.width))
+        clear = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
+        return Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *clear * (rows - 1))
+
+
+def make_bars() -> Bars:
+    """rich's progress bars on stderr, with our columns; they vanish at the end. For `add_bar` and `move_bar`."""
+    console = Console(stderr=True)
+    bars = Bars(
+        _Name(console),
+        _Rest(console),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # what a command writes there is data
+    )
+    bars.live._live_render = _Drawing(console)
+    return bars
+
+
+def add_bar(bars: Bars, name: str, total: float | None, unit: str = "") -> TaskID:
+    """A bar for `total` of a unit (without a unit: a number of things)."""
+    return bars.add_task(name, total=total, unit=unit, clock=TimeLeft())
+
+
+def move_bar(bars: Bars, bar: TaskID, done: float) -> None:
+    """Show that so much is done."""
+    task = next(task for task in bars.tasks if task.id == bar)
+    task.fields["clock"].update(done, time.monotonic())
+    bars.update(bar, completed=done)
+
+
+@contextlib.contextmanager
+def fetching() -> Iterator[Fetching]:
+    """A progress bar on stderr for the weights that are being fetched; none where stderr is not a terminal."""
+    bars = make_bars()
+    bars.disable = not bars.console.is_terminal
+    names: dict[str, TaskID] = {}
+    with bars:
+
+        def progress(label: str, done: int, total: int | None) -> None:
+            if label not in names:
+                names[label] = add_bar(bars, label, None, "MB")
+            bars.update(names[label], total=None if total is None else total / 1e6)
+            move_bar(bars, names[label], done / 1e6)
+
+        yield progress

@@ -1,0 +1,59 @@
+"""What a safetensors file of HASN weights says in its header: read without PyTorch, and without reading the tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+SCALES = {3 * scale**2: scale for scale in (2, 3, 4)}  # channels of the last convolution → scale
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def read_shapes(path: Path) -> Shapes | None:
+    """Name → shape of every tensor in a safetensors file.
+
+    Returns:
+        None if it is another kind of file, is damaged, or does not name its tensors as HASN does: only loading it
+        (`hasn_cli.weights.checkpoint`) can then tell what it is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, UnicodeEncodeError):
+        return None
+    return shapes if _names_hasn(shapes) else None
+
+
+def _names_hasn(shapes: Shapes) -> bool:
+    weights = [shapes.get(f"{name}.weight", ()) for name in ("conv_1", "block_6.g.conv", "conv_2", "upsampler.0")]
+    return all(len(shape) == 4 for shape in weights) and weights[-1][0] in SCALES
+
+
+def scale_of(path: Path) -> int | None:
+    """The scale that a file's weights are for; None where `read_shapes` gives None."""
+    shapes = read_shapes(path)
+    return None if shapes is None else SCALES[shapes["upsampler.0.weight"][0]]
+
+
+def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers there are."""
+    return sum(map(math.prod, shapes.values()))
+
+
+def multiply_adds(shapes: Mapping[str, tuple[int, ...]], sr_size: tuple[int, int]) -> int:
+    """Multiply-adds of all convolutions for an output of `sr_size` (height, width), as `network.complexity` counts."""
+    scale = SCALES[shapes["upsampler.0.weight"][0]]
+    lr = tuple(math.ceil(side / scale) for side in sr_size)
+    strided = tuple((side - 3) // 2 + 1 for side in lr)  # ESA's 3×3 convolution with stride 2
+    pooled = tuple((side - 7) // 3 + 1 for side in strided)  # and its 7×7 pool with stride 3
+    total = 0
+    for name, shape in shapes.items():
+        if len(shape) == 4:
+            sizes = {".attention.": (1, 1), ".esa.conv2.": strided, ".esa.conv3.": pooled}
+            height, width = next((size for part, size in sizes.items() if part in name), lr)
+            total += math.prod(shape) * height * width
+    return total
