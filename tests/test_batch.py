@@ -215,7 +215,7 @@ def test_a_file_that_appears_meanwhile_is_replaced_only_when_asked(folder, fake,
     (job,) = find_jobs(["a.png"], "b.png")
     appearing(monkeypatch, job)
     if not links:
-        monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+        monkeypatch.setattr(os, "link", refuse_links)
     events = list(run_batch([job], TWICE, on_exists=on_exists))
     assert no_halves(folder)
     if on_exists == "overwrite":
@@ -226,14 +226,14 @@ def test_a_file_that_appears_meanwhile_is_replaced_only_when_asked(folder, fake,
         assert job.target.read_bytes() == MEANWHILE
 
 
-def refuse_links(self, target):
+def refuse_links(*args, **options):
     raise PermissionError(1, "Operation not permitted")
 
 
 def test_on_a_disk_without_links_a_picture_is_written_all_the_same(folder, fake, monkeypatch):
     fake()
     (job,) = save_many(1)
-    monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+    monkeypatch.setattr(os, "link", refuse_links)
     assert of_type(run_batch([job], TWICE), Done)
     assert Image.open(job.target).size == (40, 32) and no_halves(folder)
 
@@ -581,7 +581,7 @@ def test_a_codec_that_cannot_be_stopped_is_left_behind_and_its_half_removed(fold
     fake()
     writing, release = threading.Event(), threading.Event()
 
-    def write(picture, target, format, options, overwrite):
+    def write(picture, target, format, options, placing):
         for owner in (unfinished.owner(), "another"):
             target.with_name(f".hasn-{owner}-abc.part").write_text("half")
         writing.set()

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -287,8 +288,8 @@ class Trainer:
         write_atomically(self.checkpoint, data.getvalue())
 
     def _refuse_strangers(self) -> None:
-        names = [*(self._weights(scale).name for scale in self.recipe.scales), LOG, CURVE]
-        if strange := [name for name in names if (self.folder / name).exists()]:
+        names = [self.checkpoint.name, *(self._weights(scale).name for scale in self.recipe.scales), LOG, CURVE]
+        if strange := [name for name in names if os.path.lexists(self.folder / name)]:
             message = f"{self.folder} holds {strange[0]}, which a run would replace, and no checkpoint of one"
             raise OutputError(message, "give another folder")
 
