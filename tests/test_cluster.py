@@ -191,6 +191,7 @@ def task(folder, monkeypatch):
     save("a.png")
     state = cluster.WorkerState("run", TWICE)
     state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), Room()
+    state.decoders = None  # pictures are decoded in this process
     worker = SimpleNamespace(plugins={"run": state}, log_event=lambda *args: None)
     monkeypatch.setattr(cluster, "get_worker", lambda: worker)
     return Job(0, Path("a.png"), Path("a_x4.png"), "a.png")

@@ -363,7 +363,8 @@ def test_another_process_is_started_when_waiting_costs_more(monkeypatch):
 def whole() -> Picture:
     metadata = Metadata(icc=b"icc", exif=b"", dpi=(72, 72.5), text=(Text("a", "b\ud800", "en"),), srgb_intent=0)
     shapes = (Shape((4, 5), 3, np.dtype("uint16")), Shape((6, 7), 1, np.dtype("float32")))
-    return Picture("n", "tiff", (4, 5), 3, np.dtype("uint16"), (), 2, None, True, False, metadata, shapes)
+    more = {"frame_count": 2, "paged": True, "lossless": False, "metadata": metadata, "page_shapes": shapes}
+    return Picture("n", "tiff", (4, 5), 3, np.dtype("uint16"), (), **more)
 
 
 def through_a_pipe(content: dict, blobs: list) -> tuple[dict, list]:

@@ -293,7 +293,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self.settings = settings
         self.pool = UpscalerPool(settings)
         self.room = Room(settings.memory)
-        self.decoders = Decoders(min(PICTURES_PER_WORKER, worker.state.nthreads))
+        self.decoders = Decoders(PICTURES_PER_WORKER)
         worker.log_event(self.name, {"process": unfinished.owner()})
 
     def teardown(self, worker: Worker) -> None:

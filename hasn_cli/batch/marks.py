@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hasn_cli.batch import remote
+from hasn_cli.decoding.pool import open_picture
 from hasn_cli.errors import HasnError
-from hasn_cli.images import open_picture
 from hasn_cli.images.unfinished import READ_REGULAR, Written
 
 Mark = dict[str, Any]
