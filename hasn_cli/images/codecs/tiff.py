@@ -204,7 +204,8 @@ def _color(page: Any, data: Pixels) -> Pixels:
             raise ValueError("its palette is too short")
         if _is_8_bit(colormap):
             colormap = (colormap if colormap.max() < 256 else colormap >> 8).astype(np.uint8)
-        return np.ascontiguousarray(colormap.T[data[..., 0]])
+        # bits come as booleans, which would choose instead of index
+        return np.ascontiguousarray(colormap.T[data[..., 0].astype(np.intp)])
     if kind == _PHOTOMETRIC.YCBCR and page.compression != tifffile.COMPRESSION.JPEG:
         return _from_ycbcr(page, data)
     if kind in (_PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB):
