@@ -99,10 +99,11 @@ def repair_lengths(page: Any, size: int) -> None:
     ends = [*sorted(set(offsets)), size]
     repaired = []
     for offset, count, length in zip(offsets, known, lengths, strict=True):
-        if length and offset + length <= size and (count < length or offset + count > size):
+        following = next((end for end in ends if end > offset), offset)
+        if length and offset + length <= following and (count < length or offset + count > size):
             count = length
         elif not length and not count and offset:
-            count = next(end for end in ends if end > offset) - offset if offset < size else 0
+            count = following - offset
         repaired.append(count)
     if repaired != counts:
         page.databytecounts = tuple(repaired)
