@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
-from hasn_cli.images.codecs.tiff_structure import remove_tags, repair_lengths, without_broken_end
+from hasn_cli.images.codecs.tiff_structure import decode_fax, remove_tags, repair_lengths, without_broken_end
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.metadata import apply_orientation, upright
@@ -52,6 +52,7 @@ _STRUCTURE_TAGS = {
     *range(338, 348),
 }
 _DNG_VERSION = 50706
+_FAX = (2, 3, 4)  # CCITT's compressions
 _RAW = (_PHOTOMETRIC.CFA, _PHOTOMETRIC.LINEAR_RAW)
 _4_GIB = 2**32
 
@@ -180,7 +181,8 @@ def _is_8_bit(colormap: Pixels) -> bool:
 
 
 def _pixels(page: Any) -> Pixels:
-    data = page.asarray()
+    fax = page.compression in _FAX and not page.is_tiled and page.bitspersample == page.samplesperpixel == 1
+    data = decode_fax(page) if fax else page.asarray()
     if page.axes == "SYX":
         data = np.moveaxis(data, 0, 2)
     data = data.reshape(page.imagelength, page.imagewidth, -1)
