@@ -61,7 +61,7 @@ class Source:
             return self.origin
         if self.too_long:
             assert self.most is not None
-            hint = "if you trust it: hasn upscale and compare take --max-input-megapixels 0 (no limit)"
+            hint = "if you trust it, lift the limit: --max-input-megapixels 0"
             message = f"{self.name}: a picture of its kind is not read beyond {self.most / 2**30:.4g} GiB"
             raise ImageError(message, hint)
         with self._reading() as stream:

@@ -147,7 +147,8 @@ def _codestream(data: memoryview) -> _File:
     Raises:
         ValueError: broken, or components that differ among themselves.
     """
-    if bytes(data[:4]) != b"\xff\x4f\xff\x51" or bytes(data[-2:]) != b"\xff\xd9":
+    # bytes may stand behind the end; within coded data, its marker cannot occur
+    if bytes(data[:4]) != b"\xff\x4f\xff\x51" or bytes(data).rfind(b"\xff\xd9") < bytes(data).rfind(b"\xff\x90"):
         raise ValueError("the file is truncated")
     x1, y1, x0, y0 = struct.unpack_from(">IIII", data, 8)
     (components,) = struct.unpack_from(">H", data, 40)

@@ -32,13 +32,14 @@ _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
 _ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
-_APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
+_APP0, _APP1, _APP2, _APP13, _APP14, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
 _METADATA = (_APP0, _APP1, _APP2, _APP13, _COM)
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _MAX_BODY = 0xFFFF - 2
 _PIECE, _MAX_PIECES = _MAX_BODY - 14, 255  # of a profile
+_ANY_MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xef\xfe]")  # of those that libjpeg knows, such as stand before a length
 _MAX_SCANS = 100  # encoders make some ten; hundreds are there to keep a decoder busy
 _WHOLE_SPECTRUM = b"\0\x3f\0"  # what a sequential scan's header ends in
@@ -48,32 +49,45 @@ _CMYK = ("CMYK", "YCCK")
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of each segment before the first scan.
+    """Marker and body of each segment before the first scan; what lies between them is skipped, as libjpeg does.
 
     Raises:
         ValueError: the structure is broken.
         TooMuch: there are too many.
     """
+    return ((marker, body) for marker, body, _ in _placed_segments(data))
+
+
+def _placed_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Marker, body and end of each segment before the first scan's data."""
     at = 2
     count = Count("segments")
-    while True:
+    while found := _ANY_MARKER.search(data, at):
         count.add()
-        if data[at : at + 1] != b"\xff" or at + 4 > len(data):
-            raise ValueError("broken before its image data")
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
+        marker, at = data[found.end() - 1], found.end()
         if marker == 0x01 or 0xD0 <= marker <= _SOI:
-            at += 2
             continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        if marker == _EOI or length < 2 or at + 2 + length > len(data):
+        if at + 2 > len(data):
+            break
+        (length,) = struct.unpack_from(">H", data, at)
+        if marker == _EOI or length < 2 or at + length > len(data):
             raise ValueError("truncated before its image data")
-        yield marker, data[at + 4 : at + 2 + length]
+        at += length
+        yield marker, data[at - length + 2 : at], at
         if marker == _SOS:
             return
-        at += 2 + length
+    raise ValueError("broken before its image data")
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """The file without what pixels do not need, of which libjpeg might complain."""
+    kept = [data[:2]]
+    scan = len(data)
+    for marker, body, scan in _placed_segments(data):  # noqa: B007 (where the last one ends)
+        needed = not (0xE0 <= marker <= 0xEF or marker == _COM) or marker == _APP14 or body[:5] == b"JFIF\0"
+        if needed:
+            kept.append(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
+    return b"".join([*kept, data[scan:]])
 
 
 def read(source: Source, limit: Limit) -> Picture:
@@ -158,6 +172,7 @@ def _beside(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
 
 
 def _decode(data: bytes, icc: bytes | None) -> Pixels:
+    data = _without_metadata(data)
     try:
         space = simplejpeg.decode_jpeg_header(data)[2]
     except (ValueError, KeyError) as error:

@@ -18,6 +18,8 @@ import numpy as np
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.animation import changed_area
+from hasn_cli.images.codecs.png_chunks import SIGNATURE as SIGNATURE
+from hasn_cli.images.codecs.png_chunks import chunk, chunks, unpack, verified
 from hasn_cli.images.codecs.png_metadata import METADATA_CHUNKS, metadata_chunks, read_metadata
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import over
@@ -26,7 +28,6 @@ from hasn_cli.images.metadata import with_notices
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
 from hasn_cli.images.source import Source
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _DISPOSE_NONE, _DISPOSE_BACKGROUND, _DISPOSE_PREVIOUS = range(3)
@@ -41,8 +42,6 @@ _ADAM7 = (
     np.s_[1::2, :],
 )
 _COLOR_CHUNKS = {b"PLTE": 3 * 256, b"tRNS": 256}  # and the longest that they may be
-_PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT")  # no critical chunks by their names, and yet pixels depend on them
-_PIECE = 1 << 20
 _MAX_CHUNK = 1 << 30  # of data; a chunk's length must stay below 2**31
 _MARGIN = 1 << 16  # bytes, for headers
 _COMPRESSION = 4  # a third of the time of 6, and files 6% larger
@@ -76,6 +75,7 @@ class _File:
     others: list[tuple[bytes, bytes]]
     animated: bool
     loop: int | None
+    spoiled: bool = False
     damaged: tuple[bytes, ...] = ()
     broken: str | None = None
 
@@ -114,42 +114,6 @@ class _File:
             metadata = with_notices(metadata, f"left out, since the checksum is wrong: {names}")
         fits = metadata.icc is not None and (metadata.icc[16:20] == b"GRAY") == self.is_gray
         return metadata if fits else replace(metadata, icc=None)
-
-
-def chunks(data: bytes, damaged: list[bytes] | None = None) -> Iterator[tuple[bytes, memoryview]]:
-    """Each chunk's type and body, up to IEND.
-
-    Args:
-        data: of the file.
-        damaged: gets the types of the chunks that pixels do not need and whose checksum does not agree; they are passed
-            over.
-
-    Raises:
-        ValueError: the file ends before IEND, or the checksum of a chunk that pixels need does not agree.
-        TooMuch: there are too many chunks.
-    """
-    view = memoryview(data)
-    count = Count("chunks")
-    at = len(SIGNATURE)
-    while True:
-        if at + 12 > len(data):
-            raise ValueError("the file is truncated")
-        (length,) = struct.unpack_from(">I", data, at)
-        end = at + 12 + length
-        if end > len(data):
-            raise ValueError("the file is truncated")
-        kind = data[at + 4 : at + 8]
-        count.add()
-        if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            if damaged is None or not kind[:1].islower() or kind in _PIXELS:
-                raise ValueError(f"the checksum of chunk {kind.decode('latin-1')!r} is wrong")
-            damaged.append(kind)
-            at = end
-            continue
-        if kind == b"IEND":
-            return
-        yield kind, view[at + 8 : end - 4]
-        at = end
 
 
 def read(source: Source, limit: Limit) -> Picture:
@@ -209,6 +173,8 @@ def _collect(file: _File, still: _FrameData, parts: Iterator[tuple[bytes, memory
     room, frame_count = Room(), Count("frames", MAX_FRAMES)
     for kind, body in parts:
         if kind == b"acTL":
+            # one that comes late or twice makes no animation; what there is, is the still picture
+            file.spoiled = file.spoiled or file.loop is not None or bool(still.data)
             stated, file.loop = struct.unpack_from(">II", body)
         elif kind in (b"fcTL", b"fdAT"):
             if struct.unpack_from(">I", body)[0] != sequence:
@@ -217,8 +183,10 @@ def _collect(file: _File, still: _FrameData, parts: Iterator[tuple[bytes, memory
             if kind == b"fcTL":
                 frame_count.add()
                 file.frames.append(_frame_control(body, file.height, file.width))
-            else:
+            elif file.frames:
                 file.frames[-1].data.append(body[4:])
+            else:
+                raise ValueError("frames are missing or out of order")
         elif kind == b"IDAT":
             still.data.append(body)
             if file.frames:
@@ -231,7 +199,7 @@ def _collect(file: _File, still: _FrameData, parts: Iterator[tuple[bytes, memory
         elif kind in METADATA_CHUNKS:
             room.take(len(body))
             file.others.append((kind, bytes(body)))
-        file.animated = file.loop is not None and bool(file.frames)
+        file.animated = file.loop is not None and bool(file.frames) and not file.spoiled
     return stated
 
 
@@ -271,11 +239,11 @@ def _decode(file: _File, frame: _FrameData) -> Pixels:
     Seven interlaced passes are decoded as seven pictures, since imagecodecs lets libpng complain of them on stderr.
     """
     if not file.ihdr[12]:
-        data = _verified(frame.data, _length(file, frame.height, frame.width))
+        data = verified(frame.data, _length(file, frame.height, frame.width))
         return _decode_rows(file, frame.height, frame.width, data)
     areas = [(area, *_extent(frame, area)) for area in _ADAM7]
     lengths = [_length(file, height, width) for _, height, width in areas]
-    raw = b"".join(_unpack(frame.data, sum(lengths)))
+    raw = b"".join(unpack(frame.data, sum(lengths)))
     pixels: Pixels | None = None
     at = 0
     for (area, height, width), length in zip(areas, lengths, strict=True):
@@ -300,58 +268,21 @@ def _length(file: _File, height: int, width: int) -> int:
     return height * (1 + (width * file.bits + 7) // 8) if width else 0
 
 
-def _verified(data: list[memoryview], length: int) -> list[memoryview]:
-    """Data that is whole, without what stands behind its end; libpng would complain of either on stderr.
-
-    Raises:
-        ValueError, zlib.error: as `_unpack`.
-    """
-    unused = bytearray()
-    for _ in _unpack(data, length, unused):
-        pass
-    pieces = list(data)
-    while unused and pieces:
-        kept = max(0, len(pieces[-1]) - len(unused))
-        del unused[: len(pieces[-1]) - kept]
-        pieces[-1] = pieces[-1][:kept]
-        if not kept:
-            pieces.pop()
-    return pieces
-
-
-def _unpack(data: list[memoryview], length: int, unused: bytearray | None = None) -> Iterator[bytes]:
-    """Compressed data, piece by piece; what stands behind its end goes to `unused`.
-
-    Raises:
-        ValueError, zlib.error: it is corrupt, or not of that length.
-    """
-    worker = zlib.decompressobj()
-    for packed in data:
-        if worker.eof:
-            if unused is not None:
-                unused += packed
-            continue
-        rest: bytes | memoryview = packed
-        while rest:
-            piece = worker.decompress(rest, _PIECE)
-            length -= len(piece)
-            if length < 0:
-                raise ValueError("it has more image data than pixels")
-            yield piece
-            rest = worker.unconsumed_tail
-        if worker.eof and unused is not None:
-            unused += worker.unused_data
-    if length or not worker.eof:
-        raise ValueError("its image data are truncated")
-
-
 def _decode_rows(file: _File, height: int, width: int, data: Sequence[memoryview | bytes]) -> Pixels:
     """Pixels of image data that is not interlaced. libpng gets a file of the critical chunks alone."""
-    parts = [SIGNATURE, _chunk(b"IHDR", struct.pack(">II", width, height) + file.ihdr[8:12] + b"\0")]
-    parts += [_chunk(kind, body) for kind, body in file.others if kind in (b"PLTE", b"tRNS")]
-    parts += [_chunk(b"IDAT", piece) for piece in data]
-    pixels: Pixels = imagecodecs.png_decode(b"".join([*parts, _chunk(b"IEND", b"")]))
+    parts = [SIGNATURE, chunk(b"IHDR", struct.pack(">II", width, height) + file.ihdr[8:12] + b"\0")]
+    parts += [chunk(kind, _masked(file, body) if kind == b"tRNS" else body) for kind, body in file.others
+              if kind in (b"PLTE", b"tRNS")]  # fmt: skip
+    parts += [chunk(b"IDAT", piece) for piece in data]
+    pixels: Pixels = imagecodecs.png_decode(b"".join([*parts, chunk(b"IEND", b"")]))
     return pixels.reshape(height, width, -1)
+
+
+def _masked(file: _File, key: bytes) -> bytes:
+    """A colour key with no bits beyond the samples' depth, of which libpng would complain on stderr."""
+    if file.ihdr[9] not in (0, 2) or file.depth == 16 or len(key) % 2:
+        return key
+    return b"".join((value[0] & ((1 << file.depth) - 1)).to_bytes(2, "big") for value in struct.iter_unpack(">H", key))
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
@@ -377,23 +308,23 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
         changed = frame.pixels[top:bottom, left:right]
         encoded = dict(_merged_chunks(_encode(changed)))
         if index == 0:
-            stream.write(_chunk(b"IHDR", encoded[b"IHDR"]))
+            stream.write(chunk(b"IHDR", encoded[b"IHDR"]))
             for kind, body in metadata_chunks(picture.metadata, picture.channels):
-                stream.write(_chunk(kind, body))
+                stream.write(chunk(kind, body))
             if animated:
-                stream.write(_chunk(b"acTL", struct.pack(">II", picture.frame_count, picture.loop or 0)))
+                stream.write(chunk(b"acTL", struct.pack(">II", picture.frame_count, picture.loop or 0)))
         if animated:
-            stream.write(_chunk(b"fcTL", _control(sequence, top, left, changed, frame.duration)))
+            stream.write(chunk(b"fcTL", _control(sequence, top, left, changed, frame.duration)))
             sequence += 1
         if index == 0:
             for piece in _pieces(encoded[b"IDAT"]):
-                stream.write(_chunk(b"IDAT", piece))
+                stream.write(chunk(b"IDAT", piece))
         else:
             for piece in _pieces(encoded[b"IDAT"]):
-                stream.write(_chunk(b"fdAT", struct.pack(">I", sequence) + piece))
+                stream.write(chunk(b"fdAT", struct.pack(">I", sequence) + piece))
                 sequence += 1
         before = frame.pixels
-    stream.write(_chunk(b"IEND", b""))
+    stream.write(chunk(b"IEND", b""))
 
 
 def _encode(pixels: Pixels) -> bytes:
@@ -422,8 +353,3 @@ def _control(sequence: int, top: int, left: int, pixels: Pixels, duration: float
     height, width = pixels.shape[:2]
     place = struct.pack(">IIIII", sequence, width, height, left, top)
     return place + struct.pack(">HHBB", seconds, parts, _DISPOSE_NONE, _BLEND_SOURCE)
-
-
-def _chunk(kind: bytes, body: bytes | memoryview) -> bytes:
-    checksum = zlib.crc32(body, zlib.crc32(kind))
-    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)))

@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 
 from hasn_cli.images.codecs.tiff_limits import check_directories, check_pieces
-from hasn_cli.images.codecs.tiff_structure import remove_tags, repair_lengths, without_broken_end
+from hasn_cli.images.codecs.tiff_structure import decode_fax, remove_tags, repair_lengths, without_broken_end
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.limits import Limit
@@ -54,6 +54,7 @@ _STRUCTURE_TAGS = {
     *range(338, 348),
 }
 _DNG_VERSION = 50706
+_FAX = (2, 3, 4)  # CCITT's compressions
 _RAW = (_PHOTOMETRIC.CFA, _PHOTOMETRIC.LINEAR_RAW)
 _4_GIB = 2**32
 
@@ -187,7 +188,8 @@ def _is_8_bit(colormap: Pixels) -> bool:
 
 def _pixels(page: Any) -> Pixels:
     check_pieces(page)
-    data = page.asarray()
+    fax = page.compression in _FAX and not page.is_tiled and page.bitspersample == page.samplesperpixel == 1
+    data = decode_fax(page) if fax else page.asarray()
     if page.axes == "SYX":
         data = np.moveaxis(data, 0, 2)
     data = data.reshape(page.imagelength, page.imagewidth, -1)
@@ -211,7 +213,8 @@ def _color(page: Any, data: Pixels) -> Pixels:
             raise ValueError("its palette is too short")
         if _is_8_bit(colormap):
             colormap = (colormap if colormap.max() < 256 else colormap >> 8).astype(np.uint8)
-        return np.ascontiguousarray(colormap.T[data[..., 0]])
+        # bits come as booleans, which would choose instead of index
+        return np.ascontiguousarray(colormap.T[data[..., 0].astype(np.intp)])
     if kind == _PHOTOMETRIC.YCBCR and page.compression != tifffile.COMPRESSION.JPEG:
         return _from_ycbcr(page, data)
     if kind in (_PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from mmap import mmap
 from typing import Any, BinaryIO
 
+import imagecodecs
+
+from hasn_cli.images.exif import pack_directory
 from hasn_cli.images.source import Source
 
 _COUNT, _ENTRY, _LINK = (2, 8), (12, 20), (4, 8)  # bytes in a classic TIFF, and in a BigTIFF
@@ -99,13 +103,36 @@ def repair_lengths(page: Any, size: int) -> None:
     ends = [*sorted(set(offsets)), size]
     repaired = []
     for offset, count, length in zip(offsets, known, lengths, strict=True):
-        if length and offset + length <= size and (count < length or offset + count > size):
+        following = next((end for end in ends if end > offset), offset)
+        if length and offset + length <= following and (count < length or offset + count > size):
             count = length
         elif not length and not count and offset:
-            count = next(end for end in ends if end > offset) - offset if offset < size else 0
+            count = following - offset
         repaired.append(count)
     if repaired != counts:
         page.databytecounts = tuple(repaired)
+
+
+def decode_fax(page: Any) -> Any:
+    """H×W booleans of a page in CCITT compression, by libtiff, which gets a file that holds nothing but this page.
+
+    tifffile's own decoder for it takes some whole pages for white from some row on.
+    """
+    stream = page.parent.filehandle
+    strips = []
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        stream.seek(offset)
+        strips.append(stream.read(count))
+    starts = list(accumulate((len(strip) for strip in strips), initial=8))
+    longs = {256: [page.imagewidth], 257: [page.imagelength], 273: starts[:-1], 279: [len(strip) for strip in strips]}
+    longs |= {292: [page.tags.valueof(292) or 0], 293: [page.tags.valueof(293) or 0]}
+    longs[278] = [min(page.rowsperstrip or page.imagelength, page.imagelength)]
+    shorts = {258: 1, 259: int(page.compression), 262: 1, 266: int(page.fillorder), 277: 1}
+    entries = [(tag, 4, len(values), struct.pack(f"<{len(values)}L", *values)) for tag, values in longs.items()]
+    entries += [(tag, 3, 1, struct.pack("<H", value)) for tag, value in shorts.items()]
+    at = starts[-1] + starts[-1] % 2
+    alone = b"II*\0" + struct.pack("<L", at) + b"".join(strips) + b"\0" * (starts[-1] % 2)
+    return imagecodecs.tiff_decode(alone + pack_directory("<", entries, at))
 
 
 def _uncompressed_lengths(page: Any) -> list[int]:
