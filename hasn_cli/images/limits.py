@@ -132,9 +132,7 @@ class Limit:
 
     def _refusal(self, what: str, pixels: int, most: int) -> ImageError:
         message = f"{what} {_megapixels(pixels)} megapixels, over the limit of {_megapixels(most)}"
-        return ImageError(
-            message, "if you trust it, raise the limit: --max-input-megapixels N (0: no limit)"
-        )
+        return ImageError(message, "if you trust it, raise the limit: --max-input-megapixels N (0: no limit)")
 
 
 def _megapixels(pixels: int) -> str:
