@@ -13,6 +13,7 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     _open_closed_streams()
     _replace_what_cannot_be_printed()
+    _keep_stderr_to_ourselves()
     from hasn_cli.cli.main import run
     from hasn_cli.console import INTERRUPTED
 
@@ -40,6 +41,22 @@ def _replace_what_cannot_be_printed() -> None:
     """In a locale that lacks a letter of ours, a table with a question mark is better than none."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def _keep_stderr_to_ourselves() -> None:
+    """Let only Python write to stderr.
+
+    Codecs in C write what they think of a file to descriptor 2, whatever the caller asked to see; what matters of it
+    our readers find out by themselves. Descriptor 2 leads nowhere from here on, and `sys.stderr` has one of its own.
+    """
+    if sys.platform == "win32" or sys.stderr.fileno() != 2:
+        return
+    sys.stderr.flush()
+    own = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = own
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Options(TypedDict, total=False):
     memory: int | None
     tta: bool
     consistent: bool
+    alpha: str
     progress: Progress | None
 
 
@@ -71,6 +72,7 @@ def upscale(
     memory: int | None = None,
     tta: bool = False,
     consistent: bool = False,
+    alpha: str = "blend",
     progress: Progress | None = None,
 ) -> Any:
     """Enlarge one picture, and return what was given: an array for an array, else a Pillow image.
@@ -85,6 +87,8 @@ def upscale(
         memory: budget in bytes; None: a share of what is free.
         tta: mean over the eight flips and turns.
         consistent: make the result, shrunk again by bicubic interpolation, give the input.
+        alpha: `blend`: alpha says how much of the colour shows; `separate`: it is data like any other channel, and so
+            is the colour under it.
         progress: told the fraction done, 0 to 1; may raise to cancel.
 
     Returns:
@@ -104,7 +108,7 @@ def upscale(
 
     def enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
         with _one_at_a_time:
-            return enlarge_pixels(pixels, upscaler_for, size, consistent, progress)
+            return enlarge_pixels(pixels, upscaler_for, size, consistent, progress, alpha=alpha)
 
     if isinstance(image, np.ndarray):
         return _upscale_array(image, enlarged)
@@ -216,7 +220,8 @@ def _info_of(image: Image.Image, result: Image.Image) -> dict[str | tuple[int, i
     old = {key: value for key in ("exif", "xmp") if isinstance(value := info.get(key), bytes)}
     prefix = _EXIF if old.get("exif", b"").startswith(_EXIF) else b""
     exif = old["exif"].removeprefix(prefix) if "exif" in old else None
-    new = resized(Metadata(exif=exif, xmp=old.get("xmp")), (result.height, result.width))
+    size, before = (result.height, result.width), (image.height, image.width)
+    new = resized(Metadata(exif=exif, xmp=old.get("xmp")), size, before)
     changed = {"exif": new.exif and prefix + new.exif, "xmp": new.xmp}
     return info | {key: value for key, value in changed.items() if value}
 

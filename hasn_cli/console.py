@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from hasn_cli.errors import HasnError
+from hasn_cli.redaction import redacted, redacted_traceback, without_secrets
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -51,8 +52,8 @@ def error_lines(error: BaseException, *, name: str = "") -> list[str]:
 
 
 def printable(text: str, longest: int = 500) -> str:
-    """`text` as one line that no file name can break or colour: control characters escaped, its end cut off."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    """`text` as one line that no file name can break or colour, without passwords: escaped, its end cut off."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redacted(text))
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
@@ -61,12 +62,15 @@ def say_skipped(name: str, reason: str) -> None:
     click.echo(f"{click.style('skipped:', fg='yellow')} {printable(name)}: {printable(reason)}", err=True)
 
 
+def traceback_text(error: BaseException) -> str:
+    """The error's traceback, each line of it `printable`."""
+    return "".join(f"{printable(line, longest=10_000)}\n" for line in redacted_traceback(error))
+
+
 def show_error(error: BaseException, *, verbose: bool = False, name: str = "") -> int:
     """Print the error's lines on stderr (after the traceback if `verbose`) and return its exit code."""
     if verbose:
-        import traceback
-
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        click.echo(traceback_text(error), err=True, nl=False)
     for line in error_lines(error, name=name):
         click.echo(line, err=True)
     return error.exit_code if isinstance(error, HasnError) else 1
@@ -152,7 +156,7 @@ class JsonView:
 
     @staticmethod
     def _write(event: dict[str, object]) -> None:
-        sys.stdout.write(json.dumps(event) + "\n")  # all ASCII: a file's name may be no valid Unicode
+        sys.stdout.write(json.dumps(without_secrets(event)) + "\n")  # all ASCII: a file's name may be no valid Unicode
         sys.stdout.flush()
 
 
@@ -262,9 +266,7 @@ class BarView:
 
         if isinstance(event, events.Failed):
             if self.verbose:
-                import traceback
-
-                self.bars.console.print("".join(traceback.format_exception(event.error)), markup=False, highlight=False)
+                self.bars.console.print(Text(traceback_text(event.error)), end="")
             for line in error_lines(event.error, name=event.job.name):
                 self.bars.console.print(Text.from_ansi(line), soft_wrap=True)
         outcome = outcome_line(event, verbose=self.verbose)
@@ -331,7 +333,8 @@ def outcome_line(event: Event, *, verbose: bool) -> str | None:
 
     if isinstance(event, events.Done):
         height, width = event.sr_size
-        return f"{event.job.target_name}  {width}×{height}  {duration(event.seconds)}"
+        warning = f"  warning: {'; '.join(event.notices)}" if event.notices else ""
+        return f"{event.job.target_name}  {width}×{height}  {duration(event.seconds)}{warning}"
     if isinstance(event, events.Skipped):
         return f"{event.job.name}  skipped: {event.reason}"
     if isinstance(event, events.Stopped):
@@ -366,9 +369,7 @@ def duration(seconds: float) -> str:
 
 def shortened(name: str, width: int = 32) -> str:
     """`name`, its middle left out where it is longer than `width` characters."""
-    if len(name) <= width:
-        return name
-    return name[: width // 2 - 1] + "…" + name[-(width // 2) :]
+    return name if len(name) <= width else name[: width // 2 - 1] + "…" + name[-(width // 2) :]
 
 
 def show_batch(batch: Generator[Event], views: Sequence[View]) -> Report:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images.color import bleed, is_opaque, rounded, top
 from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.stillness import Stillness
 
 SCALES = (2, 3, 4)
 PLANE_BYTES = 12  # bytes per pixel: float planes that reducing and --consistent use for one channel at a time
@@ -22,6 +23,7 @@ ROWS = 64  # handled in double precision at a time
 ASKED = 1 << 20  # about as many samples are enough to find the range of most values
 PLAIN = 1 / 16  # floats within [0, 1] that span at least this go to the network unchanged
 PROJECTIONS = 5  # steps of --consistent; docs/pictures.md shows what each achieves
+ALPHA = ("blend", "separate")  # what an alpha channel is: how much of the colour shows, or data of its own
 Pixels = NDArray[Any]
 Progress = Callable[[float], None]
 
@@ -110,15 +112,21 @@ def enlarge(
     size: Size,
     *,
     consistent: bool = False,
+    alpha: str = "blend",
     progress: Progress | None = None,
 ) -> Picture:
-    """The picture enlarged; its frames are computed one by one when they are iterated.
+    """The picture enlarged; its frames are computed one by one when they are iterated, equal ones in a row just once.
+
+    What stands still in an animation stays still, pixel for pixel, and equal frames are computed once (see
+    `hasn_cli.stillness`). Pages have nothing to do with each other.
 
     Args:
         picture: as `open_picture` gives it.
         upscaler_for: gives the upscaler of a scale, 2, 3 or 4; asked once a frame.
         size: how large.
         consistent: project the result so that, shrunk by bicubic interpolation, it gives the input again.
+        alpha: "blend": alpha says how much of the colour shows, and colour that does not show means nothing;
+            "separate": alpha is data like any other channel, and so is the colour under it.
         progress: told the fraction of all the work that is done, 0 to 1; may raise to cancel.
 
     Returns:
@@ -130,9 +138,18 @@ def enlarge(
     size.network_scale(picture.size)
 
     def frames() -> Iterator[Frame]:
+        still = Stillness(alpha_counts_alone=alpha == "separate")
         for index, frame in enumerate(picture.frames):
             share = progress and _part(progress, index / picture.frame_count, 1 / picture.frame_count)
-            yield replace(frame, pixels=enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share))
+            large = still.known(frame.pixels)
+            if large is None:
+                large = enlarge_pixels(frame.pixels, upscaler_for, size, consistent, share, alpha=alpha)
+                large = still.carry_over(frame.pixels, large)
+            elif share is not None:
+                share(1.0)
+            if picture.frame_count > 1 and not picture.paged:
+                still.remember(frame.pixels, large)
+            yield replace(frame, pixels=large)
 
     pages = tuple(replace(shape, size=size.target(shape.size)) for shape in picture.page_shapes)
     return replace(picture, size=size.target(picture.size), page_shapes=pages, frames=Again(frames))
@@ -144,23 +161,30 @@ def enlarge_pixels(
     size: Size,
     consistent: bool = False,
     progress: Progress | None = None,
+    *,
+    alpha: str = "blend",
 ) -> Pixels:
-    """Enlarge H×W×C pixels, C = 1 to 4 as in `Frame.pixels`; dtype and channels stay."""
+    """Enlarge H×W×C pixels, C = 1 to 4 as in `Frame.pixels`; dtype and channels stay. `alpha` as for `enlarge`."""
+    if alpha not in ALPHA:
+        raise UsageError(f"alpha is {' or '.join(ALPHA)}, not {alpha!r}")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ImageError("the picture holds infinite or undefined samples", "replace them before enlarging")
     target = size.target(pixels.shape[:2])
     upscaler = upscaler_for(size.network_scale(pixels.shape[:2]))
     if pixels.shape[2] in (1, 3):
         return _enlarge_color(pixels, upscaler, target, consistent, progress)
-    color, alpha = pixels[..., :-1], pixels[..., -1:]
-    if is_opaque(pixels):
+    color, opacity = pixels[..., :-1], pixels[..., -1:]
+    solid = top(pixels) if alpha == "blend" else opacity[0, 0, 0]
+    if is_opaque(pixels) if alpha == "blend" else (opacity == solid).all():
         color = _enlarge_color(color, upscaler, target, consistent, progress)
-        opaque = np.full((*target, 1), top(pixels), pixels.dtype)
-        return np.concatenate([color, opaque], axis=2)
+        return np.concatenate([color, np.full((*target, 1), solid, pixels.dtype)], axis=2)
     first = progress and _part(progress, 0.0, 0.5)
     second = progress and _part(progress, 0.5, 0.5)
-    color = _enlarge_color(bleed(color, alpha), upscaler, target, consistent, first)
-    return np.concatenate([color, _enlarge_alpha(alpha, upscaler, target, second)], axis=2)
+    if alpha == "separate":
+        color = _enlarge_color(color, upscaler, target, consistent, first)
+        return np.concatenate([color, _enlarge_color(opacity, upscaler, target, consistent, second)], axis=2)
+    color = _enlarge_color(bleed(color, opacity), upscaler, target, consistent, first)
+    return np.concatenate([color, _enlarge_alpha(opacity, upscaler, target, second)], axis=2)
 
 
 def _enlarge_color(

@@ -215,7 +215,7 @@ def test_an_output_that_appears_meanwhile_is_replaced_only_with_overwrite(folder
     (job,) = find_jobs(["a.png"], "b.png")
     appearing(monkeypatch, job)
     if not links:
-        monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+        monkeypatch.setattr(os, "link", refuse_links)
     events = list(run_batch([job], TWICE, on_exists=on_exists))
     assert no_halves(folder)
     if on_exists == "overwrite":
@@ -226,14 +226,14 @@ def test_an_output_that_appears_meanwhile_is_replaced_only_with_overwrite(folder
         assert job.target.read_bytes() == MEANWHILE
 
 
-def refuse_links(self, target):
+def refuse_links(*args, **options):
     raise PermissionError(1, "Operation not permitted")
 
 
 def test_a_picture_is_written_on_a_disk_without_hard_links(folder, fake, monkeypatch):
     fake()
     (job,) = save_many(1)
-    monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+    monkeypatch.setattr(os, "link", refuse_links)
     assert of_type(run_batch([job], TWICE), Done)
     assert Image.open(job.target).size == (40, 32) and no_halves(folder)
 
@@ -379,10 +379,15 @@ def test_decoding_and_encoding_run_in_parallel_with_the_network(folder, fake, mo
     jobs = save_many(12)
     fake(seconds=0.05)
     slow_down(monkeypatch, "open_source", 0.04), slow_down(monkeypatch, "write_result", 0.04)
-    began = time.perf_counter()
-    assert len(of_type(run_batch(jobs, TWICE), Done)) == 12
-    # one after the other this takes 1.56 s; the network alone takes 0.6 s
-    assert time.perf_counter() - began < 1.1
+
+    def seconds(workers: int | None) -> float:
+        began = time.perf_counter()
+        assert len(of_type(run_batch(jobs, TWICE, workers=workers, on_exists="overwrite"), Done)) == 12
+        return time.perf_counter() - began
+
+    seconds(1)  # which imports what is imported late
+    # one after the other: 1.56 s, and the start of the process that decodes; the network alone: 0.6 s
+    assert seconds(None) < 0.85 * seconds(1)
 
 
 def slow_down(monkeypatch, name: str, seconds: float) -> None:
@@ -576,7 +581,7 @@ def test_a_codec_that_cannot_be_stopped_is_abandoned_and_its_file_removed(folder
     fake()
     writing, release = threading.Event(), threading.Event()
 
-    def write(picture, target, format, options, overwrite):
+    def write(picture, target, format, options, placing):
         for owner in (unfinished.owner(), "another"):
             target.with_name(f".hasn-{owner}-abc.part").write_text("half")
         writing.set()

@@ -26,6 +26,7 @@ from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, c
 from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
+from hasn_cli.batch.marks import mark_output  # noqa: E402
 from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
 from hasn_cli.batch.room import Room  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
@@ -201,7 +202,7 @@ def test_a_picture_finished_by_a_worker_that_died_is_not_done_again(task):
     before = identity(job.target)
     answer = cluster.run_task("run", job, before=None, overwrite=False)  # there was no output when the batch started
     assert answer["done"]["sr_size"] == (32, 40) and identity(job.target) == before
-    assert answer["receipt"]["target"] == target_state(job.target)
+    assert answer["receipt"]["target"] == mark_output(job.target, target_state(job.target))
     assert answer["receipt"]["weights"] == resolve("hasn", 2).sha256
 
 
@@ -217,7 +218,7 @@ def test_an_output_that_something_else_changed_does_not_count_as_finished(task, 
     answer = cluster.run_task("run", task, before, overwrite=True)
     with Image.open(task.target) as image:
         assert image.size == (40, 32)
-    assert answer["receipt"]["target"] == target_state(task.target)
+    assert answer["receipt"]["target"] == mark_output(task.target, target_state(task.target))
 
 
 def test_a_file_that_appears_on_a_cluster_is_not_replaced(task):

@@ -624,8 +624,8 @@ def test_two_weights_are_compared_with_each_other(small, tmp_path):
         (["hasn", "released"], ["HASN", "released"]),
         (["runs/new.pth", "me/model"], ["new", "me/model"]),
         (["me/model@v1.2"], ["me/model@v1.2"]),
-        (["a/x4.pth", "b/x4.pth"], ["a/x4.pth", "b/x4.pth"]),
-        (["hasn", "hasn"], ["hasn (1)", "hasn (2)"]),
+        (["a/x4.pth", "b/x4.pth"], ["x4 (1)", "x4 (2)"]),
+        (["hasn", "hasn"], ["HASN (1)", "HASN (2)"]),
     ],
 )
 def test_labels_are_short_and_distinct(weights, expected):

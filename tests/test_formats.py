@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import tifffile
-from pictures import WIDE_GAMUT, animation, exif, photo, picture
+from pictures import WIDE_GAMUT, XMP, animation, exif, photo, picture
 from PIL import Image
 
 from hasn_cli.errors import ImageError, MissingExtraError, UsageError, install_command
@@ -130,7 +130,8 @@ def test_a_lossless_animation_is_refused_for_avif():
 
 @pytest.mark.parametrize("kind", ["exif", "xmp", "iptc"])
 def test_metadata_too_large_for_jpeg_is_refused_before_anything_runs(kind):
-    shown = picture(photo(), metadata=Metadata(**{kind: exif(thumbnail=False) + bytes(70_000)}))
+    large = XMP + b" " * 70_000 if kind == "xmp" else exif(thumbnail=False) + bytes(70_000)
+    shown = picture(photo(), metadata=Metadata(**{kind: large}))
     with pytest.raises(ImageError, match="too large for JPEG") as caught:
         check_can_hold(shown, (96, 128), "jpeg", EncodeOptions())
     assert "--strip" in str(caught.value.hint)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import random
 import resource
-import struct
+import signal
 import time
-import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 from format_table import foreign_file
+from mutations import mutated, restructured, with_true_checksums
 from pictures import SKIMAGE, animation, full_metadata, interlaced, photo, picture
 from PIL import Image
 
@@ -22,7 +25,7 @@ from hasn_cli.images import FORMATS, EncodeOptions, Frame, open_picture, write_p
 
 MAX_PIXELS = 4_000_000
 MAX_SECONDS = 10.0
-ROUNDS = {"quick": 60, "long": 1000}
+ROUNDS = {"quick": 60, "long": int(os.environ.get("HASN_FUZZ_ROUNDS", "5000"))}
 
 
 def written(shown, format: str) -> bytes:
@@ -88,51 +91,6 @@ def others(format: str) -> list[bytes]:
     return files
 
 
-def mutated(data: bytes, dice: random.Random) -> bytes:
-    """A file with damage as it happens by accident or on purpose."""
-    broken = bytearray(data)
-    kind = dice.randrange(8)
-    # half of all damage is in the header, which matters most
-    reach = min(len(data), 600) if dice.random() < 0.5 else len(data)
-    at = dice.randrange(reach)
-    if kind == 0:
-        for _ in range(dice.randint(1, 20)):
-            broken[dice.randrange(reach)] = dice.randrange(256)
-    elif kind == 1:
-        broken[at] ^= 1 << dice.randrange(8)
-    elif kind == 2:
-        del broken[at:]
-    elif kind == 3:
-        del broken[at : at + dice.randint(1, 64)]
-    elif kind == 4:
-        broken[at:at] = dice.randbytes(dice.randint(1, 64))
-    elif kind == 5:
-        broken[at : at + 4] = dice.choice(
-            [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\1", b"\x80\0\0\0"]
-        )
-    elif kind == 6:
-        other = dice.randrange(len(data))
-        length = dice.randint(1, 256)
-        broken[at : at + length] = data[other : other + length]
-    else:
-        broken[at : at + 512] = bytes(min(512, len(data) - at))
-    return bytes(broken)
-
-
-def with_true_checksums(data: bytes) -> bytes:
-    """A PNG with corrected checksums, so that damage is not found by them."""
-    mended = bytearray(data)
-    at = 8
-    while at + 12 <= len(mended):
-        (length,) = struct.unpack_from(">I", mended, at)
-        end = at + 12 + length
-        if end > len(mended):
-            break
-        struct.pack_into(">I", mended, end - 4, zlib.crc32(mended[at + 4 : end - 4]))
-        at = end
-    return bytes(mended)
-
-
 def attempt(data: bytes, format: str, folder: Path) -> bool:
     """Read a file and write it again. Returns whether it was a picture.
 
@@ -182,13 +140,114 @@ def test_broken_files_give_an_error_or_a_picture_and_no_other_output(format, tmp
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("format", FORMATS)
-def test_thousands_of_broken_files_give_an_error_or_a_picture(format, tmp_path):
+BATCH = 50  # mutations that one process reads, one after the other
+MEMORY = 1 << 30  # bytes of address space that it may reserve beyond what it begins with
+MOST_MEMORY = 500 * 2**20  # bytes that it may really take
+
+
+@dataclass
+class Tally:
+    """What became of mutations."""
+
+    refused: int = 0
+    read: int = 0
+    slowest: float = 0.0
+    largest: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        self.refused += other.refused
+        self.read += other.read
+        self.slowest = max(self.slowest, other.slowest)
+        self.largest = max(self.largest, other.largest)
+        self.failures += other.failures
+
+
+def watched(format: str, files: list[bytes], seeds: range, folder: Path) -> Tally:
+    """Read mutations in a process of its own, under a limit of memory and a clock; go on after one that ends it."""
+    tally = Tally()
+    left = list(seeds)
+    while left:
+        receiving, sending = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(receiving)
+                _read_all(format, files, left[:BATCH], folder, sending)
+                os._exit(0)
+            finally:
+                os._exit(99)
+        os.close(sending)
+        with os.fdopen(receiving, "rb") as answers:
+            lines = [json.loads(line) for line in answers.read().splitlines()]
+        _, status = os.waitpid(child, 0)
+        for line in lines:
+            _note(tally, line, f"{format} {line['seed']}")
+        done = len(lines)
+        if (ended := os.waitstatus_to_exitcode(status)) and done < len(left[:BATCH]):
+            tally.failures.append(f"{format} {left[done]}: ended by {ended}")
+            done += 1
+        left = left[done:]
+        for file in folder.iterdir():
+            file.unlink()
+    return tally
+
+
+def _note(tally: Tally, line: dict, name: str) -> None:
+    tally.slowest, tally.largest = max(tally.slowest, line["seconds"]), max(tally.largest, line["peak"])
+    tally.refused += line["found"] == "refused"
+    tally.read += line["found"] == "read"
+    if line["found"] not in ("refused", "read"):
+        tally.failures.append(f"{name}: {line['found']}")
+    elif line["peak"] > MOST_MEMORY:
+        tally.failures.append(f"{name}: took {line['peak'] >> 20} MiB")
+    elif line["seconds"] > MAX_SECONDS:
+        tally.failures.append(f"{name}: took {line['seconds']:.1f} s")
+
+
+def _read_all(format: str, files: list[bytes], seeds: list[int], folder: Path, sending: int) -> None:
+    """In the child: read one mutation after the other and tell of each in a line."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, even in a codec's loop
+    most = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused, pictures = fuzz(format, ROUNDS["long"], 1, tmp_path)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{format}: {refused} refused, {pictures} read, {grown:.0f} MiB more at the peak")
-    assert refused > 0
-    assert grown < 600
+    for seed in seeds:
+        data = mutation(format, files, seed)
+        signal.setitimer(signal.ITIMER_REAL, 12 * MAX_SECONDS)  # others may use the machine, too
+        signal.setitimer(signal.ITIMER_PROF, 2 * MAX_SECONDS)
+        began = time.process_time()
+        try:
+            found = "read" if attempt(data, format, folder) else "refused"
+        except BaseException as error:
+            found = repr(error)[:300]
+        seconds = time.process_time() - began
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        line = {"seed": seed, "found": found, "seconds": seconds, "peak": peak}
+        os.write(sending, json.dumps(line).encode() + b"\n")
+
+
+def mutation(format: str, files: list[bytes], seed: int) -> bytes:
+    """The mutation of that number, the same each time."""
+    dice = random.Random(f"{format} {seed}")
+    data = dice.choice(files)
+    for _ in range(dice.choice([1, 1, 1, 2, 3])):
+        data = restructured(data, format, dice) if dice.random() < 0.5 else mutated(data, dice)
+        data = data or b"\0"
+    return with_true_checksums(data) if format == "png" and dice.random() < 0.8 else data
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("format", FORMATS)
+def test_thousands_of_broken_files_end_soon_and_in_bounded_memory(format, tmp_path):
+    tally = watched(format, seeds(format), range(ROUNDS["long"]), tmp_path)
+    print(
+        f"{format}: {tally.refused} refused, {tally.read} read, slowest {tally.slowest:.2f} s,"
+        f" largest {tally.largest >> 20} MiB"
+    )
+    assert not tally.failures, "\n".join(tally.failures[:20])
+    assert tally.refused > 0

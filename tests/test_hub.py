@@ -152,7 +152,7 @@ def test_the_file_for_the_scale_is_found_by_config_by_name_or_given(hub: Hub):
         (b'{"scale": 2}', r"o/r has no weights for x4 \(looked for hasn_x4.safetensors\)"),
         (b"[1]", "config.json of o/r is no JSON object"),
         (b"{", "config.json of o/r cannot be read"),
-        (b'{"files": {"4": "../../etc/passwd"}}', "cannot be asked for"),
+        (b'{"files": {"4": "../../etc/passwd"}}', "config.json of o/r names a file outside of it"),
     ],
 )
 def test_a_repository_without_weights_for_the_scale_says_so(hub: Hub, config: bytes, message: str):

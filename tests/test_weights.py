@@ -222,19 +222,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda tensor: tensor.to("meta"),
-        lambda tensor: tensor.to_sparse(),
-        lambda tensor: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
-        lambda tensor: tensor[:0],
-        lambda tensor: torch.zeros(1 << 40, 0, 3, 3),
+        (lambda tensor: tensor.to("meta"), "another kind of tensor"),
+        (lambda tensor: tensor.to_sparse(), "another kind of tensor"),
+        (lambda _: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "another kind of tensor"),
+        (lambda tensor: tensor[:0], "does not hold what it claims in conv_1.weight"),
+        (lambda _: torch.zeros(1 << 40, 0, 3, 3), "does not hold what it claims in conv_1.weight"),
     ],
     ids=["meta", "sparse", "nested", "no rows", "endless and empty"],
 )
-def test_tensors_of_strange_kinds_are_refused(tmp_path, state, change):
+def test_tensors_of_strange_kinds_are_refused(tmp_path, state, change, message: str):
     torch.save({**state, "conv_1.weight": change(state["conv_1.weight"])}, tmp_path / "w.pth")
-    assert "does not hold what it claims in conv_1.weight" in refusal(tmp_path / "w.pth").message
+    assert message in refusal(tmp_path / "w.pth").message
 
 
 def test_the_wrong_scale_is_named(tmp_path, state):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
@@ -21,6 +22,7 @@ from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import disk_is_full, do_job, is_taken, look, meets_every_picture, open_source
+from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import MissingExtraError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.machine import count_cores
@@ -105,17 +107,23 @@ def plan_batch(
     gate = Gate(settings, on_exists=on_exists, resume=resume, keep=False)
     gate.open(jobs)
     pool = UpscalerPool(settings)
-    for job in jobs:
-        try:
-            reason = gate.check(job).reason
-            if reason is not None:
-                yield Skipped(job, reason)
-            else:
-                yield look(job, open_source(job.source, settings, job.name)[0], settings, pool)
-        except Exception as error:
-            if meets_every_picture(error, settings):
-                raise
-            yield Failed(job, error)
+    with ExitStack() as stack:
+        decoders = _decoders_for(jobs, count_cores())
+        if decoders is not None:
+            stack.callback(decoders.close)
+        for job in jobs:
+            try:
+                reason = gate.check(job).reason
+                if reason is not None:
+                    event: Event = Skipped(job, reason)
+                else:
+                    with in_use(decoders):
+                        event = look(job, open_source(job.source, settings, job.name)[0], settings, pool)
+            except Exception as error:
+                if meets_every_picture(error, settings):
+                    raise
+                event = Failed(job, error)
+            yield event
 
 
 def _check_resume(resume: bool, journal: bool) -> None:
@@ -134,17 +142,23 @@ def _run_there(
 
 
 def _run_here(jobs: Sequence[Job], settings: Settings, gate: Gate, workers: int | None) -> Iterator[Event]:
-    crew = _Crew(settings, gate, workers)
+    crew = _Crew(settings, gate, workers, _decoders_for(jobs, min(workers or WORKERS, count_cores())))
     try:
         yield from crew.work(jobs)
     finally:
         crew.dismiss()
 
 
+def _decoders_for(jobs: Sequence[Job], most: int) -> Decoders | None:
+    """Processes that decode, where there is more than one picture; one alone has nobody to be protected from it."""
+    return Decoders(most) if len(jobs) > 1 else None
+
+
 class _Crew:
     """The threads that carry pictures, and the pool that they share."""
 
-    def __init__(self, settings: Settings, gate: Gate, workers: int | None) -> None:
+    def __init__(self, settings: Settings, gate: Gate, workers: int | None, decoders: Decoders | None) -> None:
+        self._decoders = decoders
         self._settings = settings
         self._gate = gate
         self._workers = workers
@@ -181,6 +195,8 @@ class _Crew:
         """Stop everything, and clear away what could not be stopped in time."""
         self._pool.stop()
         self._room.close()
+        if self._decoders is not None:
+            self._decoders.close()
         for _ in self._threads:
             self._inbox.put(None)
         deadline = time.monotonic() + PATIENCE
@@ -217,8 +233,10 @@ class _Crew:
         """One thread's life: pictures from file to file."""
         while (job := self._inbox.get()) is not None:
             try:
-                self._outbox.put(self._do(job))
-            except Cancelled:
+                with in_use(self._decoders):
+                    event = self._do(job)
+                self._outbox.put(event)
+            except (Cancelled, Closed):
                 return
             except Exception as error:
                 if is_taken(error):

@@ -27,6 +27,9 @@ def without_repeats(jobs: Iterable[Job]) -> list[Job]:
 def refuse_clashes(jobs: Sequence[Job]) -> None:
     """See that no two outputs are one, and none is an input.
 
+    A link at an output's name is replaced and not followed, so what it points to is in no danger. Where it points to an
+    input, that is refused for a single picture, since it was hardly meant; in a batch it is an output that exists.
+
     Raises:
         UsageError: they are.
     """
@@ -40,16 +43,16 @@ def refuse_clashes(jobs: Sequence[Job]) -> None:
             message = f"{other.name} and {job.name} would both be written to {job.target}"
             raise UsageError(message, "name them apart: another folder, another format, or --suffix")
         reader = read.get(_identity(job.target))
-        if reader is not None:
+        if reader is not None and (len(jobs) == 1 or _key(reader.source) == _key(job.target)):
             message = f"{job.name} would be written onto {reader.name}, which is an input"
             raise UsageError(message, "choose another output, give --suffix, or name the folder instead of its files")
 
 
 def _key(place: Place) -> object:
-    """Equal for two names of one file, there or not; links are followed, as they are when it is written."""
+    """Equal for two names of one file, there or not; a link at its end is a file of its own, as when it is written."""
     if not isinstance(place, Path):
         return remote.filesystem(place) if remote.is_url(place) else place
-    key = os.path.realpath(place)
+    key = os.path.join(os.path.realpath(place.parent), place.name)  # noqa: PTH118 (`place` may end in "..")
     if sys.platform in ("darwin", "win32"):  # their file systems hold a.png, A.png and both forms of é to be one name
         key = unicodedata.normalize("NFC", key).casefold()
     return key

@@ -28,24 +28,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distributed import CancelledError, Client, Future, KilledWorker, SpecCluster, Worker, get_worker
+from distributed import CancelledError, Client, Future, KilledWorker, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import silence_logging_cmgr
 
 from hasn_cli import errors
-from hasn_cli.batch import local_cluster
+from hasn_cli.batch import carried_weights, local_cluster
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.batch.gate import Gate, target_state
 from hasn_cli.batch.inputs import Job
-from hasn_cli.batch.journal import Mark
-from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER
+from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER, PrivateCluster
+from hasn_cli.batch.marks import Mark
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
+from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.images import unfinished
-from hasn_cli.weights import NAMES, files_of, hub
+from hasn_cli.images.unfinished import Overwrite
 
 GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -78,16 +79,18 @@ def run_on_cluster(
             settings = replace(settings, memory=local_cluster.memory_share(count, settings.memory))
             threads = local_cluster.cores_share(count)
             address = local.scheduler_address
-        run = _Run(_connect(address), settings, gate, threads, most)
+        security = None if local is None else local.security
+        run = _Run(_connect(address, security), settings, gate, threads, most)
         stack.callback(run.close, local)
         yield from run.events(jobs)
 
 
-def _connect(address: str) -> Client:
+def _connect(address: str, security: Any) -> Client:
+    """A client of the scheduler at `address`; without `security`, with the certificates of Dask's configuration."""
     if "://" not in address:
         raise UsageError(f"--cluster {address}: no address", "give tcp://HOST:PORT of a running scheduler, or local:N")
     try:
-        return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False)
+        return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False, security=security)
     except (OSError, ValueError) as error:
         hint = "give tcp://HOST:PORT of a running Dask scheduler, or local:N"
         raise HasnError(f"--cluster {address}: no scheduler answers there", hint) from error
@@ -139,7 +142,7 @@ class _Run:
         if full is not None and waiting:
             yield Stopped(full, len(waiting))
 
-    def close(self, local: SpecCluster | None) -> None:
+    def close(self, local: PrivateCluster | None) -> None:
         """Leave the cluster as it was: nothing of this run goes on there. One that was ours is ended."""
         interrupted = bool(self._flight)
         within = CLEANUP_TIMEOUT if interrupted else CONNECT_TIMEOUT
@@ -244,8 +247,8 @@ class _Run:
         try:
             outcome = future.result()
         except KilledWorker:
-            message = f"{job.name}: every worker that tried it died"
-            return Failed(job, HasnError(message, "they may lack memory: give a smaller --memory"))
+            hint = "they may lack memory: give a smaller --memory"
+            return Failed(job, HasnError(f"{job.name}: every worker that tried it died", hint))
         except CancelledError as error:
             raise HasnError("the cluster is lost: it dropped a picture", AGAIN) from error
         except Exception as error:
@@ -257,9 +260,8 @@ class _Run:
             if is_taken(failed.error):
                 self._gate.spare(job)
             return failed
-        done = Done(job=job, **outcome["done"])
         self._gate.finish(job, Receipt(**outcome["receipt"]))
-        return done
+        return Done(job=job, **outcome["done"])
 
 
 class WorkerState(WorkerPlugin):  # type: ignore[misc]
@@ -275,7 +277,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self.name = name
         self._threads = threads
         self._settings = settings.to_dict()
-        self._weights = _files_to_send(settings.weights)
+        self._weights = carried_weights.pack(settings.weights)
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask in each worker, also in those that come later."""
@@ -286,68 +288,47 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self._folder = tempfile.TemporaryDirectory(prefix="hasn-") if self._weights else None
         settings = Settings.from_dict(self._settings)
         if self._weights and self._folder:
-            settings = replace(settings, weights=_unpack(self._weights, Path(self._folder.name)))
+            settings = replace(settings, weights=carried_weights.unpack(self._weights, Path(self._folder.name)))
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
         self.settings = settings
         self.pool = UpscalerPool(settings)
         self.room = Room(settings.memory)
+        self.decoders = Decoders(min(PICTURES_PER_WORKER, worker.state.nthreads))
         worker.log_event(self.name, {"process": unfinished.owner()})
 
     def teardown(self, worker: Worker) -> None:
         """Called by Dask when the run is over: what still runs stops."""
         self.pool.stop()
         self.room.close()
+        self.decoders.close()
         if self._folder:
             self._folder.cleanup()
 
 
-_Files = tuple[str, dict[str, bytes]]  # the name that is given as -w, and the files by their paths
-
-
-def _files_to_send(weights: str) -> _Files | None:
-    """The file that `weights` means, or those of the folder; None where workers find by that name what we do."""
-    if weights in NAMES or weights.startswith(hub.SCHEME):
-        return None
-    path = Path(weights).expanduser()
-    if path.is_file():
-        return path.name, {path.name: path.read_bytes()}
-    if not path.is_dir():
-        return None
-    files = {found.path for found in files_of(weights)}
-    files |= {path / hub.CONFIG} if (path / hub.CONFIG).is_file() else set()
-    name = path.resolve().name or "weights"
-    return name, {f"{name}/{file.relative_to(path).as_posix()}": file.read_bytes() for file in files}
-
-
-def _unpack(files: _Files, folder: Path) -> str:
-    name, contents = files
-    for below, data in contents.items():
-        (folder / below).parent.mkdir(parents=True, exist_ok=True)
-        (folder / below).write_bytes(data)
-    return str(folder / name)
-
-
-def run_task(run: str, job: Job, before: Mark | None, overwrite: bool) -> dict[str, Any]:
+def run_task(run: str, job: Job, before: Mark | None, overwrite: Overwrite) -> dict[str, Any]:
     """One picture, on a worker; errors are part of the answer, since not all of them can travel as they are.
 
     Args:
         run: the run's name.
         job: with absolute paths.
         before: the output's state when the gate let the job in.
-        overwrite: whether what is there at the output may be replaced.
+        overwrite: what becomes of what is there at the output.
     """
     worker = get_worker()
     state: WorkerState = worker.plugins[run]
 
     def tell(event: Started | Progress) -> None:
-        worker.log_event(run, event.to_dict())
+        # without the names, which who started it knows: one that is no valid Unicode would end the connection
+        facts = {key: value for key, value in event.to_dict().items() if key not in ("input", "output")}
+        worker.log_event(run, facts)
 
     try:
         found = target_state(job.target)
         changed = found if found != before else None
-        finished = changed and finished_before(job, changed, state.settings, state.pool)
-        done, receipt = finished or do_job(job, state.settings, state.pool, state.room, tell, overwrite)
-    except Cancelled:
+        with in_use(state.decoders):
+            finished = changed and finished_before(job, changed, state.settings, state.pool)
+            done, receipt = finished or do_job(job, state.settings, state.pool, state.room, tell, overwrite)
+    except (Cancelled, Closed):
         return {"error": {"kind": "HasnError", "message": f"{job.name}: cancelled", "hint": None}}
     except Exception as error:
         return {"error": _error_to_dict(error)}
@@ -355,15 +336,14 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: bool) -> dict[s
 
 
 def _without_job(done: Done) -> dict[str, Any]:
-    values = asdict(done)
-    del values["job"]
-    return values
+    return {name: value for name, value in asdict(done).items() if name != "job"}
 
 
 def _absolute(job: Job) -> Job:
     source = job.source.absolute() if isinstance(job.source, Path) else job.source
     target = job.target.absolute() if isinstance(job.target, Path) else job.target
-    return replace(job, source=source, target=target)
+    root = job.root.absolute() if isinstance(job.root, Path) else job.root
+    return replace(job, source=source, target=target, root=root)
 
 
 def _error_to_dict(error: Exception) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Done:
         size: (height, width) of the input's first frame.
         sr_size: (height, width) of the output's first frame.
         bytes: length of the output.
+        notices: what of the input was broken or does not come along, a few words each.
     """
 
     job: Job
@@ -75,6 +76,7 @@ class Done:
     size: tuple[int, int]
     sr_size: tuple[int, int]
     bytes: int
+    notices: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
@@ -84,6 +86,7 @@ class Done:
             "bytes": self.bytes,
             "seconds": round(self.seconds, 4),
             "network_seconds": round(self.network_seconds, 4),
+            "notices": list(self.notices),
         }
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 
 from hasn_cli.batch import journal, remote
-from hasn_cli.errors import ImageError, UsageError
+from hasn_cli.errors import ImageError, OutputError, UsageError
+from hasn_cli.redaction import redacted
 
 OnSkip = Callable[[str, str], None]
 """Told of each file or folder that is left out, and why."""
@@ -65,8 +66,22 @@ class Walk:
         Raises:
             OSError: `root` itself cannot be listed; a folder below it that cannot is left out and told.
         """
-        own = journal.outputs_recorded(root)
-        return sort_naturally(self._below(root, root, own, (root.resolve(),)), root)
+        visited: list[Path] = []
+        found = set(self._below(root, root, visited, (root.resolve(),)))
+        for folder in visited:
+            found -= self._told_of_in(folder, found)
+        return sort_naturally(found, root)
+
+    def _told_of_in(self, folder: Path, found: Collection[Path]) -> frozenset[Path]:
+        """The files among those found that the journal in `folder` tells of as own outputs."""
+        try:
+            own = journal.outputs_recorded(folder, found)
+        except OutputError as error:  # it is not going to be written to here, so nothing else depends on it
+            self.on_skip(str(folder / journal.NAME), error.message.partition(": ")[2])
+            return frozenset()
+        for path in sorted(own):
+            self.on_skip(str(path), OWN_OUTPUT)
+        return own
 
     def names_at(self, url: str) -> list[PurePosixPath]:
         """The pictures below the folder `url`, as paths relative to it, in natural order.
@@ -81,7 +96,7 @@ class Walk:
         stems: dict[PurePosixPath, set[str]] = {PurePosixPath(): set()}
         for name in pictures:
             stems.setdefault(name.parent, set()).add(name.stem)
-        own = frozenset[str]().union(*(journal.urls_recorded(remote.join(url, folder)) for folder in stems))
+        own = frozenset[str]().union(*map(self._urls_told_of, (remote.join(url, folder) for folder in stems)))
         outputs = remote.relative(self.avoid, url) if isinstance(self.avoid, str) else None
         return [
             name
@@ -92,16 +107,24 @@ class Walk:
             and self._wanted_at(url, name, own, stems[name.parent])
         ]
 
+    def _urls_told_of(self, url: str) -> frozenset[str]:
+        try:
+            return journal.urls_recorded(url)
+        except OutputError as error:
+            self.on_skip(*error.message.split(": ", 1))
+            return frozenset()
+
     def _wanted_at(self, url: str, name: PurePosixPath, own: frozenset[str], stems: set[str]) -> bool:
         place = remote.join(url, name)
         if not self._included(name):
             return False
-        if place in own or self._named_as_own(name, stems):
+        if redacted(place) in own or self._named_as_own(name, stems):
             self.on_skip(place, OWN_OUTPUT)
             return False
         return True
 
-    def _below(self, folder: Path, root: Path, own: frozenset[Path], above: tuple[Path, ...]) -> Iterator[Path]:
+    def _below(self, folder: Path, root: Path, visited: list[Path], above: tuple[Path, ...]) -> Iterator[Path]:
+        visited.append(folder)
         entries = list(os.scandir(folder))
         stems = {Path(entry.name).stem for entry in entries if is_picture(entry.name, self.readable)}
         for entry in entries:
@@ -115,12 +138,17 @@ class Walk:
                 (self.on_closed if meant else self.on_skip)(str(path), error.strerror or str(error))
                 continue
             if is_folder:
-                yield from self._folder(entry, path, root, own, above)
-            elif is_file and is_picture(entry.name, self.readable) and self._wanted(path, root, own, stems):
-                yield path
+                yield from self._folder(entry, path, root, visited, above)
+            elif is_picture(entry.name, self.readable) and self._wanted(path, root, stems):
+                if is_file:
+                    yield path
+                elif entry.is_symlink() and not path.exists():
+                    self.on_closed(str(path), f"a link to {path.readlink()}, which does not exist")
+                else:
+                    self.on_skip(str(path), "a pipe, socket or device")
 
     def _folder(
-        self, entry: os.DirEntry[str], path: Path, root: Path, own: frozenset[Path], above: tuple[Path, ...]
+        self, entry: os.DirEntry[str], path: Path, root: Path, visited: list[Path], above: tuple[Path, ...]
     ) -> Iterator[Path]:
         if not self.recursive:
             return
@@ -131,17 +159,18 @@ class Walk:
         if real == self.avoid or real in above:  # the outputs' folder, or a link round to a folder that we are in
             return
         try:
-            yield from self._below(path, root, own | journal.outputs_recorded(path), (*above, real))
+            yield from self._below(path, root, visited, (*above, real))
         except OSError as error:
             self.on_closed(str(path), error.strerror or str(error))
 
-    def _wanted(self, path: Path, root: Path, own: frozenset[Path], stems: set[str]) -> bool:
+    def _wanted(self, path: Path, root: Path, stems: set[str]) -> bool:
         if not self._included(path.relative_to(root)):
             return False
-        if path in own or self._named_as_own(path, stems):
+        if self._named_as_own(path, stems):
             self.on_skip(str(path), OWN_OUTPUT)
             return False
-        if path.is_symlink() and not self.follow_links and not path.resolve().is_relative_to(root.resolve()):
+        leads_out = path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
+        if leads_out and not self.follow_links and path.exists():
             self.on_skip(str(path), "a link out of the folder")
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from typing import Literal
 
 from hasn_cli.batch import remote
 from hasn_cli.batch.inputs import Job, Place
-from hasn_cli.batch.journal import Journal, Mark, input_unchanged, state
+from hasn_cli.batch.journal import Journal
+from hasn_cli.batch.marks import Mark, input_unchanged, is_as_written, looks_as_written, output_state
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, exists_already
-from hasn_cli.errors import OutputError
+from hasn_cli.errors import OutputError, WeightsError
 from hasn_cli.images import check_target
+from hasn_cli.images.unfinished import Overwrite
+from hasn_cli.redaction import redacted
 
 OnExists = Literal["error", "overwrite", "skip"]
 
@@ -26,12 +30,12 @@ class Verdict:
     Attributes:
         reason: why there is nothing to do; None: it is to be run.
         found: the state of what is there at its output; None where nothing is.
-        overwrite: whether what is there when the output is written may be replaced.
+        overwrite: what becomes of what is there when the output is written.
     """
 
     reason: str | None
     found: Mark | None
-    overwrite: bool
+    overwrite: Overwrite
 
 
 class Gate:
@@ -53,12 +57,21 @@ class Gate:
         self._settings = settings
         self._fingerprint = settings.fingerprint()
         self._journals: dict[Place, Journal] = {}
-        self._weights: dict[int, str] = {}
+        self._weights: dict[int, str | None] = {}
 
     def open(self, jobs: Sequence[Job]) -> None:
-        """Read the journals of `jobs`."""
-        if self.keep or self.resume:
-            self._journals = {root: Journal(root) for root in {job.root for job in jobs} if root is not None}
+        """Read the journals of `jobs`.
+
+        Raises:
+            OutputError: one of them is a link, or something else that cannot be trusted.
+        """
+        if not (self.keep or self.resume):
+            return
+        targets: dict[Place, list[Place]] = {}
+        for job in jobs:
+            if job.root is not None and job.problem is None:
+                targets.setdefault(job.root, []).append(job.target)
+        self._journals = {root: Journal(root, below) for root, below in targets.items()}
 
     def check(self, job: Job) -> Verdict:
         """Whether a job is to be run, and over what.
@@ -72,35 +85,50 @@ class Gate:
         if isinstance(job.target, Path):
             check_target(job.target)
         found = target_state(job.target)
-        reason = None if found is None else self._reason_to_leave(job, found)
-        return Verdict(reason, found, self.on_exists == "overwrite" or found is not None)
+        if found is None:
+            return Verdict(None, None, self.on_exists == "overwrite")
+        return self._verdict(job, found)
 
-    def _reason_to_leave(self, job: Job, now: Mark) -> str | None:
+    def _verdict(self, job: Job, found: Mark) -> Verdict:
+        """Of a job whose output is there already."""
         asked = self.resume or self.on_exists == "error"
         record = self._record_of_same_input(job) if asked else None
-        if self.resume and record:
-            if record["state"] == "start":
-                return None  # the run was killed between the output's appearing and the journal's saying so
-            if record.get("output") == now:
-                return "done already" if self._up_to_date(job, record) else None
+        if self.resume and record and self._is_done(job, record, found):
+            return Verdict("done already", found, False)
+        if self.on_exists == "overwrite":
+            return Verdict(None, found, True)
+        overwrite = self._what_resuming_may_replace(job, record, found) if self.resume and record else False
+        if overwrite:
+            return Verdict(None, found, overwrite)
         if self.on_exists == "skip":
-            return f"{job.target} exists"
-        if self.on_exists == "error":
-            hint = "--resume goes on from there, " if record and not self.resume else ""
-            raise exists_already(job.target, hint)
-        return None
+            return Verdict(f"{job.target} exists", found, False)
+        hint = "--resume goes on from there, " if record and not self.resume else ""
+        raise exists_already(job.target, hint)
+
+    def _what_resuming_may_replace(self, job: Job, record: Mark, found: Mark) -> Overwrite:
+        """What a line about the output proves: that the file is ours, that it may be, or nothing."""
+        written = record.get("earlier" if record["state"] == "start" else "output", {})
+        if is_as_written(job.target, written, found):
+            return True
+        # the run may have been killed between the output's appearing and the journal's saying so; or a stranger wrote
+        # that line: so it is computed again, and what is there stays unless it is the very same
+        return "same" if record["state"] == "start" else False
+
+    def _is_done(self, job: Job, record: Mark, found: Mark) -> bool:
+        done = record["state"] == "done" and looks_as_written(record.get("output", {}), found)
+        return done and self._up_to_date(job, record)
 
     def begin(self, job: Job) -> None:
         """The job's output is going to be written.
 
         Raises:
-            OutputError: the folder or the journal in it cannot be.
+            OutputError: the folder or the journal in it cannot be written to.
         """
         if journal := self._journal_to_keep(job):
             try:
                 journal.start(job.target, _source_name(job))
             except OSError as error:
-                if not journal.path.exists():
+                if not os.path.lexists(journal.path):
                     message = f"cannot write into {journal.path.parent}: {error.strerror}"
                     raise OutputError(message, "give another folder: -o OUT/") from error
                 raise OutputError(f"{journal.path}: {error.strerror}", "--no-journal keeps none") from error
@@ -148,20 +176,26 @@ class Gate:
         record = journal[job.target] if journal else None
         if record is None or record.get("source") in (None, _source_name(job)):
             return record
-        return record if input_unchanged(job.source, record.get("input", {})) else None
+        same = input_unchanged(job.source, record.get("input", {}), self._settings.max_pixels)
+        return record if same else None
 
     def _up_to_date(self, job: Job, record: Mark) -> bool:
         return (
             record.get("settings") == self._fingerprint
-            and input_unchanged(job.source, record.get("input", {}))
-            and record.get("weights") == self._weights_hash(record.get("scale", 0))
+            and input_unchanged(job.source, record.get("input", {}), self._settings.max_pixels)
+            and record.get("weights") is not None
+            and record["weights"] == self._weights_hash(record.get("scale", 0))
         )
 
-    def _weights_hash(self, scale: int) -> str:
+    def _weights_hash(self, scale: int) -> str | None:
+        """SHA-256 of this run's weights for a scale; None where there are none, as a made-up line may ask for any."""
         from hasn_cli.weights import resolve
 
         if scale not in self._weights:
-            self._weights[scale] = resolve(self._settings.weights, scale).sha256
+            try:
+                self._weights[scale] = resolve(self._settings.weights, scale).sha256
+            except WeightsError:
+                self._weights[scale] = None
         return self._weights[scale]
 
 
@@ -170,9 +204,10 @@ def target_state(target: Place) -> Mark | None:
     if target == "-":
         return None
     if isinstance(target, Path):
-        return state(target)
+        return output_state(target)
     return remote.state(target)
 
 
 def _source_name(job: Job) -> str:
-    return str(job.source.resolve() if isinstance(job.source, Path) else job.source)
+    """What the journal calls the input: no password of a URL's goes there."""
+    return str(job.source.resolve()) if isinstance(job.source, Path) else redacted(job.source)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from hasn_cli.batch import remote
 from hasn_cli.batch.clashes import refuse_clashes, without_repeats
 from hasn_cli.batch.folders import OWN_OUTPUT, OnSkip, Walk, unreachable
+from hasn_cli.batch.lists import read_list as read_list
 from hasn_cli.errors import HasnError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ class Job:
         name: what messages call it.
         root: the folder, or URL, of the outputs that share a journal with this; None: nothing remembers it.
         problem: why it cannot even be tried.
+        follow_links: whether folders between `root` and the output may be links.
     """
 
     index: int
@@ -46,6 +46,7 @@ class Job:
     name: str
     root: Place | None = None
     problem: HasnError | None = None
+    follow_links: bool = False
 
     @property
     def target_name(self) -> str:
@@ -109,29 +110,9 @@ def find_jobs(
     found = [job for entry in inputs for job in _jobs_of(entry, walk, naming)]
     for entry in listed:
         found += _jobs_of(entry, walk, naming, listed=True)
-    jobs = [replace(job, index=index) for index, job in enumerate(without_repeats(found))]
+    jobs = [replace(job, index=i, follow_links=follow_links) for i, job in enumerate(without_repeats(found))]
     refuse_clashes(jobs)
     return jobs
-
-
-def read_list(source: str, *, null: bool = False) -> list[str]:
-    """The paths in a list: one a line, or ended by NULs as `find -print0` gives them.
-
-    Args:
-        source: the list's file, or `-` for the standard input.
-        null: NULs stand between the paths, which may then hold anything.
-
-    Raises:
-        UsageError: the list cannot be read.
-    """
-    try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{source}: {error.strerror}", "--files-from takes a file of paths, or -") from error
-    if not null and b"\0" in data:
-        raise UsageError(f"{source}: the list holds NUL bytes", "-0 reads a list whose entries end in NUL")
-    entries = data.split(b"\0") if null else data.removeprefix(codecs.BOM_UTF8).splitlines()
-    return [os.fsdecode(entry) for entry in entries if entry]
 
 
 def size_suffix(size: Size) -> str:

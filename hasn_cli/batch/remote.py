@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError
 from hasn_cli.images import unfinished
@@ -73,6 +73,25 @@ def read(url: str) -> bytes:
     except Exception as error:  # each driver has exceptions of its own
         raise ImageError(f"{url}: cannot be read ({_reason(error)})") from error
     return data
+
+
+def read_with(url: str, reader: Callable[[BinaryIO], bytes]) -> bytes:
+    """What `reader` makes of the stream of bytes at `url`.
+
+    Raises:
+        ImageError: there is nothing, or it cannot be fetched.
+        HasnError: whatever `reader` raises.
+    """
+    system, path = filesystem(url)
+    try:
+        with system.open(path, "rb") as stream:
+            return reader(stream)
+    except HasnError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{url}: no such file") from error
+    except Exception as error:  # each driver has exceptions of its own
+        raise ImageError(f"{url}: cannot be read ({_reason(error)})") from error
 
 
 def write(url: str, data: bytes) -> None:

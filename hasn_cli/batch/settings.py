@@ -26,7 +26,7 @@ class Settings:
         weights: as `hasn_cli.weights.resolve` takes them.
         format: of the output; None: the output name's, else the input's.
         encode: how it is written.
-        consistent: see `hasn_cli.enlarge.enlarge`.
+        consistent, alpha: see `hasn_cli.enlarge.enlarge`.
         keep_times: the output gets the input's modification time.
         max_pixels: inputs that declare more are refused; None for no limit.
         device: see `hasn_cli.inference.Upscaler`; several, with commas between them, share a batch's pictures.
@@ -41,6 +41,7 @@ class Settings:
     format: str | None = None
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     consistent: bool = False
+    alpha: str = "blend"
     keep_times: bool = False
     max_pixels: int | None = DEFAULT_MAX_PIXELS
     device: str = "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import sys
@@ -13,19 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from hasn_cli.batch import journal, remote
+from hasn_cli.batch import remote
 from hasn_cli.batch.events import Done, Progress, Started
 from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
+from hasn_cli.batch.marks import Mark, mark_output, mark_written
 from hasn_cli.batch.pool import PooledUpscaler, UpscalerPool
+from hasn_cli.batch.reading import open_input
 from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PLANE_BYTES, enlarge
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, UsageError, WeightsError
-from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, open_picture, write_picture
-from hasn_cli.images.formats import sniff
+from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, notices_of, write_picture
 from hasn_cli.images.picture import Shape
+from hasn_cli.images.unfinished import Overwrite, Placing, make_folder
 
-READ_WHOLE = 64 << 20  # files up to so many bytes are read once, for the decoder and for the fingerprint alike
 FEATURE_BYTES = 700  # of the network's feature maps, an LR pixel
 PROGRESS_INTERVAL = 0.1  # seconds between two reports on one picture
 
@@ -43,16 +45,16 @@ class Receipt:
         weights: the SHA-256 of the file that it was loaded from.
     """
 
-    source: journal.Mark
-    target: journal.Mark
+    source: Mark
+    target: Mark
     scale: int
     weights: str
 
 
 def do_job(
-    job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell, overwrite: bool
+    job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell, overwrite: Overwrite
 ) -> tuple[Done, Receipt]:
-    """Open, enlarge and write one picture; what is there at its output by then is replaced only with `overwrite`.
+    """Open, enlarge and write one picture; what is there at its output by then is replaced only as `overwrite` says.
 
     Raises:
         HasnError: what a user can understand; there is no output then.
@@ -68,29 +70,35 @@ def do_job(
         started = look(job, picture, settings, pool)
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)
     seconds = time.perf_counter() - began - waited - upscaler.waited
-    done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length)
+    notices = notices_of(replace(picture, size=target_size), started.format, settings.encode)
+    done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length, notices)
     scale = settings.size.network_scale(picture.size)
     return done, Receipt(mark, state, scale, pool.digest(scale))
 
 
 def _make(
-    picture: Picture, started: Started, settings: Settings, upscaler: PooledUpscaler, tell: Tell, overwrite: bool
-) -> tuple[int, journal.Mark]:
+    picture: Picture, started: Started, settings: Settings, upscaler: PooledUpscaler, tell: Tell, overwrite: Overwrite
+) -> tuple[int, Mark]:
     """Decode, enlarge and write. All that this takes room for is gone when it returns."""
     job = started.job
     if picture.frame_count == 1:
         picture = picture.load()  # ahead, while the network has another picture
     tell(started)
     progress = _reporter(job, picture, tell)
-    sr = enlarge(picture, upscaler.for_scale, settings.size, consistent=settings.consistent, progress=progress)
+    sr = enlarge(
+        picture,
+        upscaler.for_scale,
+        settings.size,
+        consistent=settings.consistent,
+        alpha=settings.alpha,
+        progress=progress,
+    )
     if sr.frame_count == 1:
         sr = sr.load()
     return write_result(sr, job, started.format, settings, overwrite)
 
 
-def finished_before(
-    job: Job, found: journal.Mark, settings: Settings, pool: UpscalerPool
-) -> tuple[Done, Receipt] | None:
+def finished_before(job: Job, found: Mark, settings: Settings, pool: UpscalerPool) -> tuple[Done, Receipt] | None:
     """What `do_job` would have given, if what is found at the output can be its work: a picture of the right size."""
     picture, mark = open_source(job.source, settings, job.name)
     target_size = settings.size.target(picture.size)
@@ -102,7 +110,10 @@ def finished_before(
         return None
     scale = settings.size.network_scale(picture.size)
     done = Done(job, 0.0, 0.0, picture.size, target_size, int(found.get("size", 0)))
-    return done, Receipt(mark, found, scale, pool.digest(scale))
+    try:
+        return done, Receipt(mark, mark_output(job.target, found), scale, pool.digest(scale))
+    except OSError:  # it has changed again, or is a link
+        return None
 
 
 def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> Started:
@@ -118,9 +129,26 @@ def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool) -> 
     target_size = settings.size.target(picture.size)
     scale = settings.size.network_scale(picture.size)
     check_can_hold(picture, target_size, format, settings.encode)
+    if settings.alpha == "separate" and picture.has_alpha:
+        _check_data_alpha(picture, format, settings)
     channels = 1 if picture.channels < 3 else 3
     plan = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     return Started(job, picture.size, target_size, picture.frame_count, format, plan)
+
+
+def _check_data_alpha(picture: Picture, format: str, settings: Settings) -> None:
+    """See that a format keeps alpha that is data, and the colour under it.
+
+    Raises:
+        ImageError: it does not.
+    """
+    title = FORMATS[format].title
+    if format == "jpegxl" and not settings.encode.lossless:
+        message = f"{picture.name}: {title} with loss drops the colour under transparent pixels"
+        raise ImageError(message, "add --lossless, use -f png, or leave out --alpha separate")
+    if format == "gif" or not FORMATS[format].alpha:
+        message = f"{picture.name}: {title} cannot hold alpha as data"
+        raise ImageError(message, "use -f png, or leave out --alpha separate")
 
 
 def meets_every_picture(error: Exception, settings: Settings) -> bool:
@@ -149,36 +177,10 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, journal.Mark]:
+def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, Mark]:
     """What is to be enlarged at a path, a URL, or on the standard input (`-`), and the fingerprint of what was read."""
-    data: bytes | Path
-    mark: journal.Mark
-    if source == "-":
-        data, mark = _read_stream(sys.stdin.buffer), {}
-    elif isinstance(source, str):
-        data, mark = journal.mark_url(source)
-    else:
-        data, mark = _read_file(source)
-    picture = open_picture(data, max_pixels=settings.max_pixels, name=name)
+    picture, mark = open_input(source, settings.max_pixels, name)
     return picture.first() if settings.encode.first_frame else picture, mark
-
-
-def _read_stream(stream: BinaryIO) -> bytes:
-    """All of a stream that begins as pictures do; of any other, which may never end, the beginning."""
-    head = stream.read(64)
-    return head + stream.read() if sniff(head) else head
-
-
-def _read_file(path: Path) -> tuple[bytes | Path, journal.Mark]:
-    """The bytes of a small file or of a pipe, the path of a large one; and the fingerprint."""
-    try:
-        if path.is_file() and path.stat().st_size > READ_WHOLE:
-            return path, journal.mark_input(path)
-        before = journal.input_state(path)  # taken first: a change while we read must not go unnoticed
-        data = path.read_bytes()
-    except OSError:
-        return path, {}  # open_picture finds the words for it
-    return data, journal.mark_input(path, data, before)
 
 
 def output_format(target: Place, picture: Picture, settings: Settings) -> str:
@@ -196,8 +198,16 @@ def bytes_needed(picture: Picture, settings: Settings) -> int:
     needed = []
     for shape in picture.shapes:
         with contextlib.suppress(ImageError):  # out of reach, which is said when its turn comes
-            needed.append(_page_bytes(shape, settings))
+            needed.append(_page_bytes(shape, settings) + _earlier_bytes(picture, shape, settings))
     return max(needed, default=0)
+
+
+def _earlier_bytes(picture: Picture, shape: Shape, settings: Settings) -> int:
+    """Of the two earlier frames, and their results, that are held for what stands still."""
+    if picture.frame_count == 1 or picture.paged:
+        return 0
+    height, width = settings.size.target(shape.size)
+    return 2 * shape.channels * shape.dtype.itemsize * (shape.size[0] * shape.size[1] + height * width)
 
 
 def _page_bytes(shape: Shape, settings: Settings) -> int:
@@ -213,44 +223,53 @@ def _page_bytes(shape: Shape, settings: Settings) -> int:
     return features + planes + pictures
 
 
-def write_result(
-    picture: Picture, job: Job, format: str, settings: Settings, overwrite: bool
-) -> tuple[int, journal.Mark]:
-    """Encode `picture` to where the job says; returns the number of bytes, and the output's state.
+def write_result(picture: Picture, job: Job, format: str, settings: Settings, overwrite: Overwrite) -> tuple[int, Mark]:
+    """Encode `picture` to where the job says; returns the number of bytes, and the output's fingerprint.
 
     Raises:
-        OutputError: it cannot be written; or it is there, and `overwrite` is not given.
+        OutputError: it cannot be written; or it is there, and `overwrite` forbids to replace it.
         ImageError: the format cannot hold it.
     """
     target = job.target
     if isinstance(target, Path):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{target.parent}: {error.strerror}") from error
-        _write_file(picture, target, format, settings, overwrite)
-        if settings.keep_times and isinstance(job.source, Path):
-            times = job.source.stat()
-            os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
-        return target.stat().st_size, journal.state(target) or {}
+        return _write_file(picture, job, target, format, settings, overwrite)
     encoded = io.BytesIO()
     write_picture(picture, encoded, format, settings.encode)
     if target == "-":
         _write_stream(sys.stdout.buffer, encoded)
         return encoded.tell(), {}
-    if not overwrite and remote.state(target) is not None:  # stores know no way to look and write at once
+    data = encoded.getvalue()
+    found = None if overwrite is True else remote.state(target)  # stores know no way to look and write at once
+    if found is not None and not (overwrite == "same" and remote.read(target) == data):
         raise exists_already(target) from FileExistsError(target)
-    remote.write(target, encoded.getvalue())
-    return encoded.tell(), dict(remote.state(target) or {})
+    remote.write(target, data)
+    return len(data), {**(remote.state(target) or {}), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _write_file(picture: Picture, target: Path, format: str, settings: Settings, overwrite: bool) -> None:
+def _write_file(
+    picture: Picture, job: Job, target: Path, format: str, settings: Settings, overwrite: Overwrite
+) -> tuple[int, Mark]:
+    root = job.root if isinstance(job.root, Path) and not job.follow_links else None
     try:
-        write_picture(picture, target, format, settings.encode, overwrite=overwrite)
+        make_folder(target.parent, root)
+    except OSError as error:
+        raise OutputError(f"{target.parent}: {error.strerror}") from error
+    models: tuple[os.stat_result, ...] | None = ()
+    if isinstance(job.source, Path):
+        try:
+            models = (job.source.stat(),)
+        except OSError:  # it has gone
+            models = None
+    times = (models[0].st_atime_ns, models[0].st_mtime_ns) if models and settings.keep_times else None
+    placing = Placing(overwrite, models, times, root)
+    try:
+        written = write_picture(picture, target, format, settings.encode, placing=placing)
     except OutputError as error:
         if is_taken(error):
             raise exists_already(target) from error.__cause__
         raise
+    assert written is not None
+    return written.size, mark_written(written)
 
 
 def _write_stream(stream: BinaryIO, encoded: io.BytesIO) -> None:

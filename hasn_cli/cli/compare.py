@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,7 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
     if show:
         show(comparison)
     if target:
-        _write(comparison, target, about=_about())
+        _write(comparison, target, about=_about(), models=_models(picture, given["reference"]))
     if not given["quiet"]:
         click.echo(_outcome(comparison, target), err=True)
     if target and given["open_it"]:
@@ -115,7 +116,7 @@ def _target(picture: Path, given: dict[str, Any]) -> Path:
     inputs = [path for path in (picture, given["reference"]) if path is not None and path.exists()]
     if target.exists() and any(target.samefile(path) for path in inputs):
         raise UsageError(f"{target} is an input", "give another name: -o compare.html")
-    if target.exists() and not given["overwrite"]:
+    if os.path.lexists(target) and not given["overwrite"]:
         raise OutputError(f"{target}: exists already", "--overwrite replaces it")
     check_target(target)
     return target
@@ -125,10 +126,12 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     from hasn_cli.compare import bicubic, compare
     from hasn_cli.enlarge import Size
     from hasn_cli.images import open_picture
+    from hasn_cli.images.stream import read_stream
 
     def opened(source: Path) -> Picture:
-        data = sys.stdin.buffer.read() if str(source) == "-" else source
-        return open_picture(data, max_pixels=most_pixels(given["max_megapixels"]), name=printable(source.name))
+        limit, name = most_pixels(given["max_megapixels"]), printable(source.name)
+        data = read_stream(sys.stdin.buffer, max_pixels=limit, name=name) if str(source) == "-" else source
+        return open_picture(data, max_pixels=limit, name=name)
 
     picture = opened(path)
     reference = given["reference"] and opened(given["reference"])
@@ -160,7 +163,7 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
         upscaler.upscale(np.zeros((64, 64, 3), np.uint8))  # so that no time is charged for its first steps
         plan = upscaler.plan(picture.size, min(picture.channels, 3), picture.dtype.itemsize)
         exact = "exact" if plan.tile is None else f"{plan.tiles} tiles"
-        detail = f"weights {weights} (SHA-256 {digest}…), {plan.text}, {exact}"
+        detail = f"weights {_shown(weights)} (SHA-256 {digest}…), {plan.text}, {exact}"
         yield network(printable(label), printable(detail), pool.loaded, size)
 
 
@@ -172,7 +175,12 @@ def labels(weights: Sequence[str]) -> list[str]:
     short = ["HASN" if name == BUNDLED else file for name, file in zip(weights, files, strict=True)]
     if len(set(short)) == len(short):
         return short
-    return [f"{name} ({index + 1})" if weights.count(name) > 1 else name for index, name in enumerate(weights)]
+    return [f"{name} ({index + 1})" if short.count(name) > 1 else name for index, name in enumerate(short)]
+
+
+def _shown(weights: str) -> str:
+    """What a page calls weights: of a file or folder, only the name."""
+    return Path(weights).name if Path(weights).exists() else weights
 
 
 @contextmanager
@@ -212,13 +220,21 @@ def _preview() -> Callable[[Comparison], None] | None:
     return show
 
 
-def _write(comparison: Comparison, target: Path, about: str) -> None:
+def _models(*pictures: Path | None) -> tuple[os.stat_result, ...]:
+    """The files that a page or sheet shows: only who may read them may read it."""
+    return tuple(path.stat() for path in pictures if path is not None and str(path) != "-")
+
+
+def _write(comparison: Comparison, target: Path, about: str, models: tuple[os.stat_result, ...]) -> None:
+    from hasn_cli.images.unfinished import Placing, replacing
+
     target.parent.mkdir(parents=True, exist_ok=True)
+    placing = Placing(models=models)
     if target.suffix.lower() in PAGE_SUFFIXES:
         from hasn_cli.compare.page import page
-        from hasn_cli.weights.checkpoint import write_atomically
 
-        write_atomically(target, page(comparison, about=about).encode())
+        with replacing(target, placing) as stream:
+            stream.write(page(comparison, about=about).encode())
         return
     from hasn_cli.compare.sheet import sheet
     from hasn_cli.images import EncodeOptions, Frame, Metadata, Picture, check_can_hold, format_for_name, write_picture
@@ -232,11 +248,11 @@ def _write(comparison: Comparison, target: Path, about: str) -> None:
         check_can_hold(picture, picture.size, format, options)
     except ImageError as error:
         raise ImageError(error.message, "give another name: -o sheet.png") from error
-    write_picture(picture, target, format, options)
+    write_picture(picture, target, format, options, placing=placing)
 
 
 def _about() -> str:
-    """How the page was made: version, machine, command."""
+    """How the page was made: version, machine, command line."""
     import platform
 
     import torch
@@ -246,8 +262,15 @@ def _about() -> str:
     machine = (
         f"{platform.system()} {platform.machine()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
     )
-    command = printable(shlex.join(["hasn", *sys.argv[1:]]), longest=4096)
+    words = [_without_folders(word) for word in sys.argv[1:]]  # whoever gets the page need not see where things lie
+    command = printable(shlex.join(["hasn", *words]), longest=4096)
     return f"Made by hasn {__version__} ({machine}): {command}"
+
+
+def _without_folders(word: str) -> str:
+    """`word` of a command line; of a path, also after `--option=`, only the name."""
+    option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{Path(value).name}" if "/" in value or "\\" in value else word
 
 
 def _outcome(comparison: Comparison, target: Path | None) -> str:

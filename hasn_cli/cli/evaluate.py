@@ -70,7 +70,7 @@ def command(
 def _check_output(output: Path, overwrite: bool) -> None:
     from hasn_cli.images import check_target
 
-    if output.is_file() and not overwrite:
+    if (output.is_file() or output.is_symlink()) and not overwrite:
         raise OutputError(f"{output} exists already", "--overwrite replaces it")
     check_target(output)
 

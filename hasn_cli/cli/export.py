@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
 
     if str(target) == "-":
         raise UsageError("an ONNX file cannot go to stdout", "give a name: --onnx hasn.onnx")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target} exists already", "give another name, or --overwrite")
     check_target(target)
     with fetching() as progress:

@@ -79,7 +79,7 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
         raise UsageError("--renew is of weights to begin --from")
     import torch
 
-    from hasn_cli.console import say_skipped
+    from hasn_cli.console import printable, say_skipped
     from hasn_cli.training.session import prepare
 
     valid_side = options.pop("valid_side")
@@ -90,10 +90,11 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
     plots = find_spec("matplotlib") is not None
     if trainer.finished:
         _write_log(trainer, plots)  # which a kill may have kept from being written
-        click.echo(f"the run in {output} is finished; more --iterations or --minutes would go on", err=True)
+        name = printable(str(output))
+        click.echo(f"the run in {name} is finished; more --iterations or --minutes would go on", err=True)
         return
     if trainer.step:
-        click.echo(f"going on from step {trainer.step} in {output}", err=True)
+        click.echo(f"going on from step {trainer.step} in {printable(str(output))}", err=True)
     else:
         _say_opened(trainer)
     if not plots:
@@ -102,7 +103,7 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
         for report in trainer.run():
             _write_log(trainer, plots)
             show(report)
-    click.echo(f"weights and log are in {output}", err=True)
+    click.echo(f"weights and log are in {printable(str(output))}", err=True)
 
 
 def _recipe(

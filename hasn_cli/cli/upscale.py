@@ -54,6 +54,8 @@ SIZE, OUTPUT, FILES, NETWORK, BATCH, TELL = "Size", "Output", "Files", "Network"
     help="No loss, in formats with the choice: WebP, AVIF, JPEG 2000, JPEG XL.",
 )
 @option("--background", group=OUTPUT, metavar="COLOUR", help="Lay under transparency that the format cannot hold.")
+@option("--alpha", group=OUTPUT, type=click.Choice(["blend", "separate"]), default="blend", show_default=True,
+        help="blend: transparency; separate: data, as is the colour under it.")  # fmt: skip
 @option("--first-frame", group=OUTPUT, is_flag=True, help="Of an animation or pages, the first only.")
 @option("--strip", group=OUTPUT, is_flag=True, help="Write no metadata.")
 @option("--keep-times", group=OUTPUT, is_flag=True, help="Keep the input's modification time.")
@@ -156,6 +158,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
     shared = (
         "weights",
         "consistent",
+        "alpha",
         "keep_times",
         "device",
         "precision",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS
-from hasn_cli.console import fetching
+from hasn_cli.console import fetching, printable
 from hasn_cli.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ def push(repository: str, folder: Path | None, private: bool | None, message: st
 
 
 def row(entry: Entry) -> tuple[str, ...]:
-    """An entry as text, in the order of `COLUMNS`."""
-    return (
+    """An entry as text, in the order of `COLUMNS`; a model card's words are a stranger's, and made harmless."""
+    cells = (
         entry.name,
         f"x{entry.scale}",
         f"{entry.parameters:,}",
@@ -171,6 +171,7 @@ def row(entry: Entry) -> tuple[str, ...]:
         entry.sha256,
         "yes" if entry.present else "no",
     )
+    return tuple(printable(cell) for cell in cells)
 
 
 def _print_table(entries: Sequence[Entry]) -> None:
@@ -178,6 +179,7 @@ def _print_table(entries: Sequence[Entry]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for label in ("name", "for", "params", "mult-\nadds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here"):
@@ -187,11 +189,10 @@ def _print_table(entries: Sequence[Entry]) -> None:
     for entry in entries:
         name, scale, _, _, _, licence, source, size, digest, here = row(entry)
         parameters, multiply_adds = f"{entry.parameters / 1e3:.0f} k", f"{entry.multiply_adds / 1e9:.1f} G"
-        psnr = "\n".join(f"{data} {value:.2f}" for data, value in entry.psnr.items()) or "–"
+        psnr = "\n".join(f"{printable(data)} {value:.2f}" for data, value in entry.psnr.items()) or "–"
         short_source = source.partition(",")[0]
-        table.add_row(
-            name, scale, parameters, multiply_adds, psnr, licence, short_source, size, digest[:SHORT_DIGEST], here
-        )
+        cells = (name, scale, parameters, multiply_adds, psnr, licence, short_source, size, digest[:SHORT_DIGEST], here)
+        table.add_row(*map(Text, cells))  # as they are, without markup
     Console().print(table)
 
 

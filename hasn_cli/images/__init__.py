@@ -1,5 +1,6 @@
 """Pictures in and out: whatever a file holds besides 8-bit RGB comes back whole."""
 
+from hasn_cli.images.adapt import notices_of
 from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture
 from hasn_cli.images.encode import check_target, write_picture
 from hasn_cli.images.formats import (
@@ -23,6 +24,7 @@ __all__ = [
     "check_can_hold",
     "check_target",
     "format_for_name",
+    "notices_of",
     "open_picture",
     "suffix_for_format",
     "write_picture",

@@ -11,7 +11,7 @@ import numpy as np
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import is_opaque, lay_on, profile_of, to_dtype, to_srgb
 from hasn_cli.images.formats import FORMATS, Format
-from hasn_cli.images.metadata import resized
+from hasn_cli.images.metadata import resized, without_extension
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape, parse_color
 
 
@@ -23,11 +23,13 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     background; nothing must be transparent if none is given.
 
     Raises:
-        ImageError: it holds one frame only, and the first one alone is not what was asked for.
+        ImageError: it holds one frame only, and the first one alone is not what was asked for; or frames are missing.
     """
     if options.first_frame:
         picture = picture.first()
     entry = FORMATS[format]
+    if picture.broken:
+        raise ImageError(f"{picture.name}: {picture.broken}", "--first-frame takes the first alone")
     if picture.frame_count > 1 and not (entry.pages if picture.paged else entry.animation):
         raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
     if picture.has_alpha and not entry.alpha:
@@ -38,7 +40,10 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
     def frames() -> Iterator[Frame]:
         for index, frame in enumerate(picture.frames):
             by = None if picture.paged and index else profile  # a later page has its own
-            yield replace(frame, pixels=_fit(frame.pixels, entry, by))
+            pixels = frame.pixels
+            if frame.min_is_white and pixels.dtype.kind == "f" and not entry.pages:  # TIFF alone can say so
+                pixels = np.concatenate([1 - pixels[..., :1], pixels[..., 1:]], axis=2)
+            yield replace(frame, pixels=_fit(pixels, entry, by))
 
     def fitted(shape: Shape) -> Shape:
         return replace(shape, dtype=_dtype(shape.dtype, entry))
@@ -93,12 +98,19 @@ def metadata_for(picture: Picture, format: str, options: EncodeOptions) -> Metad
     old = picture.metadata
     if options.strip:
         shown = ("icc", "gamma", "chromaticities", "srgb_intent", "cicp")
-        old = Metadata(**{name: getattr(old, name) for name in shown})
+        old = Metadata(**{name: getattr(old, name) for name in shown}, notices=old.notices)
     if _misfit(picture, format) is not None:
         old = _of_srgb(old)
     elif format != "png":  # no other format has gamma and chromaticities
         old = replace(old, icc=profile_of(old, _colors(picture, format)))
+    if format != "jpeg":
+        old = without_extension(old)
     return resized(old, picture.size)
+
+
+def notices_of(picture: Picture, format: str, options: EncodeOptions) -> tuple[str, ...]:
+    """What is to be told of a picture, enlarged as it is going to be, that is written in a format: a few words each."""
+    return metadata_for(picture, format, options).notices
 
 
 def _misfit(picture: Picture, format: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,13 @@ def top(pixels: Pixels) -> float:
 def is_opaque(pixels: Pixels) -> bool:
     """Whether no pixel of H×W×C pixels is transparent in the least; true where there is no alpha channel."""
     return pixels.shape[2] in (1, 3) or bool((pixels[..., -1] >= top(pixels)).all())
+
+
+def opaque_if_unused(pixels: Pixels) -> Pixels:
+    """H×W×(2 or 4) pixels; where alpha is 0 in every one of them, it is not used, and the picture is opaque."""
+    if pixels[..., -1].any():
+        return pixels
+    return np.concatenate([pixels[..., :-1], np.full_like(pixels[..., -1:], top(pixels))], axis=2)
 
 
 def lay_on(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
@@ -78,8 +86,13 @@ def widen(samples: Pixels, bits: int) -> Pixels:
 
 
 def unpremultiply(pixels: Pixels) -> Pixels:
-    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays."""
+    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays.
+
+    Alpha that is 0 everywhere, over colour that is not, cannot be what the colour was multiplied by: it is not used.
+    """
     full = top(pixels)
+    if not pixels[..., -1].any() and pixels.any():
+        return opaque_if_unused(pixels)
     alpha = pixels[..., -1:].astype(np.float32)
     color = rounded(pixels[..., :-1] * (full / np.maximum(alpha, full / 65535)), pixels.dtype)
     return np.concatenate([color, pixels[..., -1:]], axis=2)
@@ -131,6 +144,7 @@ def _halve(values: Pixels) -> Pixels:
     return result
 
 
+_PROFILE_TAGS = 100  # that Little CMS reads
 _RELATIVE_COLORIMETRIC = 1
 _BLACK_POINT_COMPENSATION = 0x2000
 _NO_SHORTCUT = 0x0100
@@ -153,27 +167,62 @@ def lab_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
+def is_profile(icc: bytes) -> bool:
+    """Whether Little CMS can make sense of bytes as an ICC profile."""
+    import imagecodecs
+
+    if len(icc) < 132 or icc[36:40] != b"acsp" or int.from_bytes(icc[:4], "big") > len(icc):
+        return False
+    try:
+        imagecodecs.cms_profile_validate(icc)
+    except imagecodecs.CmsError:
+        return False
+    return True
+
+
 _SRGB_GAMMA = 0.45455
 _D65 = (0.3127, 0.329)
 _SRGB_PRIMARIES = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
-# ITU-T H.273's code points: BT.709 (and sRGB), BT.2020, Display P3; and the curves that pictures have
-_H273_PRIMARIES = {
-    1: _SRGB_PRIMARIES,
-    9: (0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
-    12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+_DCI_WHITE, _C, _E = (0.314, 0.351), (0.31, 0.316), (1 / 3, 1 / 3)
+_P3_PRIMARIES = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+_BT2020_PRIMARIES = (0.708, 0.292, 0.17, 0.797, 0.131, 0.046)
+_BT601_PRIMARIES = (0.63, 0.34, 0.31, 0.595, 0.155, 0.07)
+# ITU-T H.273's code points: white and primaries; and the curves
+H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: (_D65, _SRGB_PRIMARIES),
+    4: (_C, (0.67, 0.33, 0.21, 0.71, 0.14, 0.08)),
+    5: (_D65, (0.64, 0.33, 0.29, 0.6, 0.15, 0.06)),
+    6: (_D65, _BT601_PRIMARIES),
+    7: (_D65, _BT601_PRIMARIES),
+    8: (_C, (0.681, 0.319, 0.243, 0.692, 0.145, 0.049)),
+    9: (_D65, _BT2020_PRIMARIES),
+    10: (_E, (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)),
+    11: (_DCI_WHITE, _P3_PRIMARIES),
+    12: (_D65, _P3_PRIMARIES),
+    22: (_D65, (0.63, 0.34, 0.295, 0.605, 0.155, 0.077)),
 }
-_H273_SRGB_CURVES = (1, 6, 13, 14, 15)
-_H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+H273_SRGB_CURVES = (1, 2, 6, 7, 11, 12, 13, 14, 15)  # all shown alike, or not specified
+H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
+_UNSPECIFIED = 2
 
 
 _HDR_CURVES = (16, 18)  # PQ and HLG
 
 
 def code_points(primaries: int, transfer: int) -> bytes | None:
-    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified."""
-    if primaries in (1, 2) and transfer not in _HDR_CURVES:
+    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified.
+
+    Raises:
+        ValueError: they are none that are known.
+    """
+    if primaries == _UNSPECIFIED:
+        primaries = 1
+    if primaries == 1 and transfer in H273_SRGB_CURVES:
         return None
-    return bytes([primaries & 255, transfer & 255, 0, 1])
+    known = transfer in (*H273_SRGB_CURVES, *H273_GAMMAS, *_HDR_CURVES)
+    if primaries not in H273_PRIMARIES or not known:
+        raise ValueError(f"its colours, code points {primaries} and {transfer}, are not supported")
+    return bytes([primaries, transfer, 0, 1])
 
 
 def is_hdr(metadata: Metadata) -> bool:
@@ -199,24 +248,31 @@ def profile_of(metadata: Metadata, channels: int = 3) -> bytes | None:
     usual = gray or np.allclose(chromaticities, _D65 + _SRGB_PRIMARIES, atol=0.002)
     if usual and abs(metadata.gamma - _SRGB_GAMMA) < 0.01:
         return None
-    return _make_profile(gray, chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
+    return make_profile(gray, chromaticities[:2], chromaticities[2:], gamma=1 / metadata.gamma)
 
 
 def _profile_of_code_points(primaries: int, transfer: int, gray: bool) -> bytes | None:
     """Of H.273's code points; None for sRGB, and for such as no profile of this kind can express (HDR)."""
-    if primaries not in _H273_PRIMARIES or ((gray or primaries == 1) and transfer in _H273_SRGB_CURVES):
+    if primaries not in H273_PRIMARIES or ((gray or primaries == 1) and transfer in H273_SRGB_CURVES):
         return None
-    if transfer in _H273_GAMMAS:
-        return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], gamma=_H273_GAMMAS[transfer])
-    if transfer not in _H273_SRGB_CURVES:
+    white, corners = H273_PRIMARIES[primaries]
+    if transfer in H273_GAMMAS:
+        return make_profile(gray, white, corners, gamma=H273_GAMMAS[transfer])
+    if transfer not in H273_SRGB_CURVES:
         return None
+    return make_profile(gray, white, corners, transferfunction=srgb_curve())
+
+
+def srgb_curve() -> Pixels:
+    """sRGB's curve, from signal to light: 1024 steps of IEC 61966-2-1, of 16 bits."""
     signal = np.linspace(0, 1, 1024)
-    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
-    curve = np.rint(light * 65535).astype(np.uint16)
-    return _make_profile(gray, _D65, _H273_PRIMARIES[primaries], transferfunction=curve)
+    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+    curve: Pixels = np.rint(light * 65535).astype(np.uint16)
+    return curve
 
 
-def _make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
+def make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
+    """An ICC profile of gray or RGB; `curve` is a gamma or a `transferfunction`, from signal to light."""
     import imagecodecs
 
     if gray:
@@ -269,7 +325,7 @@ def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
     color = pixels[..., 0] if space == "gray" else np.broadcast_to(pixels[..., :colors], (*pixels.shape[:2], 3))
     try:
         converted = _transform(color, icc, space, srgb_profile(), "rgb")[..., :colors]
-    except imagecodecs.CmsError:
+    except (imagecodecs.CmsError, ValueError):
         return pixels
     if pixels.dtype.kind == "f":
         converted = np.maximum(converted, 0)
@@ -279,6 +335,7 @@ def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
 def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space: str) -> Pixels:
     import imagecodecs
 
+    _check_elements(icc)
     result: Pixels = imagecodecs.cms_transform(
         np.ascontiguousarray(pixels),
         icc,
@@ -290,3 +347,24 @@ def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space
         flags=_BLACK_POINT_COMPENSATION | (_NO_SHORTCUT if pixels.dtype == np.uint16 else 0),
     )
     return result
+
+
+def _check_elements(icc: bytes) -> None:
+    """See that the processing elements of a profile do not share their bytes: Little CMS makes a table of each.
+
+    Raises:
+        ValueError: they do, or the profile is broken.
+    """
+    if len(icc) < 132:
+        raise ValueError("its colour profile is broken")
+    for index in range(min(struct.unpack_from(">I", icc, 128)[0], _PROFILE_TAGS)):
+        if 144 + 12 * index > len(icc):
+            raise ValueError("its colour profile is broken")
+        _, start, length = struct.unpack_from(">III", icc, 132 + 12 * index)
+        if icc[start : start + 4] != b"mpet" or start + 16 > len(icc):
+            continue
+        (count,) = struct.unpack_from(">I", icc, start + 12)
+        if 16 + 8 * count > length or start + 16 + 8 * count > len(icc):
+            raise ValueError("its colour profile is broken")
+        if sum(struct.unpack_from(f">{2 * count}I", icc, start + 16)[1::2]) > length:
+            raise ValueError("the elements of its colour profile overlap")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import codecs
+from hasn_cli.images.following import split_first
 from hasn_cli.images.formats import FORMATS, sniff
+from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit, TooMuch
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
 from hasn_cli.images.picture import Again, Frame, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
-DEFAULT_MAX_PIXELS = 256_000_000
+DEFAULT_MAX_PIXELS = MAX_PIXELS
 
 
 def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS, name: str = "") -> Picture:
@@ -22,7 +25,9 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
 
     Args:
         source: a file's path, or the bytes of one. What it holds decides, not what it is called.
-        max_pixels: a picture that declares more is refused before anything is decoded; None or 0 lifts the limit.
+        max_pixels: a picture that declares more is refused before anything is decoded. A limit below the default holds
+            for the sum over all frames or pages too; else they may have `limits.MAX_TOTAL_PIXELS` together. None or 0
+            lifts both limits.
         name: for messages; by default the path.
 
     Returns:
@@ -32,17 +37,29 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
         ImageError: not a picture, or a broken one, or one too large; also while the frames are iterated.
         MissingExtraError: the format needs an optional package.
     """
-    origin = Source(source, name)
-    picture = _guarded(origin.name, lambda: _read(origin, Limit(max_pixels or None)))
-    orientation = orientation_of(picture.metadata.exif)
+    if isinstance(source, Path) and (source.is_fifo() or source.is_char_device()):
+        from hasn_cli.images.stream import read_stream  # which calls the decoders' guard, in turn
+
+        name = name or str(source)
+        with source.open("rb") as stream:
+            source = read_stream(stream, max_pixels=max_pixels, name=name)
+    origin = Source(source, name, most=MAX_FILE_BYTES if max_pixels else None)
+    picture = guarded(origin.name, lambda: _read(origin, Limit(max_pixels or None)))
+    orientation = orientation_of(picture.metadata.exif) if picture.metadata.size is None else 1
 
     def frames() -> Iterator[Frame]:
         iterator = iter(picture.frames)
-        while (frame := _guarded(origin.name, lambda: next(iterator, None))) is not None:
+        for number in count(1):
+            part = f", {'page' if picture.paged else 'frame'} {number}" if picture.frame_count > 1 else ""
+            frame = guarded(origin.name + part, lambda: next(iterator, None))
+            if frame is None:
+                return
             yield replace(frame, pixels=apply_orientation(frame.pixels, orientation))
 
     size = picture.size if orientation < 5 else picture.size[::-1]
-    metadata = upright(picture.metadata, orientation)
+    metadata = picture.metadata
+    if metadata.size is None:  # else its reader has applied the orientation
+        metadata = upright(metadata, picture.size, orientation)
     return replace(picture, frames=Again(frames), size=size, metadata=metadata)
 
 
@@ -51,18 +68,23 @@ def _read(source: Source, limit: Limit) -> Picture:
     if format is None:
         known = ", ".join(entry.title for entry in FORMATS.values())
         raise ImageError(f"{source.name}: not a picture of a known format", f"known are {known}")
-    return codecs.read(format, source, limit)
+    first, following = split_first(source, format)
+    picture = replace(codecs.read(format, first, limit), following=following)
+    limit.check_whole(picture)
+    return picture
 
 
 T = TypeVar("T")
 
 
-def _guarded(name: str, read: Callable[[], T]) -> T:
+def guarded(name: str, read: Callable[[], T]) -> T:
     """Call a decoder. Decoders raise whatever they like over a broken file; for the user all of it means one thing."""
     try:
         return read()
     except (HasnError, MemoryError):
         raise
+    except TooMuch as error:
+        raise ImageError(f"{name}: {error}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:  # decoders raise OSError too, but without an error number
             raise ImageError(f"{name}: {error.strerror}") from error

@@ -15,12 +15,17 @@ from hasn_cli.images import codecs
 from hasn_cli.images.adapt import adapt
 from hasn_cli.images.formats import FORMATS
 from hasn_cli.images.picture import EncodeOptions, Frame, Picture
-from hasn_cli.images.unfinished import replacing
+from hasn_cli.images.unfinished import Placing, Written, replacing, seal
 
 
 def write_picture(
-    picture: Picture, target: Path | BinaryIO, format: str, options: EncodeOptions, *, overwrite: bool = True
-) -> None:
+    picture: Picture,
+    target: Path | BinaryIO,
+    format: str,
+    options: EncodeOptions,
+    *,
+    placing: Placing | None = None,
+) -> Written | None:
     """Encode a picture; its frames are asked for one by one, so this is where lazy ones are computed.
 
     Args:
@@ -28,7 +33,10 @@ def write_picture(
         target: a path: the file appears there complete, or not at all; or a stream, which gets the bytes at the end.
         format: the name of a format, as in `Picture.format`.
         options: how.
-        overwrite: whether a file that is there when all is written may be replaced.
+        placing: how the file takes its place at a path; None: it replaces what is there.
+
+    Returns:
+        The file as it was written to a path; None for a stream.
 
     Raises:
         ImageError: the format cannot hold the picture, or its frames turn out to be broken.
@@ -43,11 +51,11 @@ def write_picture(
     try:
         adapted = adapt(replace(picture, frames=frames), format, options)
         if isinstance(target, Path):
-            _write_file(adapted, target, format, options, overwrite)
-        else:
-            buffer = io.BytesIO()
-            codecs.write(adapted, buffer, format, options)
-            target.write(buffer.getbuffer())
+            return _write_file(adapted, target, format, options, placing or Placing())
+        buffer = io.BytesIO()
+        codecs.write(adapted, buffer, format, options)
+        target.write(buffer.getbuffer())
+        return None
     except Exception as error:
         if frames.error is not None and error is not frames.error:
             raise frames.error from frames.error.__cause__
@@ -83,19 +91,25 @@ def check_target(target: Path) -> None:
     """See that no pipe, device or folder would be replaced by a picture, and that its folder can be written to.
 
     Raises:
-        OutputError: `target` is there, and is no regular file nor a link to one; or its folder, or where that is to be
-            made, is closed.
+        OutputError: `target` is there, and is no regular file nor a link to one, or is one of the system's own links,
+            such as /dev/stdout; or its folder, or where that is to be made, is closed.
     """
-    if target.exists() and not target.is_file():
+    if (target.exists() and not target.is_file()) or _is_system_link(target):
         raise OutputError(f"{target}: is no regular file", "to write into a pipe or a device, use -o - and redirect it")
     folder = next(folder for folder in target.absolute().parents if folder.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: {os.strerror(errno.EACCES)}", "choose another place with -o")
 
 
-def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions, overwrite: bool) -> None:
-    """Encode into a temporary file beside the target and move it into place; a link is written through."""
+def _is_system_link(target: Path) -> bool:
+    """Whether it stands for something that is open: a link is replaced, and these must not be."""
+    folder = os.path.realpath(target.parent)
+    return target.is_symlink() and (folder == "/dev" or folder.startswith("/proc/"))
+
+
+def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions, placing: Placing) -> Written:
+    """Encode into a temporary file beside the target and move it into place; a link is replaced and not followed."""
     check_target(target)
-    target = target.resolve() if target.is_symlink() else target
-    with replacing(target, overwrite=overwrite) as stream:
+    with replacing(target, placing) as stream:
         codecs.write(picture, stream, format, options)
+        return seal(stream, placing.times)

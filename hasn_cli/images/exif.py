@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from mmap import mmap
+
+from hasn_cli.images.limits import MAX_METADATA, TooMuch
 
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 ORIENTATION = 0x0112
@@ -22,6 +26,7 @@ PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003
 
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _SHORT, _LONG, _RATIONAL, _IFD = 3, 4, 5, 13
+MAX_ENTRIES = 4096  # of one directory; cameras write some hundred at most
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,15 @@ class Directories:
         """Offset of the main picture's directory."""
         return self._unpack("L", 4)
 
-    def entries(self, directory: int) -> Iterator[Entry]:
-        """The entries of the directory at an offset; those that point out of the structure are left out."""
+    def entries(self, directory: int, most: int = MAX_ENTRIES) -> Iterator[Entry]:
+        """The entries of the directory at an offset; those that point out of the structure are left out.
+
+        A directory that states more than `most` is none, and has no entries.
+        """
         if not 8 <= directory <= len(self.data) - 2:
             return
-        for index in range(self._unpack("H", directory)):
+        count = self._unpack("H", directory)
+        for index in range(count if count <= most else 0):
             position = directory + 2 + 12 * index
             if position + 12 > len(self.data):
                 return
@@ -95,6 +104,20 @@ class Directories:
         over, under = (self._unpack("L", entry.value_offset + at) for at in (0, 4))
         return over / under if under else None
 
+    def numbers(self, directory: int, tag: int) -> tuple[float, ...] | None:
+        """The values of SHORTs, LONGs or RATIONALs, None where there are none, or not all of them are numbers."""
+        entry = self.find(directory, tag)
+        if entry is None or entry.type not in (_SHORT, _LONG, _RATIONAL):
+            return None
+        kind = (
+            f"{2 * entry.count}L" if entry.type == _RATIONAL else f"{entry.count}{'H' if entry.type == _SHORT else 'L'}"
+        )
+        values = struct.unpack_from(self.order + kind, self.data, entry.value_offset)
+        if entry.type != _RATIONAL:
+            return tuple(map(float, values))
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+        return tuple(over / under for over, under in pairs) if all(under for _, under in pairs) else None
+
     def link(self, directory: int) -> int | None:
         """Where the offset of the directory after this one stands, None where the structure ends before."""
         if not 8 <= directory <= len(self.data) - 2:
@@ -125,6 +148,24 @@ class Exif(Directories):
         struct.pack_into(self.order + "H", self.data, entry.position + 2, type)
         self.data[entry.position + 8 : entry.position + 12] = packed.ljust(4, b"\0")
 
+    def set_numbers(self, directory: int, tag: int, values: tuple[float, ...]) -> bool:
+        """Overwrite SHORTs, LONGs or RATIONALs where they stand; False where they do not fit there."""
+        entry = self.find(directory, tag)
+        if entry is None or len(values) != entry.count or not all(0 <= value < 2**32 for value in values):
+            return False
+        if entry.type == _RATIONAL:
+            whole = [part for value in values for part in _ratio(value)]
+        else:
+            whole = [min(max(round(value), 0), 2**32 - 1) for value in values]
+        if entry.type == _SHORT and max(whole) > 0xFFFF:
+            if entry.count > 1:
+                return False
+            self.set_number(directory, tag, whole[0])
+            return True
+        kind = "H" if entry.type == _SHORT else "L"
+        struct.pack_into(f"{self.order}{len(whole)}{kind}", self.data, entry.value_offset, *whole)
+        return True
+
     def exchange(self, directory: int, tag: int, other: int) -> None:
         """Let two single RATIONALs that differ change places; where either is missing do nothing."""
         one, two = self.find(directory, tag), self.find(directory, other)
@@ -143,15 +184,6 @@ class Exif(Directories):
         end = link + 4
         self.data[entry.position : end] = self.data[entry.position + 12 : end] + bytes(12)
         struct.pack_into(self.order + "H", self.data, directory, self._unpack("H", directory) - 1)
-
-    def set_size(self, height: int, width: int) -> None:
-        """Correct the size in pixels wherever the block states it."""
-        self.set_number(self.first, IMAGE_WIDTH, width)
-        self.set_number(self.first, IMAGE_LENGTH, height)
-        exif = self.number(self.first, EXIF_IFD)
-        if exif is not None:
-            self.set_number(exif, PIXEL_X_DIMENSION, width)
-            self.set_number(exif, PIXEL_Y_DIMENSION, height)
 
     def drop_thumbnail(self) -> None:
         """Unlink the thumbnail's directory and erase the thumbnail; the block is shortened where that moves nothing."""
@@ -183,6 +215,25 @@ class Exif(Directories):
             if any(e.value_offset < end and e.value_offset + e.value_size > start for e in self.entries(directory)):
                 return True
         return False
+
+
+def check_values(exif: bytes) -> None:
+    """See that the first directory's values are no more than the block: libraries read all of them, shared or not.
+
+    Raises:
+        TooMuch: they are.
+    """
+    with suppress(ValueError, struct.error):
+        block = Directories(exif)
+        values = sum(entry.value_size for entry in block.entries(block.first, most=0xFFFF))
+        if values > 2 * len(exif):
+            raise TooMuch("its EXIF values overlap")
+
+
+def _ratio(value: float) -> tuple[int, int]:
+    """Numerator and denominator of 32 bits, nearest to a value below 2**32."""
+    ratio = Fraction(value).limit_denominator(max(1, int((2**32 - 1) / max(value, 1))))
+    return ratio.numerator, ratio.denominator
 
 
 RawEntry = tuple[int, int, int, bytes]
@@ -233,23 +284,43 @@ def pack_tree(
         the directories below, and the entries of the directory itself, which point to them.
 
     Raises:
-        ValueError: values overlap, so that copying would multiply them.
+        ValueError: values or directories overlap, so that copying would multiply them, or they are too large.
     """
-    below = b""
-    entries: list[RawEntry] = []
-    size = 0
-    for entry in source.entries(directory):
-        if not keep(entry.tag):
-            continue
-        size += entry.value_size
-        if size > len(source.data):
-            raise ValueError("its metadata overlap")
-        if entry.tag not in _BELOW:
-            entries.append((entry.tag, entry.type, entry.count, source.value(entry)))
-        elif entry.tag in pointers and (offset := source.number(directory, entry.tag)) is not None:
-            start = at + len(below)
-            deeper, inner = pack_tree(source, offset, start, pointers=_BELOW[entry.tag])
-            start += len(deeper)
-            below += deeper + pack_directory(source.order, inner, start)
-            entries.append((entry.tag, _LONG, 1, struct.pack(source.order + "L", start)))
-    return below, entries
+    tree = _Tree(source, keep)
+    return tree.pack(directory, at, pointers, first=True)
+
+
+class _Tree:
+    """Copies directories: each of them once, and no more bytes than the structure has."""
+
+    def __init__(self, source: Directories, keep: Callable[[int], bool]) -> None:
+        self._source = source
+        self._keep = keep
+        self._seen: set[int] = set()
+        self._left = min(len(source.data), MAX_METADATA)
+
+    def pack(
+        self, directory: int, at: int, pointers: tuple[int, ...], first: bool = False
+    ) -> tuple[bytes, list[RawEntry]]:
+        """As `pack_tree`."""
+        if directory in self._seen:
+            raise ValueError("its metadata point to one directory twice")
+        self._seen.add(directory)
+        source = self._source
+        below = b""
+        entries: dict[int, RawEntry] = {}
+        for entry in source.entries(directory):
+            if (first and not self._keep(entry.tag)) or (entry.tag in entries and entry.tag in _BELOW):
+                continue
+            self._left -= entry.value_size
+            if self._left < 0:
+                raise ValueError("its metadata overlap, or are too large")
+            if entry.tag not in _BELOW:
+                entries[entry.tag] = (entry.tag, entry.type, entry.count, source.value(entry))
+            elif entry.tag in pointers and (offset := source.number(directory, entry.tag)) is not None:
+                start = at + len(below)
+                deeper, inner = self.pack(offset, start, _BELOW[entry.tag])
+                start += len(deeper)
+                below += deeper + pack_directory(source.order, inner, start)
+                entries[entry.tag] = (entry.tag, _LONG, 1, struct.pack(source.order + "L", start))
+        return below, list(entries.values())

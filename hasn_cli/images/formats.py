@@ -50,7 +50,15 @@ FORMATS: dict[str, Format] = {
         Format("gif", "GIF", (".gif",), 65_535, icc=False, animation=True),
         Format("jpeg2000", "JPEG 2000", (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"), _2_31, deep=True),
         Format("bmp", "BMP", (".bmp", ".dib"), _2_31, icc=False),
-        Format("ppm", "PPM, PGM, PBM, PAM", (".ppm", ".pgm", ".pbm", ".pnm", ".pam"), _2_31, deep=True, icc=False),
+        Format(
+            "ppm",
+            "PPM, PGM, PBM, PAM",
+            (".ppm", ".pgm", ".pbm", ".pnm", ".pam"),
+            _2_31,
+            deep=True,
+            icc=False,
+            pages=True,
+        ),
         Format("pfm", "PFM", (".pfm",), _2_31, alpha=False, floats=True, icc=False),
         Format("tga", "TGA", (".tga", ".icb", ".vda", ".vst"), 65_535, icc=False),
         Format("ico", "ICO", (".ico",), 256, icc=False),
@@ -143,6 +151,11 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
     if options.first_frame:
         picture = picture.first()
+    if picture.following:
+        message = f"{picture.name}: holds {picture.following + 1} files, one behind the other"
+        raise ImageError(message, "use --first-frame for the first alone, or give each its own file")
+    if picture.broken:
+        raise ImageError(f"{picture.name}: {picture.broken}", "--first-frame takes the first alone")
     if picture.frame_count > 1:
         _check_frames(picture, entry)
     if format != "png" and is_hdr(picture.metadata):
@@ -162,7 +175,7 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
 def _check_frames(picture: Picture, entry: Format) -> None:
     if picture.paged and not entry.pages:
         message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} pages"
-        raise ImageError(message, "use -f tiff, or --first-frame for the first alone")
+        raise ImageError(message, "use -f tiff or ppm, or --first-frame for the first alone")
     if not picture.paged and not entry.animation:
         message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} frames"
         raise ImageError(message, "use -f webp, png or gif, or --first-frame for the first alone")

@@ -24,6 +24,24 @@ def iptc_from_photoshop(resources: bytes) -> bytes | None:
     return None
 
 
+def is_iptc(records: bytes) -> bool:
+    """Whether bytes are whole IPTC-IIM records, one after the other; zeros may fill up after them."""
+    at = 0
+    while at < len(records) and records[at] == 0x1C:
+        if at + 5 > len(records):
+            return False
+        (length,) = struct.unpack_from(">H", records, at + 3)
+        at += 5
+        if length & 0x8000:  # so many bytes state the length
+            count = length & 0x7FFF
+            length = int.from_bytes(records[at : at + count], "big")
+            at += count
+        at += length
+        if at > len(records):
+            return False
+    return at > 0 and not records[at:].strip(b"\0")
+
+
 def photoshop_from_iptc(records: bytes) -> bytes:
     """IPTC-IIM records as the one Photoshop resource, without "Photoshop 3.0" before it."""
     head = b"8BIM" + struct.pack(">HHL", _IPTC_RESOURCE, 0, len(records))

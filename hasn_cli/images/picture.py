@@ -24,12 +24,15 @@ class Frame:
             uint16 over their whole range, or float32 in a range of its own (alpha in [0, 1]).
         duration: how long it is shown, in milliseconds; None where nothing moves.
         icc, dpi: of a document's page after the first, as `Metadata` has the first one's.
+        min_is_white: it comes from a TIFF of gray whose zero is white, and is one again in another: integers are turned
+            round here, floats have their values as stored.
     """
 
     pixels: Pixels
     duration: float | None = None
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
+    min_is_white: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Metadata:
         chromaticities: PNG's cHRM: white, red, green, blue, as x, y pairs.
         srgb_intent: PNG's sRGB chunk: the rendering intent, 0 to 3.
         cicp: primaries, transfer function, matrix and range after ITU-T H.273, as PNG's cICP has them.
+        size: (height, width) of the picture that places and sizes in `exif` and `xmp` are about.
+        notices: what of the file was broken, or does not come along; a few words each, to be told to the user.
     """
 
     icc: bytes | None = None
@@ -71,6 +76,8 @@ class Metadata:
     chromaticities: tuple[float, ...] | None = None
     srgb_intent: int | None = None
     cicp: bytes | None = None
+    size: tuple[int, int] | None = field(default=None, compare=False)
+    notices: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,11 @@ class Picture:
         frame_count: how many frames come.
         loop: how many times an animation is played, 0 for ever; None for what is no animation.
         paged: the frames are pages of a document, which may differ in size, and not an animation.
+        one_palette: all frames of the file it was read from shared one palette.
         lossless: the file it was read from kept each pixel exactly.
+        following: how many more pictures stand behind this one in its file, which are not read.
+        broken: where the chain of frames or pages breaks off in the file, None where it is whole; the frames before
+            that come, then an `ImageError`.
         page_shapes: of each page, as far as its header can be read; empty where all frames are as the first.
     """
 
@@ -113,9 +124,12 @@ class Picture:
     frame_count: int = 1
     loop: int | None = None
     paged: bool = False
+    one_palette: bool = False
     lossless: bool = True
     metadata: Metadata = field(default_factory=Metadata)
     page_shapes: tuple[Shape, ...] = ()
+    following: int = 0
+    broken: str | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -136,7 +150,9 @@ class Picture:
     def first(self) -> Picture:
         """The first frame or page alone, as a still; it is made when it is asked for, as all were."""
         frames = Again(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
-        return replace(self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1])
+        return replace(
+            self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1], following=0, broken=None
+        )
 
     def load(self) -> Picture:
         """Make every frame now and keep them; for a still this is where the decoding (or the network) runs.

@@ -11,10 +11,12 @@ Linear steps that follow each other are multiplied together in float64, when a n
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, NarrowConvolution, Pointwise
@@ -57,6 +59,18 @@ class FusedBlock:
         return torch.sigmoid(w2 @ torch.relu(w1 @ mean + b1) + b2)
 
 
+def keep_compiled_code_private() -> None:
+    """Keep torch.compile's cache, from which it loads code, in the user's own cache folder.
+
+    By default it lies in the folder for temporary files, by a name that others on this machine can foresee, and make
+    beforehand. TORCHINDUCTOR_CACHE_DIR names another place.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = user_cache_path("hasn") / "compiled"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
 class FusedNetwork:
     """A network's weights, multiplied together and packed for one device and precision.
 
@@ -72,6 +86,7 @@ class FusedNetwork:
         self.device, self.dtype = device, dtype
         self.gated = FusedBlock.gated
         if compile and device.type != "cpu":
+            keep_compiled_code_private()
             self.gated = torch.compile(FusedBlock.gated, dynamic=True)
         self.mean_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.blocks = [self._fuse(block) for block in network.blocks]

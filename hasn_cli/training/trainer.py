@@ -6,6 +6,7 @@ import copy
 import hashlib
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from hasn_cli.network import HASN
 from hasn_cli.training.forward import forward
 from hasn_cli.training.optimizer import build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Patches, PatchPlan
+from hasn_cli.training.saved import load_finite, read_checkpoint, understood
 from hasn_cli.training.start import adopt, renew, revive, shut_channels, spatial_deviation, start
 from hasn_cli.weights.checkpoint import save_network, write_atomically
 
@@ -129,7 +131,8 @@ class Trainer:
         self.best = dict.fromkeys(recipe.scales, -math.inf)
         self.history: list[Report] = []
         if saved is not None:
-            self._take_up(saved)
+            with understood(self.checkpoint):
+                self._take_up(saved)
 
     @property
     def checkpoint(self) -> Path:
@@ -285,8 +288,8 @@ class Trainer:
         write_atomically(self.checkpoint, data.getvalue())
 
     def _refuse_strangers(self) -> None:
-        names = [*(self._weights(scale).name for scale in self.recipe.scales), LOG, CURVE]
-        if strange := [name for name in names if (self.folder / name).exists()]:
+        names = [self.checkpoint.name, *(self._weights(scale).name for scale in self.recipe.scales), LOG, CURVE]
+        if strange := [name for name in names if os.path.lexists(self.folder / name)]:
             message = f"{self.folder} holds {strange[0]}, which a run would replace, and no checkpoint of one"
             raise OutputError(message, "give another folder")
 
@@ -313,12 +316,8 @@ class Trainer:
         if not self.checkpoint.exists():
             self._refuse_strangers()
             return None
-        hint = "give another folder, or delete the file to begin anew"
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            plan = state["plan"]
-        except Exception as error:
-            raise HasnError(f"{self.checkpoint} is damaged, or no checkpoint of a run", hint) from error
+        state = read_checkpoint(self.checkpoint)
+        plan = state["plan"]
         if state["step"] == 0:  # nothing is lost by beginning anew, with other options too
             return None
         for option, value in self._plan.items():
@@ -333,7 +332,7 @@ class Trainer:
             raise HasnError(message, "give another folder")
         for networks, name in ((self.networks, "networks"), (self.averaged, "averaged")):
             for scale, network in networks.items():
-                network.load_state_dict(state[name][scale])
+                load_finite(network, state[name][scale])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]

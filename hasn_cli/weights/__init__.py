@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from hasn_cli.errors import DownloadError, WeightsError
 from hasn_cli.weights import hub
+from hasn_cli.weights.documents import read_text
 
 if TYPE_CHECKING:
     from hasn_cli.network import HASN
@@ -170,7 +171,11 @@ def bundled_path(scale: int) -> Path:
 
 
 def expected_sha256(found: WeightsFile) -> str | None:
-    """What the file's SHA-256 should be, if anybody says so: the pin, the hub, or `SHA256SUMS` beside it."""
+    """What the file's SHA-256 should be, if anybody says so: the pin, the hub, or `SHA256SUMS` beside it.
+
+    Raises:
+        WeightsError: `SHA256SUMS` cannot be read.
+    """
     if found.source == "released":
         return RELEASED_SHA256
     if found.source == "hub" and (stated := hub.stated_sha256(found.path)) is not None:
@@ -178,7 +183,7 @@ def expected_sha256(found: WeightsFile) -> str | None:
     sums = found.path.parent / CHECKSUMS
     if not sums.is_file():
         return None
-    for line in sums.read_text(encoding="utf-8").splitlines():  # sha256sum's: 64 digits, 2 marks, the name
+    for line in read_text(sums, str(sums)).splitlines():  # sha256sum's: 64 digits, 2 marks, the name
         if line[66:] == found.path.name:
             return line[:64]
     return None
@@ -191,7 +196,7 @@ def verify(found: WeightsFile) -> HASN:
         The network.
 
     Raises:
-        WeightsError: it fails either.
+        WeightsError: it fails either, or the expected one cannot be read.
     """
     from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 

@@ -15,6 +15,7 @@ from hasn_cli import weights as w
 from hasn_cli.errors import DownloadError
 from hasn_cli.network import HASN, complexity
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
+from hasn_cli.weights.documents import read_front_matter
 
 SR_720P = (720, 1280)
 UNSTATED = "not stated"
@@ -79,7 +80,7 @@ def entries(names: Iterable[str] = w.NAMES) -> Iterator[Entry]:
 def _present(found: w.WeightsFile) -> Entry:
     network = network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=found.scale)
     cost = complexity(network, SR_720P)
-    card = read_card(found.path.parent / w.CARD)
+    card = read_front_matter(found.path.parent / w.CARD)
     return Entry(
         name=found.name,
         scale=found.scale,
@@ -122,17 +123,6 @@ def _source(found: w.WeightsFile) -> str:
     return f"hub, {source.repo}" if found.source == "hub" and source else "file"
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """The YAML front matter of a model card; empty where there is no card, or none that can be read."""
-    from huggingface_hub import metadata_load
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    try:
-        return (metadata_load(path) if path.is_file() else None) or {}
-    except (ValueError, YAMLError):
-        return {}
-
-
 def psnr_of(card: Mapping[str, Any], stem: str) -> dict[str, float]:
     """Data set → PSNR in dB for one file, from the card's `model-index`.
 
@@ -142,7 +132,7 @@ def psnr_of(card: Mapping[str, Any], stem: str) -> dict[str, float]:
     """
     try:
         return {
-            result["dataset"]["name"]: float(metric["value"])
+            str(result["dataset"]["name"]): float(metric["value"])
             for model in card.get("model-index") or []
             if model["name"] == stem
             for result in model["results"]

@@ -1,16 +1,15 @@
 """A weights file on disk ↔ a HASN network: strict, and safe for files from strangers.
 
-Two containers are read, told apart by their first bytes: safetensors, and PyTorch's own (`.pth`, `.pt`, `.ckpt`), the
-latter only as far as `torch.load(weights_only=True)` goes, which builds tensors and runs nothing.
+Two containers are read, told apart by their first bytes: safetensors, and PyTorch's own (`.pth`, `.pt`, `.ckpt`; see
+`pytorch.py`). Both are checked before anything is built from them: how large the file is, how much of it describes
+tensors, and that no tensor claims more than the file holds.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import secrets
-import warnings
-import zipfile
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,15 +18,15 @@ from torch import Tensor
 
 from hasn_cli.errors import WeightsError
 from hasn_cli.network import HASN, SCALES
+from hasn_cli.weights.pytorch import PICKLE_MAGIC, ZIP_MAGIC, read_pytorch_file
 
 StateDict = dict[str, Tensor]
 
 WRAPPERS = ("params_ema", "params", "state_dict")  # the averaged weights before the raw ones
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
-ZIP_MAGIC = b"PK\x03\x04"
-PICKLE_MAGIC = b"\x80"
-NAMES_CODE = ("Unsupported global", "unsupported GLOBAL")  # torch's words for what a pickle wants to import
 NAMED_KEYS = 4  # how many keys an error spells out
+MOST_BYTES = 256 << 20  # of a file of weights; HASN's own take 1.8 MB
+MOST_DESCRIPTION = 1 << 20  # bytes that describe the tensors; HASN's take 11 KB
 
 
 def load_state_dict_file(path: Path) -> StateDict:
@@ -43,17 +42,36 @@ def load_state_dict_file(path: Path) -> StateDict:
     Raises:
         WeightsError: the file is missing, unreadable, damaged, wants to run code, or holds something else.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-    except OSError as error:
-        raise WeightsError(
-            f"cannot read weights {path}: {error.strerror or error}", "check the path given to -w"
-        ) from None
+    head = _head(path)
     if not head:
         raise WeightsError(f"{path} is empty", "download or copy it again")
-    is_torch = head.startswith((ZIP_MAGIC, PICKLE_MAGIC))
-    return _bare(_read_torch(path) if is_torch else _read_safetensors(path), path)
+    try:
+        if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
+            return _bare(read_pytorch_file(path, MOST_DESCRIPTION), path)
+        return _bare(_read_safetensors(path, head), path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _head(path: Path) -> bytes:
+    """The first 8 bytes of a file of a size that weights can have."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:
+                return file.read(8)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise WeightsError(f"{path} is no regular file", "check the path given to -w")
+    raise WeightsError(
+        f"{path} has {status.st_size / 1e6:.0f} MB, and weights of HASN take 2: they may have {MOST_BYTES / 1e6:.0f}",
+        "check the path given to -w",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError(f"cannot read weights {path}: {error.strerror or error}", "check the path given to -w")
 
 
 def network_from_state_dict(
@@ -80,6 +98,7 @@ def network_from_state_dict(
     with torch.device("meta"):  # shapes first: a file that only claims to be wide is refused before memory is taken
         network = HASN(found, width)
     _check_against(state, network.state_dict(), origin)
+    _refuse_shared(state, origin)
     copies = {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in state.items()}
     network.load_state_dict(copies, strict=True, assign=True)
     return network.eval()
@@ -119,13 +138,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_safetensors(path: Path) -> object:
+def _read_safetensors(path: Path, head: bytes) -> object:
     from safetensors import SafetensorError
     from safetensors.torch import load, load_file
 
+    if int.from_bytes(head, "little") > MOST_DESCRIPTION:  # the length of the header, which comes first
+        raise WeightsError(f"{path} is no weights file, or a damaged one", "download or copy it again")
     try:
         return load_file(path) if _is_unicode(path) else load(path.read_bytes())
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise WeightsError(
             f"{path} is no weights file, or a damaged one ({error})", "download or copy it again"
         ) from None
@@ -138,36 +159,6 @@ def _is_unicode(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _read_torch(path: Path) -> object:
-    _refuse_compressed(path)
-    try:
-        # given a path, torch would go by its ending; what it warns of is refused below
-        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if any(word in str(error) for word in NAMES_CODE):
-            raise WeightsError(
-                f"{path} holds more than tensors and is refused: loading it could run any code",
-                "ask its author for a .safetensors file",
-            ) from None
-        raise WeightsError(
-            f"{path} is damaged, or holds more than tensors", "copy it again, or ask its author for a .safetensors file"
-        ) from None
-    except Exception as error:  # a damaged pickle stumbles in any way there is
-        raise WeightsError(f"{path} is damaged ({_first_line(error)})", "download or copy it again") from None
-
-
-def _refuse_compressed(path: Path) -> None:
-    """PyTorch stores tensors as they are; in a compressed archive a small file would grow to gigabytes when read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            compressed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError):  # a bare pickle, or damage, which reading it will tell
-        return
-    if compressed:
-        raise WeightsError(f"{path} is compressed, as PyTorch writes no file", "ask its author for a .safetensors file")
 
 
 def _bare(content: object, path: Path) -> StateDict:
@@ -203,6 +194,13 @@ def _is_whole(tensor: Tensor) -> bool:
     if tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided:
         return False
     return 0 < tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
+
+
+def _refuse_shared(state: Mapping[str, Tensor], origin: str) -> None:
+    """Tensors that share their bytes would take more memory than the file, and HASN has none that do."""
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+    if sum(tensor.numel() * tensor.itemsize for tensor in state.values()) > sum(stored.values()):
+        raise WeightsError(f"{origin} does not hold what it claims: tensors share their bytes", "ask for another file")
 
 
 def _scale_of(state: Mapping[str, Tensor], origin: str) -> int:
@@ -247,7 +245,3 @@ def _check_against(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:NAMED_KEYS])
     return shown if len(names) <= NAMED_KEYS else f"{shown} and {len(names) - NAMED_KEYS} more"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,12 +11,14 @@ import secrets
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from hasn_cli.errors import DownloadError
+from hasn_cli.weights.addresses import why_not_to_follow, without_secrets
 
 ATTEMPTS = 5
 FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
@@ -31,7 +33,7 @@ def download(url: str, target: Path, *, sha256: str, size: int, progress: Callab
     """Fetch `url` into `target`.
 
     Args:
-        url: http, https or file.
+        url: http, https or file; a server may send on to other servers as far as `addresses` allows, never to a file.
         target: replaced in one step, once the whole content is there and right.
         sha256: hex digest that the content must have.
         size: bytes that it must have; nothing beyond is read.
@@ -49,12 +51,42 @@ def download(url: str, target: Path, *, sha256: str, size: int, progress: Callab
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != sha256:
             raise DownloadError(
-                f"{url} is not the file it should be: its SHA-256 is {found}, not {sha256}",
+                f"{without_secrets(url)} is not the file it should be: its SHA-256 is {found}, not {sha256}",
                 "nothing was kept; a proxy or mirror may have altered it",
             )
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows where `addresses` allows it; Python's own allows ftp, and any host."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        reason = why_not_to_follow(req.full_url, newurl)
+        if reason is not None:
+            shown = f"{without_secrets(req.full_url)} sends to {without_secrets(newurl)}"
+            raise DownloadError(f"{shown}, which is refused: {reason}", "nothing was kept")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Python's own, for http, https and file alone; it honours the proxy variables."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.FileHandler,
+        _Redirects,
+    ):
+        opener.add_handler(handler())
+    return opener
 
 
 def _fill(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None]) -> None:
@@ -72,20 +104,26 @@ def _fill(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], No
         except TRANSIENT as error:
             if attempt == ATTEMPTS:
                 reason = getattr(error, "reason", None) or error
-                raise DownloadError(f"cannot fetch {url}: {reason}", "check the connection and try again") from error
+                raise DownloadError(
+                    f"cannot fetch {without_secrets(url)}: {reason}", "check the connection and try again"
+                ) from error
         time.sleep(wait)
         pause *= 2
 
 
 def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None]) -> None:
     have = file.tell()
+    if "@" in urllib.parse.urlsplit(url).netloc:
+        raise DownloadError(f"the address of {without_secrets(url)} names a user, and none can be given")
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "hasn", "Accept-Encoding": "identity"})
     except ValueError as error:
-        raise DownloadError(f"'{url}' is no web address ({error})", "it starts with https://") from error
+        raise DownloadError(
+            f"'{without_secrets(url)}' is no web address ({error})", "it starts with https://"
+        ) from error
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with _opener().open(request, timeout=TIMEOUT) as response:
         if have and response.status != http.client.PARTIAL_CONTENT:  # the server starts again from the first byte
             file.seek(0)
         while file.tell() < size and (chunk := response.read(min(CHUNK, size - file.tell()))):
@@ -94,7 +132,9 @@ def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], 
         if file.tell() < size:
             raise ConnectionError(f"the connection ended after {file.tell()} of {size} bytes")
         if response.read(1):
-            raise DownloadError(f"{url} is longer than the {size} bytes it should have", "nothing was kept")
+            raise DownloadError(
+                f"{without_secrets(url)} is longer than the {size} bytes it should have", "nothing was kept"
+            )
 
 
 def _seconds(text: str | None, default: float) -> float:
@@ -104,4 +144,6 @@ def _seconds(text: str | None, default: float) -> float:
 def _refused(url: str, status: int) -> DownloadError:
     hints = {404: "the file has moved", 429: "the server asks to slow down: wait a while and try again"}
     hint = hints.get(status, "try again later" if status >= 500 else "check the address and the proxy")
-    return DownloadError(f"{url} answers {status} {http.client.responses.get(status, '')}".rstrip(), hint)
+    return DownloadError(
+        f"{without_secrets(url)} answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
+    )

@@ -16,11 +16,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from hasn_cli.errors import DownloadError, WeightsError
+from hasn_cli.weights.documents import read_json_object
+from hasn_cli.weights.guard import watched
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -31,6 +33,7 @@ CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 SCHEME = "hf://"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(/(?P<filename>.+))?")
+MOST_BYTES = 256 << 20  # of any file that is fetched; as many as `checkpoint` reads
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -48,8 +51,10 @@ class HubId:
         match = _ID.fullmatch(text.removeprefix(SCHEME))
         if match is None or (match["filename"] and not text.startswith(SCHEME)):
             return None
-        revision = match["revision"]
-        return cls(match["repo"], unquote(revision) if revision else None, match["filename"])
+        revision = unquote(match["revision"]) if match["revision"] else None
+        if not all(part is None or stays_below(part) for part in (match["repo"], revision, match["filename"])):
+            return None
+        return cls(match["repo"], revision, match["filename"])
 
     def __str__(self) -> str:
         name = f"{self.repo}@{self.revision}" if self.revision else self.repo
@@ -108,13 +113,7 @@ def read_config(path: Path, origin: str) -> dict[str, Any]:
     Raises:
         WeightsError: it is no JSON object.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{CONFIG} of {origin} cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{CONFIG} of {origin} is no JSON object")
-    return config
+    return read_json_object(path, f"{CONFIG} of {origin}")
 
 
 def candidates(config: Mapping[str, Any] | None, scale: int, origin: str) -> list[str]:
@@ -129,6 +128,8 @@ def candidates(config: Mapping[str, Any] | None, scale: int, origin: str) -> lis
         name = files.get(str(scale))
         if not isinstance(name, str):
             raise WeightsError(f"{origin} has no weights for x{scale}", f"it has x{', x'.join(map(str, files))}")
+        if not stays_below(name):
+            raise WeightsError(f"{CONFIG} of {origin} names a file outside of it: {name!r}")
         return [name]
     named = f"hasn_x{scale}.safetensors"
     if config.get("scale") == scale:
@@ -136,6 +137,13 @@ def candidates(config: Mapping[str, Any] | None, scale: int, origin: str) -> lis
     if "scale" in config:
         return [named]
     return [named, SINGLE_FILE]
+
+
+def stays_below(name: str) -> bool:
+    """Whether a name of a stranger's leads to a place below the folder that it is put after, on any system."""
+    path = PurePosixPath(name)
+    plain = name.isprintable() and not path.is_absolute() and not {"\\", ":"} & set(name)
+    return plain and path.parts != () and ".." not in path.parts
 
 
 def config_bytes(files: Mapping[int, str], num_features: int) -> bytes:
@@ -233,13 +241,23 @@ def _bar_class(label: str, progress: Progress | None) -> type:
             super().__init__(disable=True)
             self.n, self.total = initial, total
             leader.append(self)
+            _check_length(label, max(initial, total or 0))
 
         def update(self, n: float | None = 1) -> None:
             self.n += n or 0
+            _check_length(label, self.n)
             if progress is not None and leader[0] is self:
                 progress(label, int(self.n), int(self.total) if self.total else None)
 
     return Bar
+
+
+def _check_length(label: str, length: float) -> None:
+    """Refuse what is too large for weights, before it fills the disk."""
+    if length > MOST_BYTES:
+        raise DownloadError(
+            f"{label} is larger than {MOST_BYTES / 1e6:.0f} MB; HASN's weights take 2", "nothing was kept"
+        )
 
 
 @contextmanager
@@ -267,7 +285,8 @@ def _explained(source: HubId, filename: str = "") -> Iterator[None]:
     client_log.setLevel(logging.ERROR)
     transport_error: type[Exception] = HfHubHTTPError.__mro__[1]  # the HTTP library's own, whichever it is
     try:
-        yield
+        with watched():
+            yield
     except (OSError, ValueError, transport_error) as error:
         raise _explain(error, source, filename) from error
     finally:

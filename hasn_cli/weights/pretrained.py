@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import PyTorchModelHubMixin
 
 from hasn_cli import network
+from hasn_cli.errors import WeightsError
 from hasn_cli.weights import find_in_folder, hub
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
@@ -29,6 +30,20 @@ class HASN(
     `HASN.from_pretrained("OWNER/REPO", scale=2)` takes all that `-w OWNER/REPO` takes; without `scale` it is the one in
     the repository's `config.json`. What `push_to_hub` and `save_pretrained` write, `-w` reads.
     """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> HASN:
+        """As the mixin's.
+
+        Raises:
+            WeightsError: the weights or `config.json` cannot be used.
+        """
+        try:
+            found: HASN = super().from_pretrained(pretrained_model_name_or_path, **options)
+        except RecursionError as error:  # the mixin parses config.json itself
+            message = f"{hub.CONFIG} of {pretrained_model_name_or_path} cannot be read (it is nested too deeply)"
+            raise WeightsError(message) from error
+        return found
 
     @classmethod
     def _from_pretrained(

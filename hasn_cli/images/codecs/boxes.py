@@ -5,14 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from hasn_cli.images.limits import Count
+
 
 def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """Type and body of each box.
 
     Raises:
         ValueError: a box reaches beyond the data.
+        TooMuch: there are too many.
     """
     view = memoryview(data)
+    count = Count("boxes")
     at = 0
     while at < len(view):
         if at + 8 > len(view):
@@ -25,8 +29,22 @@ def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
         end = len(view) if length == 0 else at + length
         if end > len(view) or end < start:
             raise ValueError("the file is truncated")
+        count.add()
         yield kind, view[start:end]
         at = end
+
+
+def declared_length(data: bytes) -> int:
+    """Where the boxes of a file that may be cut off end, or would end, by what they say of their lengths."""
+    at = 0
+    while at + 8 <= len(data):
+        length, _ = struct.unpack_from(">I4s", data, at)
+        if length == 1 and at + 16 <= len(data):
+            (length,) = struct.unpack_from(">Q", data, at + 8)
+        if length < 8:
+            return len(data)
+        at += length
+    return at
 
 
 def box(kind: bytes, *parts: bytes | bytearray) -> bytes:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from hasn_cli.errors import MissingExtraError
+from hasn_cli.images.codecs import items
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
-from hasn_cli.images.metadata import upright
+from hasn_cli.images.limits import Limit
+from hasn_cli.images.metadata import applied, left_out, with_notices
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS
+from hasn_cli.images.source import Source
 
 
 def read(source: Source, limit: Limit) -> Picture:
@@ -24,7 +27,9 @@ def read(source: Source, limit: Limit) -> Picture:
         MissingExtraError: pillow-heif is not installed.
     """
     heif = _heif(source.name)
-    file = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
+    data = source.read()
+    items.check(source.name, data, limit)
+    file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     image = file[file.primary_index]
     width, height = image.size
     limit.check(source.name, height, width)
@@ -34,6 +39,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if metadata.icc is None and colors:
         cicp = code_points(colors["color_primaries"], colors["transfer_characteristics"])
         metadata = replace(metadata, cicp=cicp)
+    metadata = with_notices(metadata, *map(left_out, _beside(image.info, len(file))))
 
     def frames() -> Iterator[Frame]:
         again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
@@ -50,8 +56,18 @@ def read(source: Source, limit: Limit) -> Picture:
         frames=Again(frames),
         lossless=False,
         # libheif has applied the file's own orientation, so that EXIF's is a mere copy
-        metadata=upright(metadata),
+        metadata=applied(metadata, (height, width)),
     )
+
+
+def _beside(info: Mapping[str, Any], count: int) -> Iterator[str]:
+    """The kinds of what goes with the main picture in the file and does not come along."""
+    if any("gainmap" in str(kind).lower() for kind in info.get("aux") or ()):
+        yield GAIN_MAP
+    if info.get("depth_images"):
+        yield DEPTH_MAP
+    if count > 1:
+        yield OTHERS
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

@@ -12,10 +12,13 @@ import numpy as np
 from PIL import IcoImagePlugin
 
 from hasn_cli.images.codecs import png
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.limits import Limit
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.source import Source
 
+_PLAIN, _BIT_FIELDS = 0, 3  # compressions of a bitmap, of which icons have no other
 _CORE_HEADER = 12  # bytes of the header that OS/2 began with, whose sides are of 16 bits
+_INFO_HEADER = 40
 
 
 @dataclass(frozen=True, order=True)
@@ -43,12 +46,16 @@ def read(source: Source, limit: Limit) -> Picture:
         raise ValueError("the file is truncated")
     if inside.startswith(png.SIGNATURE):
         return replace(png.read(Source(inside, source.name), limit), format="ico", frame_count=1)
+    if _compression(inside) not in (_PLAIN, _BIT_FIELDS):
+        raise ValueError("compressed bitmaps in icons are not supported")
     height, width = _bitmap_size(inside)
     limit.check(source.name, height, width)
-    alone = data[:4] + struct.pack("<HBBBBHHLL", 1, 0, 0, 0, 0, 1, best.depth, len(inside), 22) + inside
+    depth = _bitmap_depth(inside)
+    alone = data[:4] + struct.pack("<HBBBBHHLL", 1, 0, 0, 0, 0, 1, depth, len(inside), 22) + inside
 
     def frames() -> Iterator[Frame]:
-        yield Frame(np.asarray(IcoImagePlugin.IcoFile(io.BytesIO(alone)).frame(0).convert("RGBA")))
+        pixels = np.asarray(IcoImagePlugin.IcoFile(io.BytesIO(alone)).frame(0).convert("RGBA"))
+        yield Frame(_by_mask(pixels, inside) if depth == 32 and not pixels[..., 3].any() else pixels)
 
     return Picture(source.name, "ico", (height, width), 4, np.dtype(np.uint8), Again(frames))
 
@@ -61,6 +68,36 @@ def _bitmap_size(bitmap: bytes) -> tuple[int, int]:
     core = struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER
     width, height = struct.unpack_from("<HH" if core else "<Ll", bitmap, 4)
     return abs(height) // 2, width
+
+
+def _compression(bitmap: bytes) -> int:
+    if struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER:
+        return _PLAIN
+    number: int = struct.unpack_from("<L", bitmap, 16)[0]
+    return number
+
+
+def _bitmap_depth(bitmap: bytes) -> int:
+    """Bits of a pixel after a bitmap's own header, since the icon's directory need not be true."""
+    core = struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER
+    (depth,) = struct.unpack_from("<H", bitmap, 10 if core else 14)
+    return int(depth)
+
+
+def _by_mask(pixels: Pixels, bitmap: bytes) -> Pixels:
+    """Pixels whose alpha is 0 everywhere: the mask behind them, a bit a pixel, says which are transparent, as Windows
+    has it; without a mask none is."""
+    height, width = pixels.shape[:2]
+    upwards = struct.unpack_from("<l", bitmap, 8)[0] > 0
+    row = (width + 31) // 32 * 4
+    header, compression = struct.unpack_from("<L12xL", bitmap)
+    fields = 12 if compression == _BIT_FIELDS and header == _INFO_HEADER else 0  # which bits are which colour
+    start = header + fields + 4 * height * width
+    mask = np.zeros((height, width), np.uint8)
+    if len(bitmap) >= start + height * row:
+        packed = np.frombuffer(bitmap, np.uint8, height * row, start).reshape(height, row)
+        mask = np.unpackbits(packed, axis=1)[:: -1 if upwards else 1, :width]
+    return np.dstack([pixels[..., :3], np.where(mask, 0, 255).astype(np.uint8)])
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

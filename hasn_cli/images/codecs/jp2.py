@@ -11,11 +11,15 @@ from uuid import UUID
 import imagecodecs
 import numpy as np
 
+from hasn_cli.images.codecs import codestream
 from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
+from hasn_cli.images.limits import MAX_CHANNELS, Limit
+from hasn_cli.images.metadata import with_whole_profile
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
+from hasn_cli.images.spaces import ycc_to_rgb
 
 _SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 _UUIDS = {
@@ -23,7 +27,7 @@ _UUIDS = {
     "xmp": UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes,
     "iptc": UUID("33c7a4d2-b81d-4723-a0ba-f1a3e097ad38").bytes,
 }
-_CMYK, _SRGB, _GRAY = 12, 16, 17
+_CMYK, _SRGB, _GRAY, _SYCC = 12, 16, 17, 18
 _COLOR, _OPACITY, _PREMULTIPLIED = range(3)  # what a channel definition says that a component is
 _METRE = 1 / 0.0254  # inches
 
@@ -46,15 +50,17 @@ class _File:
 
 def read(source: Source, limit: Limit) -> Picture:
     """Read a JP2 file or a bare codestream, 1 to 16 bits deep."""
-    file = _take_apart(source.read())
+    contents = source.read()
+    file = _take_apart(contents)
     limit.check(source.name, file.height, file.width)
+    check_structure(contents)
     channels = _channels(file)
-    metadata = Metadata(**file.metadata)
+    metadata = with_whole_profile(Metadata(**file.metadata))
 
     def frames() -> Iterator[Frame]:
         data = source.read()
         # OpenJPEG converts to sRGB when it sees a profile, so it sees the boxes only where a palette is among them
-        pixels: Pixels = imagecodecs.jpeg2k_decode(data if file.palette else _bare(data))
+        pixels: Pixels = imagecodecs.jpeg2k_decode(data if file.palette else bare(data))
         yield Frame(_shown(file, pixels.reshape(file.height, file.width, -1), metadata.icc))
 
     return Picture(
@@ -97,6 +103,28 @@ def _take_apart(data: bytes) -> _File:
     return file
 
 
+def declared_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG 2000 that is a part of another file, after the checks that `read` makes.
+
+    Raises:
+        ValueError: it is broken, or of a kind that is not read.
+        TooMuch: it is built so that decoding takes far more than its pixels.
+    """
+    file = _codestream(memoryview(bare(data)))
+    check_structure(data)
+    return file.height, file.width
+
+
+def check_structure(data: bytes) -> None:
+    """See that a file's codestream has no more tiles, precincts, blocks and packets than its pixels justify.
+
+    Raises:
+        ValueError: it is broken.
+        TooMuch: it has.
+    """
+    codestream.check(bare(data))
+
+
 def _definitions(body: memoryview) -> tuple[tuple[int, ...], bool]:
     """Which components are shown, colours in order before opacity, and whether that is multiplied into them."""
     stated = list(struct.iter_unpack(">HHH", body[2:]))
@@ -106,7 +134,7 @@ def _definitions(body: memoryview) -> tuple[tuple[int, ...], bool]:
     return channels, any(use == _PREMULTIPLIED for _, use in opacity)
 
 
-def _bare(data: bytes) -> bytes:
+def bare(data: bytes) -> bytes:
     """The codestream without the boxes round it."""
     if not data.startswith(_SIGNATURE):
         return data
@@ -126,6 +154,8 @@ def _codestream(data: memoryview) -> _File:
     kinds = set(struct.iter_unpack(">BBB", data[42 : 42 + 3 * components]))
     if len(kinds) != 1 or kinds.copy().pop()[1:] != (1, 1):
         raise ValueError("components of different depth or resolution are not supported")
+    if components > MAX_CHANNELS:  # each is decoded, shown or not
+        raise ValueError(f"{components} components are not supported")
     depth = kinds.pop()[0] + 1
     if depth > 16:
         raise ValueError("signed samples, or such of more than 16 bits, are not supported")
@@ -143,7 +173,8 @@ def _channels(file: _File) -> int:
     count = len(_order(file))
     if file.color == _CMYK and count == 4:
         return 3
-    if file.color not in (None, _SRGB, _GRAY) or not 1 <= count <= 4:
+    fits = count in (3, 4) if file.color == _SYCC else file.color in (None, _SRGB, _GRAY) and 1 <= count <= 4
+    if not fits:
         raise ValueError(f"{file.components} components in colour space {file.color} are not supported")
     return count
 
@@ -163,6 +194,8 @@ def _shown(file: _File, pixels: Pixels, icc: bytes | None) -> Pixels:
     pixels = pixels if file.palette else widen(pixels[..., _order(file)], file.depth)
     if file.color == _CMYK:
         return cmyk_to_srgb(pixels, icc)
+    if file.color == _SYCC and not file.palette:
+        pixels = np.concatenate([ycc_to_rgb(pixels[..., :3]), pixels[..., 3:]], axis=2)
     return unpremultiply(pixels) if file.premultiplied and not file.palette else pixels
 
 
@@ -180,7 +213,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     pixels = next(iter(picture.frames)).pixels
     channels = pixels.shape[2]
     lossless = bool(options.lossless)
-    codestream = imagecodecs.jpeg2k_encode(
+    encoded = imagecodecs.jpeg2k_encode(
         np.ascontiguousarray(pixels if channels > 1 else pixels[..., 0]),
         level=None if lossless else 20 + options.quality // 3,
         codecformat="j2k",
@@ -193,7 +226,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
         value = getattr(metadata, name)
         if value:
             stream.write(box(b"uuid", uuid, value))
-    stream.write(box(b"jp2c", codestream))
+    stream.write(box(b"jp2c", encoded))
 
 
 def _header_boxes(pixels: Pixels, metadata: Metadata) -> Iterator[bytes]:

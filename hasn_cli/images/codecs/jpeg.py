@@ -8,9 +8,8 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -21,16 +20,20 @@ from PIL import JpegImagePlugin
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
-from hasn_cli.images.metadata import decoded_comment, whole_resolution
+from hasn_cli.images.limits import Count, Limit, Room
+from hasn_cli.images.metadata import decoded_comment, left_out, whole_resolution, with_notices, with_whole_profile
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.pointers import GAIN_MAP, kinds_behind
+from hasn_cli.images.source import Source
 
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
+_ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _APP0, _APP1, _APP2, _APP13, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
+_METADATA = (_APP0, _APP1, _APP2, _APP13, _COM)
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
@@ -49,9 +52,12 @@ def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
     Raises:
         ValueError: the structure is broken.
+        TooMuch: there are too many.
     """
     at = 2
+    count = Count("segments")
     while True:
+        count.add()
         if data[at : at + 1] != b"\xff" or at + 4 > len(data):
             raise ValueError("broken before its image data")
         marker = data[at + 1]
@@ -79,10 +85,8 @@ def read(source: Source, limit: Limit) -> Picture:
     limit.check(source.name, height, width)
     if depth != 8:
         raise ValueError(f"{depth} bits a sample are not supported")
-    scans = (marker for marker, _ in _markers(data) if marker == _SOS)
-    if sum(1 for _ in islice(scans, _MAX_SCANS + 1)) > _MAX_SCANS:
-        raise ValueError("it has absurdly many scans")
-    metadata = _metadata(parts)
+    check_scans(data)
+    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _beside(data, parts)))
 
     def frames() -> Iterator[Frame]:
         yield Frame(_decode(source.read(), metadata.icc))
@@ -99,20 +103,58 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
+def declared_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG that is a part of another file, after the checks that `read` makes.
+
+    Raises:
+        ValueError, struct.error: it is broken.
+        TooMuch: it has too many segments or scans.
+    """
+    frame = next(body for marker, body in segments(data) if marker in _FRAMES)
+    check_scans(data)
+    _, height, width = struct.unpack_from(">BHH", frame)
+    return height, width
+
+
+def check_scans(data: bytes) -> None:
+    """See that there are no more scans, each of which visits all pixels, than an encoder makes.
+
+    Raises:
+        TooMuch: there are.
+    """
+    scans = Count("scans", _MAX_SCANS)
+    for marker, _ in _markers(data):
+        if marker == _SOS:
+            scans.add()
+
+
 def _markers(data: bytes) -> Iterator[tuple[int, int]]:
     """Each marker and where it stands, up to the end of the first picture: what comes after it is not its own.
 
     As libjpeg does, whatever lies between a segment's end and the next marker is skipped.
+
+    Raises:
+        TooMuch: there are too many.
     """
     at = 2
+    count = Count("segments")
     while found := _MARKER.search(data, at):
         marker = data[found.start() + 1]
+        count.add()
         yield marker, found.start()
         if marker == _EOI:
             return
         at = found.end()
         if at + 2 <= len(data):
             at += max(2, struct.unpack_from(">H", data, at)[0])
+
+
+def _beside(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
+    """The kinds of what goes with the picture in the file and does not come along."""
+    end = next((at + 2 for marker, at in _markers(data) if marker == _EOI), len(data))
+    kinds = kinds_behind(memoryview(data)[end:])
+    announced = [GAIN_MAP] if any(marker == _APP2 and body.startswith(_ISO_GAIN_MAP) for marker, body in parts) else []
+    return (*announced, *kinds)
 
 
 def _decode(data: bytes, icc: bytes | None) -> Pixels:
@@ -130,9 +172,21 @@ def _decode(data: bytes, icc: bytes | None) -> Pixels:
 
 def _decode_oddly_sampled(data: bytes, icc: bytes | None) -> Pixels:
     """Pixels of colours stored in a size that simplejpeg has no name for. Of damage only a missing end is heard."""
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(_without(data, _APP1))) as image:  # Pillow would read EXIF
         pixels = np.asarray(image)
         return cmyk_to_srgb(pixels, icc) if image.mode == "CMYK" else pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _without(data: bytes, unwanted: int) -> bytes:
+    """The file without the segments of one kind that stand before its first scan."""
+    kept, start = b"", 0
+    for marker, at in _markers(data):
+        if marker == _SOS:
+            break
+        if marker == unwanted:
+            kept += data[start:at]
+            start = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return kept + data[start:]
 
 
 def _with_plain_scans(data: bytes) -> bytes:
@@ -174,13 +228,20 @@ def _without_left_over(data: bytes, count: int) -> bytes:
     return scans[: len(scans) - count] + data[end:]
 
 
+def profile_in(parts: Iterable[tuple[int, bytes]]) -> bytes | None:
+    """The profile that segments hold in pieces."""
+    return _metadata(list(parts)).icc
+
+
 def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
     found: dict[str, Any] = {}
     profile: dict[int, bytes] = {}
     texts: list[Text] = []
     extended: list[bytes] = []
     photoshop: list[bytes] = []
+    room = Room()
     for marker, body in parts:
+        room.take(len(body) if marker in _METADATA else 0)
         if marker == _APP0 and body[:5] == b"JFIF\0" and len(body) >= 12:
             unit, x, y = struct.unpack_from(">BHH", body, 7)
             if unit in (1, 2) and x and y:

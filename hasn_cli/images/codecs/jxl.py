@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
 
+from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.boxes import box, boxes
-from hasn_cli.images.metadata import upright
+from hasn_cli.images.codecs.jpeg import profile_in, segments
+from hasn_cli.images.codecs.jxl_header import GRAY, Header, read_header, with_floats
+from hasn_cli.images.color import srgb_profile
+from hasn_cli.images.limits import Limit, Room
+from hasn_cli.images.metadata import applied
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
+from hasn_cli.images.spaces import from_linear, gamma_colors, named_colors
 
 _SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"
-_MAX_UNPACKED = 16 * 1024 * 1024
-_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height
+_HEADER = 1 << 16  # bytes, far more than a header has but for extra channels
+_LAST = 1 << 31  # marks the last piece of a codestream
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read a still JPEG XL. Its size is looked up before; what kind of samples it has, only decoding tells."""
+    """Read a still JPEG XL, which is decoded at once, since only its samples tell which colours they need."""
     data = source.read()
-    metadata = Metadata()
-    codestream: bytes | memoryview = data
-    if data.startswith(_SIGNATURE):
-        found = list(boxes(data))
-        by_kind = dict(reversed(found))
-        codestream = by_kind[b"jxlc"] if b"jxlc" in by_kind else by_kind[b"jxlp"][4:]
-        # the codestream's own orientation counts, and libjxl has applied it
-        metadata = upright(_metadata(found))
-    limit.check(source.name, *_size(bytes(codestream[:32])))
-    pixels = _decode(data)
+    found = _boxes(data)
+    stream = _codestream(data, found)
+    header = _still_header(stream)
+    limit.check(source.name, header.height, header.width)
+    pixels, colors = _decode(data, stream, header)
+    if pixels.shape[:2] not in ((header.height, header.width), (header.width, header.height)):
+        raise ValueError("it does not hold what its header says")
+    metadata = replace(_metadata(found), icc=colors.icc, cicp=colors.cicp)
     return Picture(
         name=source.name,
         format="jpegxl",
@@ -40,90 +44,127 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=pixels.dtype,
         frames=Again(lambda: _frames(source)),
         lossless=False,
-        metadata=metadata,
+        # the codestream's own orientation counts, and libjxl has applied it
+        metadata=applied(metadata, (pixels.shape[0], pixels.shape[1])),
     )
 
 
+def declared_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a JPEG XL declares, in boxes or bare.
+
+    Raises:
+        ValueError: it is none, holds an animation, or has more channels than are decoded.
+    """
+    header = _still_header(_codestream(data, _boxes(data)))
+    return header.height, header.width
+
+
+def _boxes(data: bytes) -> list[tuple[bytes, memoryview]]:
+    """The boxes of the container; none if the codestream is bare."""
+    return list(boxes(data)) if data.startswith(_SIGNATURE) else []
+
+
+def _still_header(stream: bytes) -> Header:
+    """The header of a codestream that is not an animation.
+
+    Raises:
+        ValueError: there is none, or it is one of an animation.
+    """
+    header = read_header(stream[:_HEADER])
+    if header.moves:
+        raise ValueError("animated JPEG XL is not supported")
+    return header
+
+
 def _frames(source: Source) -> Iterator[Frame]:
-    yield Frame(_decode(source.read()))
+    data = source.read()
+    stream = _codestream(data, _boxes(data))
+    yield Frame(_decode(data, stream, read_header(stream[:_HEADER]))[0])
 
 
-def _decode(data: bytes) -> Pixels:
-    pixels: Pixels = imagecodecs.jpegxl_decode(data, index=0)
+def _codestream(data: bytes, found: list[tuple[bytes, memoryview]]) -> bytes:
+    """The codestream, which may come in pieces.
+
+    Raises:
+        ValueError: a piece is missing.
+    """
+    if not found:
+        return data
+    whole = next((bytes(body) for kind, body in found if kind == b"jxlc"), None)
+    if whole is not None:
+        return whole
+    pieces = [(int.from_bytes(body[:4], "big"), bytes(body[4:])) for kind, body in found if kind == b"jxlp"]
+    numbers = [number & ~_LAST for number, _ in pieces]
+    if not pieces or numbers != list(range(len(pieces))) or not pieces[-1][0] & _LAST:
+        raise ValueError(f"piece {len(pieces) + 1} of its codestream is missing")
+    return b"".join(piece for _, piece in pieces)
+
+
+def _decode(data: bytes, stream: bytes, header: Header) -> tuple[Pixels, Metadata]:
+    """Pixels, and what metadata says of their colours.
+
+    Raises:
+        ValueError: they are of a kind that is not supported.
+    """
+    color = header.color
+    if header.xyb and not color.is_output:
+        light = _shaped(imagecodecs.jpegxl_decode(with_floats(stream), index=0)).astype(np.float32)
+        dtype = np.float32 if header.floats else np.uint16 if header.bits > 8 else np.uint8
+        return from_linear(light, np.dtype(dtype))
+    if color.by_profile:
+        colors = Metadata(icc=_profile_of_jpeg(data))
+    elif color.gamma is not None:
+        colors = gamma_colors(color.space == GRAY, color.white, color.primaries, color.gamma)
+    else:
+        colors = named_colors(color.space == GRAY, color.white, color.primaries, color.transfer)
+    pixels = _shaped(imagecodecs.jpegxl_decode(data, index=0))
+    return pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels, colors
+
+
+def _shaped(pixels: Pixels) -> Pixels:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
         raise ValueError(f"its kind, {pixels.shape}, is not supported")
-    return pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels
+    return pixels
+
+
+def _profile_of_jpeg(data: bytes) -> bytes:
+    """The profile of a JPEG that was packed into JPEG XL and can be unpacked again.
+
+    Raises:
+        HasnError: it was none, and the profile cannot be had.
+    """
+    try:
+        parts = segments(bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1)))
+        return profile_in(parts) or srgb_profile()
+    except (imagecodecs.JpegxlError, ValueError):
+        message = "its colour profile cannot be read from JPEG XL that is lossless"
+        raise ImageError(message, "convert it first: djxl IN.jxl OUT.png") from None
 
 
 def _metadata(found: list[tuple[bytes, memoryview]]) -> Metadata:
-    """EXIF and XMP, bare or packed; the first of a kind counts, and packed ones that are broken are left out."""
+    """EXIF and XMP, bare or packed; the first of a kind counts, and one that is packed and broken is left out."""
     bodies: dict[bytes, bytes] = {}
+    room = Room()
     for kind, body in found:
         packed = kind == b"brob"
         inner = bytes(body[:4]) if packed else kind
         if inner in (b"Exif", b"xml ") and inner not in bodies:
-            with contextlib.suppress(imagecodecs.BrotliError):
-                bodies[inner] = _unpacked(bytes(body[4:])) if packed else bytes(body)
+            bodies[inner] = _unpacked(bytes(body[4:]), room) if packed else bytes(body)
+            room.take(len(bodies[inner]))
     exif = bodies.get(b"Exif")
     if exif is not None:
         exif = exif[4 + int.from_bytes(exif[:4], "big") :]
-    return Metadata(exif=exif, xmp=bodies.get(b"xml "))
+    return Metadata(exif=exif or None, xmp=bodies.get(b"xml ") or None)
 
 
-def _unpacked(packed: bytes) -> bytes:
-    """Brotli's data, which are refused beyond the limit."""
-    return bytes(imagecodecs.brotli_decode(packed, out=_MAX_UNPACKED))
-
-
-class _Bits:
-    """Bits of a codestream, the lowest of each byte first."""
-
-    def __init__(self, data: bytes) -> None:
-        self._value = int.from_bytes(data, "little")
-
-    def take(self, count: int) -> int:
-        taken = self._value & ((1 << count) - 1)
-        self._value >>= count
-        return taken
-
-    def size(self) -> tuple[int, int]:
-        """A SizeHeader: height and width."""
-        small = bool(self.take(1))
-        height = self._length(small)
-        ratio = self.take(3)
-        if ratio == 0:
-            return height, self._length(small)
-        across, down = _RATIOS[ratio - 1]
-        return height, height * across // down
-
-    def _length(self, small: bool) -> int:
-        """A side: in units of 8 pixels, or in as many bits as a selector says."""
-        if small:
-            return 8 * (self.take(5) + 1)
-        return self.take((9, 13, 18, 30)[self.take(2)]) + 1
-
-
-def _size(codestream: bytes) -> tuple[int, int]:
-    """Height and width as the codestream declares them.
-
-    Raises:
-        ValueError: it is none, or holds an animation.
-    """
-    if codestream[:2] != b"\xff\x0a":
-        raise ValueError("there is no codestream")
-    bits = _Bits(codestream[2:])
-    size = bits.size()
-    standard = bits.take(1)
-    if not standard and bits.take(1):
-        bits.take(3)  # the orientation
-        if bits.take(1):
-            bits.size()  # at which it would like to be shown
-        has_preview, has_animation = bits.take(1), bits.take(1)
-        if has_preview or has_animation:
-            raise ValueError("animated JPEG XL is not supported")
-    return size
+def _unpacked(packed: bytes, room: Room) -> bytes:
+    """Brotli's data; none where they are broken, or unpack to more than there is room for."""
+    try:
+        return bytes(imagecodecs.brotli_decode(packed, out=room.left))
+    except imagecodecs.BrotliError:
+        return b""
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

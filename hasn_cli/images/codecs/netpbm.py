@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,23 +10,31 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.color import cmyk_to_srgb
+from hasn_cli.images.limits import Limit
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels, Shape
+from hasn_cli.images.source import Source
 
-_MAX_HEADER = 64 * 1024
+MAX_HEADER = 64 * 1024
+MAX_TOKEN = 15  # digits of a sample that is written as text; five say all, the rest may be zeros or spaces
+_PIECE = 1 << 20  # bytes of text, or samples, that are worked on at once
 _CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3, b"Pf": 1, b"PF": 3}
 _PLAIN = (b"P1", b"P2", b"P3")
 _TUPLES = {1: b"GRAYSCALE", 2: b"GRAYSCALE_ALPHA", 3: b"RGB", 4: b"RGB_ALPHA"}
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
+    """What stands before the samples, and where they start."""
+
     magic: bytes
     width: int
     height: int
     channels: int
     top: float
     start: int
+    depth: int = 0  # samples of a pixel in the file, where they are not as many as channels
+    inks: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -33,27 +42,86 @@ class _Header:
             return np.dtype(np.float32)
         return np.dtype(np.uint8 if self.top < 256 else np.uint16)
 
+    @property
+    def length(self) -> int | None:
+        """Bytes of the samples; None where they are numbers in text."""
+        if self.magic in _PLAIN:
+            return None
+        if self.magic == b"P4":
+            return self.height * ((self.width + 7) // 8)
+        return self.height * self.width * self.stored * self.dtype.itemsize
+
+    @property
+    def stored(self) -> int:
+        """Samples of a pixel in the file."""
+        return self.depth or self.channels
+
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read a picture of any of these formats; samples are stretched to the whole range of 8 or 16 bits."""
-    with source.open() as stream:
-        header = _header(stream.read(_MAX_HEADER))
-    limit.check(source.name, header.height, header.width)
+    """Read every picture of a stream; samples are stretched to the whole range of 8 or 16 bits.
+
+    Several come as pages. The plain formats (P1 to P3) hold one, and whatever follows it is ignored; so is anything
+    behind the other formats that is not another header. A picture that is cut off fails when its turn comes.
+    """
+    places = list(_places(source, limit))
+    first = places[0][1]
+    shapes = tuple(Shape((header.height, header.width), header.channels, header.dtype) for _, header in places)
 
     def frames() -> Iterator[Frame]:
-        yield Frame(_pixels(header, source.read()))
+        for number, (start, header) in enumerate(places, 1):
+            data = source.read_up_to(extent(header), start)
+            if header.length is not None and len(data) < extent(header):
+                which = "the file" if len(places) == 1 else f"picture {number}"
+                raise ValueError(f"{which} is truncated")
+            yield Frame(_pixels(header, data))
 
     return Picture(
         name=source.name,
-        format="pfm" if header.dtype.kind == "f" else "ppm",
-        size=(header.height, header.width),
-        channels=header.channels,
-        dtype=header.dtype,
+        format="pfm" if first.dtype.kind == "f" else "ppm",
+        size=(first.height, first.width),
+        channels=first.channels,
+        dtype=first.dtype,
         frames=Again(frames),
+        frame_count=len(places),
+        paged=len(places) > 1,
+        page_shapes=shapes if len(places) > 1 else (),
     )
 
 
-def _header(data: bytes) -> _Header:
+def _places(source: Source, limit: Limit) -> Iterator[tuple[int, Header]]:
+    """Where each picture's header begins, and the header."""
+    at = 0
+    while True:
+        header = parse_header(source.read_up_to(MAX_HEADER, at))
+        limit.check(source.name, header.height, header.width)
+        yield at, header
+        if header.length is None:
+            return
+        at += header.start + header.length
+        following = source.read_up_to(MAX_HEADER, at)
+        at += len(following) - len(following.lstrip())
+        if not _begins(following.lstrip()):
+            return
+
+
+def _begins(head: bytes) -> bool:
+    """Whether a header begins: a magic number, white space, then a number, a comment, or one of PAM's fields."""
+    return re.match(rb"P(?:[1-6Ff]\s+[\d#]|7\s+[A-Z#])", head) is not None
+
+
+def extent(header: Header) -> int:
+    """The number of bytes that the header and its samples take, at most."""
+    if header.length is None:
+        return header.start + (MAX_TOKEN + 1) * header.height * header.width * header.channels
+    return header.start + header.length
+
+
+def parse_header(data: bytes) -> Header:
+    """The header that a file begins with.
+
+    Raises:
+        ValueError: it is broken, or longer than `data`.
+    """
     magic = data[:2]
     if magic == b"P7":
         return _pam_header(data)
@@ -75,22 +143,28 @@ def _header(data: bytes) -> _Header:
     top = float(numbers[2]) if len(numbers) == 3 else 1.0
     if magic not in (b"PF", b"Pf") and not (top.is_integer() and 1 <= top <= 65535):
         raise ValueError(f"its largest value, {top:g}, is out of range")
-    return _Header(magic, int(numbers[0]), int(numbers[1]), _CHANNELS[magic], top, at + 1)
+    return Header(magic, int(numbers[0]), int(numbers[1]), _CHANNELS[magic], top, at + 1)
 
 
-def _pam_header(data: bytes) -> _Header:
+def _pam_header(data: bytes) -> Header:
     end = data.index(b"ENDHDR\n")
     lines = [line.split(None, 1) for line in data[3:end].splitlines() if line.strip() and not line.startswith(b"#")]
     fields = {line[0]: line[1] for line in lines if len(line) == 2}
     channels, top = int(fields[b"DEPTH"]), int(fields[b"MAXVAL"])
     if channels not in _TUPLES or not 1 <= top <= 65535:
         raise ValueError(f"{channels} channels up to {top} are not supported")
-    return _Header(b"P7", int(fields[b"WIDTH"]), int(fields[b"HEIGHT"]), channels, top, end + 7)
+    size = int(fields[b"WIDTH"]), int(fields[b"HEIGHT"])
+    kind = fields.get(b"TUPLTYPE", _TUPLES[channels]).strip()
+    inks = kind == b"CMYK" and channels == 4
+    shown = channels
+    if channels in (2, 4) and not kind.endswith(b"_ALPHA"):  # its last channel is no alpha
+        shown = channels - 1
+    return Header(b"P7", *size, shown, top, end + 7, channels, inks)
 
 
-def _pixels(header: _Header, data: bytes) -> Pixels:
-    shape = (header.height, header.width, header.channels)
-    count = header.height * header.width * header.channels
+def _pixels(header: Header, data: bytes) -> Pixels:
+    shape = (header.height, header.width, header.stored)
+    count = header.height * header.width * header.stored
     if header.magic == b"P4":
         row = (header.width + 7) // 8
         packed = np.frombuffer(data, np.uint8, header.height * row, header.start).reshape(header.height, row)
@@ -106,24 +180,64 @@ def _pixels(header: _Header, data: bytes) -> Pixels:
     if values.max() > header.top:
         raise ValueError("a sample is beyond the largest value that its header states")
     if header.top == full:
-        return values.astype(header.dtype).reshape(shape)
-    return np.rint(values * (full / header.top)).astype(header.dtype).reshape(shape)
-
-
-def _plain(header: _Header, text: bytes, count: int) -> Pixels:
-    if header.magic == b"P1":  # its digits need no space between them, and 1 is black
-        digits = np.frombuffer(text.translate(None, b" \t\r\n\v\f"), np.uint8)
-        values = ord("1") - digits[:count]
+        pixels = values.astype(header.dtype).reshape(shape)
     else:
-        values = np.array(text.split()[:count]).astype(np.int64)
-    if len(values) < count or values.min() < 0:
-        raise ValueError("the file is truncated")
+        table: Pixels = np.rint(np.arange(int(header.top) + 1) * (full / header.top)).astype(header.dtype)
+        stretched = np.empty(count, header.dtype)
+        for start in range(0, count, _PIECE):  # looking up takes eight bytes a sample
+            stretched[start : start + _PIECE] = table[values[start : start + _PIECE]]
+        pixels = stretched.reshape(shape)
+    return cmyk_to_srgb(pixels, None) if header.inks else pixels[..., : header.channels]
+
+
+def _plain(header: Header, text: bytes, count: int) -> Pixels:
+    """So many samples that are written as digits, read piece by piece.
+
+    Raises:
+        ValueError: there are fewer, or something else is among them.
+    """
+    values = np.empty(count, header.dtype)
+    at = found = 0
+    while found < count:
+        if at >= len(text):
+            raise ValueError("the file is truncated")
+        end = _end_of_token(text, min(at + _PIECE, len(text)))
+        piece = _digits(text[at:end]) if header.magic == b"P1" else _numbers(text[at:end], count - found)
+        taken = piece[: count - found]
+        if len(taken) and not 0 <= int(taken.min()) <= int(taken.max()) <= header.top:
+            raise ValueError("a sample is beyond the largest value that its header states")
+        values[found : found + len(taken)] = taken
+        found += len(taken)
+        at = end
     return values
 
 
+def _end_of_token(text: bytes, at: int) -> int:
+    """The end of the digits that stand at an offset, which are cut off where they are too many."""
+    last = min(at + MAX_TOKEN + 1, len(text))
+    return next((end for end in range(at, last) if text[end : end + 1].isspace()), last)
+
+
+def _digits(text: bytes) -> Pixels:
+    """Samples of one digit each, of which 1 is black; they need no space between them."""
+    return ord("1") - np.frombuffer(text.translate(None, b" \t\r\n\v\f"), np.uint8).astype(np.int64)
+
+
+def _numbers(text: bytes, most: int) -> Pixels:
+    """The first numbers of a text, at most so many; whatever follows them is not looked at."""
+    words = text.split(None, most)[:most]
+    if max(map(len, words), default=0) > MAX_TOKEN:
+        raise ValueError(f"a sample has more than {MAX_TOKEN} digits")
+    return np.array(words, f"S{MAX_TOKEN}").astype(np.int64)
+
+
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write PFM for floats, PGM for gray, PPM for RGB, PAM for what is transparent."""
-    pixels = next(iter(picture.frames)).pixels
+    """Write PFM for floats, PGM for gray, PPM for RGB, PAM for what is transparent; pages one behind the other."""
+    for frame in picture.frames:
+        _write_one(frame.pixels, stream)
+
+
+def _write_one(pixels: Pixels, stream: BinaryIO) -> None:
     height, width, channels = pixels.shape
     if pixels.dtype.kind == "f":
         order = -1 if sys.byteorder == "little" else 1

@@ -12,23 +12,48 @@ import imagecodecs
 import numpy as np
 from PIL import AvifImagePlugin, BmpImagePlugin, Image, ImageFile, TgaImagePlugin, WebPImagePlugin
 
+from hasn_cli.images.codecs import bmp_rle, items
 from hasn_cli.images.codecs.animation import Film, to_image
 from hasn_cli.images.codecs.avif_metadata import with_metadata
-from hasn_cli.images.color import code_points, widen
-from hasn_cli.images.metadata import whole_resolution, without_orientation
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.codecs.avif_sequence import mended
+from hasn_cli.images.codecs.bmp_color import read_colors
+from hasn_cli.images.codecs.webp_writing import write_animation
+from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
+from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
+from hasn_cli.images.metadata import left_out, whole_resolution, with_notices, without_orientation
+from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.pointers import GAIN_MAP
+from hasn_cli.images.source import Source
 from hasn_cli.machine import count_cores
 
+_GAIN_MAP_ITEM = b"\0\0tmap\0"  # an item of that type, after its number and its protection, none
 _AVIF_SPEED = 6  # Pillow's own choice
+_TGA_ATTRIBUTES = 494  # where, in its extension area, a TGA says what its alpha is
+_TGA_UNUSED, _TGA_PREMULTIPLIED = (0, 1, 2), 4  # none, and undefined; and multiplied into the colour
 _BMP_RESOLUTION = 38  # where it stands in the file
+_WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
 _METRE = 1 / 0.0254  # inches
 
 
 def read_webp(source: Source, limit: Limit) -> Picture:
     """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
     data = source.read()
-    chunks = dict(_riff_chunks(data))
+    source, broken = _mended_webp(source, data)
+    chunks, frames = _riff_chunks(source.read() if broken else data)
+    height, width = _webp_size(chunks)
+    limit.check(source.name, height, width)
+    limit.check_total(source.name, height * width * max(1, frames))
+    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
+    exact = b"VP8L" in chunks or b"VP8L" in first
+    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=exact, broken=broken)
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a WebP declares; raises as `read_webp` does."""
+    return _webp_size(_riff_chunks(data)[0])
+
+
+def _webp_size(chunks: dict[bytes, memoryview]) -> tuple[int, int]:
     if (extended := chunks.get(b"VP8X")) is not None:
         width, height = (int.from_bytes(extended[at : at + 3], "little") + 1 for at in (4, 7))
     elif (lossless := chunks.get(b"VP8L")) is not None:
@@ -36,32 +61,61 @@ def read_webp(source: Source, limit: Limit) -> Picture:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", chunks[b"VP8 "], 6))
-    limit.check(source.name, height, width)
-    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
-    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=b"VP8L" in chunks or b"VP8L" in first)
+    return height, width
 
 
-def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and body of each chunk, the last of a type first so that a dictionary keeps the first."""
+def _mended_webp(source: Source, data: bytes) -> tuple[Source, str | None]:
+    """An animation that breaks off, without the frame that it breaks off in, and which that is."""
+    if int.from_bytes(data[4:8], "little") + 8 <= len(data) or data[12:16] != b"VP8X":
+        return source, None
+    at, frames, count = 12, 0, Count("chunks")
+    while (end := at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")) <= len(data) and at + 8 <= len(data):
+        count.add()
+        frames += data[at : at + 4] == b"ANMF"
+        at = end + end % 2
+    if not frames:
+        return source, None
+    whole = data[:at] + bytes(max(0, at - len(data)))
+    mended = whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
+    return Source(mended, source.name), f"frame {frames + 1} is damaged (the file is truncated)"
+
+
+def _riff_chunks(data: bytes) -> tuple[dict[bytes, memoryview], int]:
+    """The first chunk of each type, and the number of frames.
+
+    Raises:
+        ValueError: the file is truncated.
+        TooMuch: there are too many chunks, or too much of metadata.
+    """
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         raise ValueError("the file is truncated")
-    found = []
+    found: dict[bytes, memoryview] = {}
+    count, frames, room = Count("chunks"), Count("frames", MAX_FRAMES), Room()
     at = 12
     while at + 8 <= length + 8:
-        (size,) = struct.unpack_from("<I", data, at + 4)
-        found.append((data[at : at + 4], memoryview(data)[at + 8 : at + 8 + size]))
+        kind, (size,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
+        count.add()
+        frames.add(kind == b"ANMF")
+        room.take(size if kind in _WEBP_METADATA else 0)
+        found.setdefault(kind, memoryview(data)[at + 8 : at + 8 + size])
         at += 8 + size + size % 2
-    return reversed(found)
+    return found, frames.count
 
 
 def read_avif(source: Source, limit: Limit) -> Picture:
     """Read an AVIF; a still of 10 or 12 bits comes as 16."""
-    data = source.read()
+    data, cut = mended(source.read())
+    broken = None
+    if cut is not None:
+        source, broken = Source(data, source.name), f"frame {cut + 1} is damaged (the file is truncated)"
+    items.check(source.name, data, limit)
     configuration = data.find(b"av1C")
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-    picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth)
+    picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth, broken=broken, whole=cut)
+    if _GAIN_MAP_ITEM in data:
+        picture = replace(picture, metadata=with_notices(picture.metadata, left_out(GAIN_MAP)))
     at = data.find(b"colrnclx") + 8
     if at < 8 or picture.metadata.icc is not None:
         return picture
@@ -70,13 +124,45 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
-    """Read a BMP of any depth, compressed or not."""
-    return _read(source, limit, "bmp", BmpImagePlugin.BmpImageFile)
+    """Read a BMP of any depth, compressed or not. Alpha that is 0 everywhere is not used, as other programs have it."""
+    colors = read_colors(source.read())
+    if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
+        source = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
+    picture = _with_used_alpha(_read(source, limit, "bmp", BmpImagePlugin.BmpImageFile))
+    return replace(picture, metadata=replace(picture.metadata, **colors))
 
 
 def read_tga(source: Source, limit: Limit) -> Picture:
-    """Read a TGA."""
-    return _read(source, limit, "tga", TgaImagePlugin.TgaImageFile)
+    """Read a TGA. Its header says how many bits of a pixel are alpha: where it says 0, what stands there means nothing.
+
+    An extension area (version 2.0 of the format) may say so too, or that the colour has been multiplied by the alpha.
+    """
+    has_map, bits = source.head[1], source.head[17] & 15
+    picture = _read(source, limit, "tga", TgaImagePlugin.TgaImageFile, opaque=not bits and not has_map)
+    kind = _tga_alpha(source)
+    if kind == _TGA_PREMULTIPLIED and picture.has_alpha:
+        return _changed(picture, unpremultiply)
+    # what a palette has for alpha, the header's bits do not tell of
+    return _with_used_alpha(picture) if has_map or kind in _TGA_UNUSED else picture
+
+
+def _tga_alpha(source: Source) -> int | None:
+    """What the extension area says of the alpha; None where there is none."""
+    with source.view() as data:
+        if len(data) < 26 or data[-18:-2] != b"TRUEVISION-XFILE":
+            return None
+        (at,) = struct.unpack("<L", data[-26:-22])
+        return data[at + _TGA_ATTRIBUTES] if 0 < at < len(data) - _TGA_ATTRIBUTES else None
+
+
+def _with_used_alpha(picture: Picture) -> Picture:
+    """The picture, opaque where its alpha is 0 in every pixel: nobody keeps a picture that cannot be seen."""
+    return _changed(picture, opaque_if_unused) if picture.has_alpha else picture
+
+
+def _changed(picture: Picture, change: Callable[[Pixels], Pixels]) -> Picture:
+    before = picture.frames
+    return replace(picture, frames=Again(lambda: (replace(frame, pixels=change(frame.pixels)) for frame in before)))
 
 
 def _read(
@@ -86,11 +172,15 @@ def _read(
     plugin: Callable[[BinaryIO], ImageFile.ImageFile],
     lossless: bool | None = None,
     depth: int = 8,
+    opaque: bool = False,
+    broken: str | None = None,
+    whole: int | None = None,
 ) -> Picture:
     with plugin(source.open()) as image:
         limit.check(source.name, image.height, image.width)
-        count = getattr(image, "n_frames", 1)
+        count = int(whole or getattr(image, "n_frames", 1) or 1)  # `whole`: so many of its frames are
         mode = _shown_mode(image)
+        mode = mode.removesuffix("A") if opaque else mode
         size = (image.height, image.width)
         info = dict(image.info)
         deep = depth > 8 and count == 1
@@ -105,6 +195,8 @@ def _read(
                     widen(imagecodecs.avif_decode(source.read()), depth) if deep else np.asarray(opened.convert(mode))
                 )
                 yield Frame(pixels.reshape(*size, -1), opened.info.get("duration", 0) if count > 1 else None)
+        if broken:
+            raise ValueError(broken)
 
     return Picture(
         name=source.name,
@@ -114,6 +206,7 @@ def _read(
         dtype=np.dtype(np.uint16 if deep else np.uint8),
         frames=Again(frames),
         frame_count=count,
+        broken=broken,
         loop=info.get("loop", 0) if count > 1 else None,
         lossless=format in ("bmp", "tga") if lossless is None else lossless,
         metadata=metadata_from(info),
@@ -144,15 +237,16 @@ def metadata_from(info: Mapping[Any, Any]) -> Metadata:
 
 
 def write_webp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a WebP, lossless if so asked or come. Frames go to libwebp one by one; it keeps them compressed."""
+    """Write a WebP, lossless if so asked or come."""
+    if picture.frame_count > 1:
+        write_animation(picture, stream, options)
+        return
     arguments: dict[str, Any] = {
         "quality": options.quality,
         "lossless": bool(options.lossless),
         "exact": True,
         "method": 4,
     }
-    if picture.frame_count > 1:
-        arguments["loop"] = picture.loop or 0
     _save(picture, stream, "WEBP", arguments)
 
 

@@ -10,17 +10,22 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
+from hasn_cli.images.limits import Room
 from hasn_cli.images.metadata import whole_resolution
 from hasn_cli.images.picture import Metadata, Text
 
 _XMP_KEY = "XML:com.adobe.xmp"
-_MAX_UNPACKED = 64 * 1024 * 1024
+METADATA_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"cICP")
 _MAX_INTEGER = 2**31 - 1
 _INCHES_PER_METRE = 1 / 0.0254
 
 
 def read_metadata(chunks: Iterable[tuple[bytes, bytes]]) -> Metadata:
-    """What chunks (types and bodies) say; one that is malformed in itself is left out, as viewers do."""
+    """What chunks (types and bodies) say; one that is malformed in itself is left out, as viewers do.
+
+    Raises:
+        TooMuch: they unpack to more than is taken.
+    """
     found: dict[str, Any] = {}
     texts: list[Text] = []
     inflate = _Inflater()
@@ -75,7 +80,8 @@ def _sort_text(text: Text, texts: list[Text], found: dict[str, Any]) -> None:
 
 def _sort_raw_profile(name: str, value: str, found: dict[str, Any]) -> None:
     """ImageMagick's way: a line with the name, one with the length, then hexadecimal."""
-    profile = binascii.unhexlify("".join(value.split("\n")[3:]).replace(" ", ""))
+    digits = value.split("\n", 3)[3]
+    profile = binascii.unhexlify(digits.replace("\n", "").replace(" ", ""))
     if profile.startswith(b"Exif\0\0"):
         found.setdefault("exif", profile[6:])
     elif name == "iptc":
@@ -88,14 +94,14 @@ class _Inflater:
     """Inflates, up to a limit that all chunks of a file share."""
 
     def __init__(self) -> None:
-        self._room = _MAX_UNPACKED
+        self._room = Room()
 
     def __call__(self, packed: bytes) -> bytes:
         worker = zlib.decompressobj()
-        data = worker.decompress(packed, max(self._room, 1))
-        self._room -= len(data)
+        data = worker.decompress(packed, self._room.left + 1)
+        self._room.take(len(data))
         if not worker.eof:
-            raise ValueError("truncated, or far too large")
+            raise ValueError("truncated")
         return data
 
 

@@ -16,19 +16,25 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
-from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, rounded, srgb_profile, to_dtype, unpremultiply, widen
+from hasn_cli.images.codecs.tiff_limits import check_directories, check_pieces
+from hasn_cli.images.codecs.tiff_structure import remove_tags, repair_lengths, without_broken_end
+from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
+from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import apply_orientation, upright
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
+from hasn_cli.images.spaces import ycc_to_rgb
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say is raised as an error here
 
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
+_MIN_IS_WHITE = _PHOTOMETRIC.MINISWHITE
 _GRAY = (_PHOTOMETRIC.MINISWHITE, _PHOTOMETRIC.MINISBLACK)
 _CONVERTED = (_PHOTOMETRIC.SEPARATED, _PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB)
 _SHOWN = (*_GRAY, _PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, *_CONVERTED)
 _XMP, _IPTC, _ICC, _PHOTOSHOP = 700, 33723, 34675, 34377
+_YCBCR_COEFFICIENTS, _REFERENCE_BLACK_WHITE = 529, 532
 _DESCRIPTION, _ORIENTATION = 270, 274
 _RESOLUTION_TAGS = (282, 283, 296)
 _BYTES = 7
@@ -54,6 +60,9 @@ _4_GIB = 2**32
 
 def read(source: Source, limit: Limit) -> Picture:
     """Read a TIFF's pages, each turned as it says itself; smaller versions of a page and masks are no pages."""
+    with source.view() as data:
+        check_directories(data)
+    source, broken = without_broken_end(source)
     with source.open() as stream, tifffile.TiffFile(stream) as file:
         indices = _pages(file)
         page: Any = file.pages[indices[0]]
@@ -70,11 +79,14 @@ def read(source: Source, limit: Limit) -> Picture:
     def frames() -> Iterator[Frame]:
         with source.open() as again, tifffile.TiffFile(again) as opened:
             for index in indices:
-                shown = opened.pages[index]
+                shown: Any = opened.pages[index]
                 _check(source, limit, shown)
                 turned = _orientation(shown)
-                about = upright(_metadata(shown), turned)
-                yield Frame(apply_orientation(_pixels(shown), turned), icc=about.icc, dpi=about.dpi)
+                about = upright(_metadata(shown), (shown.imagelength, shown.imagewidth), turned)
+                pixels = apply_orientation(_pixels(shown), turned)
+                yield Frame(pixels, icc=about.icc, dpi=about.dpi, min_is_white=shown.photometric == _MIN_IS_WHITE)
+            if broken:
+                raise ValueError(f"page {len(indices) + 1} is missing: {broken}")
 
     return Picture(
         name=source.name,
@@ -85,8 +97,9 @@ def read(source: Source, limit: Limit) -> Picture:
         frames=Again(frames),
         frame_count=len(indices),
         paged=True,
+        broken=broken and f"page {len(indices) + 1} is missing: {broken}",
         page_shapes=shapes if any(shape != first for shape in shapes) else (),
-        metadata=upright(metadata, orientation),
+        metadata=upright(metadata, (page.imagelength, page.imagewidth), orientation),
     )
 
 
@@ -111,12 +124,15 @@ def _pages(file: tifffile.TiffFile) -> list[int]:
 def _check(source: Source, limit: Limit, page: Any) -> None:
     """Refuse before decoding what is too large, truncated, or of a kind that is not supported."""
     limit.check(source.name, page.imagelength, page.imagewidth)
+    if page.is_tiled:
+        limit.check(source.name, page.tilelength, page.tilewidth)
     if page.imagedepth != 1 or page.samplesperpixel > 8:
         raise ValueError(f"{page.samplesperpixel} samples a pixel, {page.imagedepth} deep, are not supported")
     plain = page.compression == tifffile.COMPRESSION.JPEG or (page.bitspersample == 8 and page.subsampling == (1, 1))
     if page.photometric not in _SHOWN and not (plain and page.photometric == _PHOTOMETRIC.YCBCR):
         raise ValueError(f"its kind of colour, {getattr(page.photometric, 'name', page.photometric)}, is not supported")
     length = page.parent.filehandle.size
+    repair_lengths(page, length)
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     if not pieces or any(not 0 < start < start + count <= length for start, count in pieces):
         raise ValueError("the file is truncated")
@@ -170,6 +186,7 @@ def _is_8_bit(colormap: Pixels) -> bool:
 
 
 def _pixels(page: Any) -> Pixels:
+    check_pieces(page)
     data = page.asarray()
     if page.axes == "SYX":
         data = np.moveaxis(data, 0, 2)
@@ -202,18 +219,33 @@ def _color(page: Any, data: Pixels) -> Pixels:
     samples = _stretch(page, data)
     if kind == _PHOTOMETRIC.SEPARATED:
         return cmyk_to_srgb(samples, page.tags.valueof(_ICC))
-    if kind == _PHOTOMETRIC.MINISWHITE:
-        return (1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max) - samples
+    if kind == _MIN_IS_WHITE and samples.dtype.kind != "f":  # floats keep their values
+        return np.iinfo(samples.dtype).max - samples
     return samples
 
 
 def _from_ycbcr(page: Any, data: Pixels) -> Pixels:
-    """8-bit Y, Cb and Cr in full range to RGB, by the luma coefficients that the file states (TIFF 6.0, section 21)."""
-    stated = page.tags.valueof(529) or (299, 1000, 587, 1000, 114, 1000)
-    red, green, blue = (stated[at] / stated[at + 1] for at in (0, 2, 4))
-    y, cb, cr = (data[..., channel].astype(np.float32) - offset for channel, offset in enumerate((0, 128, 128)))
-    r, b = y + (2 - 2 * red) * cr, y + (2 - 2 * blue) * cb
-    return rounded(np.stack([r, (y - red * r - blue * b) / green, b], axis=2), np.dtype(np.uint8))
+    """8-bit Y, Cb and Cr to RGB, by the coefficients and the range that the file states (TIFF 6.0, sections 20, 21)."""
+    red, green, blue = _ratios(page, _YCBCR_COEFFICIENTS, 3) or (0.299, 0.587, 0.114)
+    return ycc_to_rgb(data, (red, green, blue), _ratios(page, _REFERENCE_BLACK_WHITE, 6))
+
+
+def _ratios(page: Any, tag: int, count: int) -> tuple[float, ...] | None:
+    """The values of a tag of so many RATIONALs; None where there is none, or one of another kind."""
+    stated = page.tags.valueof(tag)
+    if not isinstance(stated, tuple) or len(stated) != 2 * count or not all(stated[1::2]):
+        return None
+    return tuple(over / under for over, under in zip(stated[::2], stated[1::2], strict=True))
+
+
+def _chromaticities(page: Any) -> dict[str, Any]:
+    """What the file says of its RGB without a profile, where it is not sRGB's: white and primaries."""
+    white, primaries = _ratios(page, 318, 2), _ratios(page, 319, 6)
+    if page.photometric not in (_PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, _PHOTOMETRIC.YCBCR) or not (
+        white and primaries
+    ):
+        return {}
+    return {"gamma": 1 / 2.2, "chromaticities": white + primaries}
 
 
 def _stretch(page: Any, data: Pixels) -> Pixels:
@@ -234,11 +266,13 @@ def _metadata(page: Any) -> Metadata:
 
     resolution = page.get_resolution(tifffile.RESUNIT.INCH) if 282 in page.tags and 283 in page.tags else (1, 1)
     units = page.tags.valueof(296)
+    icc = srgb_profile() if page.photometric in _CONVERTED else raw(_ICC)
     return Metadata(
-        icc=srgb_profile() if page.photometric in _CONVERTED else raw(_ICC),
+        icc=icc,
+        **({} if icc else _chromaticities(page)),
         xmp=raw(_XMP),
         iptc=raw(_IPTC),
-        dpi=resolution if units in (2, 3) and min(resolution) > 0 else None,
+        dpi=resolution if units in (None, 2, 3) and 282 in page.tags and min(resolution) > 0 else None,
     )
 
 
@@ -261,15 +295,20 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     metadata = picture.metadata
     exif = _parsed(metadata.exif)
     big = picture.nbytes > 0.95 * _4_GIB
+    without_resolution = []
     with tifffile.TiffWriter(stream, bigtiff=big, byteorder=">" if exif and exif.order == ">" else "<") as writer:
         for index, frame in enumerate(picture.frames):
             channels = frame.pixels.shape[2]
             icc, dpi = (frame.icc, frame.dpi) if index else (metadata.icc, metadata.dpi)
             if options.strip or (dpi and not all(0 < value < 2**32 for value in dpi)):
                 dpi = None
+            if dpi is None:
+                without_resolution.append(index)
+            pixels = _as_stored(frame)
+            gray = "miniswhite" if frame.min_is_white else "minisblack"
             writer.write(
-                np.ascontiguousarray(frame.pixels if channels > 1 else frame.pixels[..., 0]),
-                photometric="minisblack" if channels <= 2 else "rgb",
+                np.ascontiguousarray(pixels if channels > 1 else pixels[..., 0]),
+                photometric=gray if channels <= 2 else "rgb",
                 planarconfig="contig" if channels > 1 else None,
                 extrasamples=["unassalpha"] if channels in (2, 4) else None,
                 compression="zlib",
@@ -281,8 +320,18 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
                 software=False,
                 contiguous=False,
             )
+    # tifffile always states one, which viewers take for a dot an inch
+    remove_tags(stream, without_resolution, frozenset(_RESOLUTION_TAGS))
     if not big:
         _append_metadata(stream, metadata, exif)
+
+
+def _as_stored(frame: Frame) -> Pixels:
+    """Integers of a page whose zero is white are stored the other way round than they are kept here."""
+    pixels = frame.pixels
+    if not frame.min_is_white or pixels.dtype.kind == "f" or pixels.shape[2] > 2:
+        return pixels
+    return np.concatenate([np.iinfo(pixels.dtype).max - pixels[..., :1], pixels[..., 1:]], axis=2)
 
 
 def _parsed(exif: bytes | None) -> Exif | None:

@@ -1,0 +1,106 @@
+"""The bytes of an input, from wherever they come, and the fingerprint that the journal knows them by.
+
+Looked at in an order that costs little: what kind of file it is and how it begins, then what its header declares, and
+only then is anything read to its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hasn_cli.batch import remote
+from hasn_cli.batch.marks import READ_WHOLE, Mark, input_state, mark_input
+from hasn_cli.decoding.pool import open_picture
+from hasn_cli.errors import ImageError
+from hasn_cli.images import Picture
+from hasn_cli.images.formats import sniff
+from hasn_cli.images.picture import Again, Frame
+from hasn_cli.images.stream import read_stream
+from hasn_cli.images.unfinished import READ_REGULAR
+
+if TYPE_CHECKING:
+    from hasn_cli.batch.inputs import Place
+
+
+def open_input(source: Place, max_pixels: int | None, name: str) -> tuple[Picture, Mark]:
+    """The picture at a path, a URL, or on the standard input (`-`), and the fingerprint of what was read.
+
+    Args:
+        source: where it is.
+        max_pixels: as `open_picture` takes it.
+        name: for messages.
+
+    Raises:
+        ImageError: there is none; also while its frames are iterated, and if the file is changed before they all are.
+    """
+    if source == "-":
+        data = read_stream(sys.stdin.buffer, max_pixels=max_pixels, name=name)
+        return open_picture(data, max_pixels=max_pixels, name=name), {}
+    if isinstance(source, str):
+        data, mark = _read_url(source, max_pixels, name)
+        return open_picture(data, max_pixels=max_pixels, name=name), mark
+    return _open_file(source, max_pixels, name)
+
+
+def _open_file(path: Path, max_pixels: int | None, name: str) -> tuple[Picture, Mark]:
+    """A small file is read once, and a large one where it lies; either must stay as it is meanwhile."""
+    before = input_state(path)  # taken first: a change while we read must not go unnoticed
+    identity = _identity(path)
+    if before is None or identity is None or before["size"] > READ_WHOLE:
+        picture = open_picture(path, max_pixels=max_pixels, name=name)
+        mark = mark_input(path, before=before)
+        return replace(picture, frames=Again(lambda: _unless_changed(picture, path, identity))), mark
+    try:
+        data = _read_small(path, max_pixels, name, wait=len(identity) == 2)
+    except OSError as error:
+        raise ImageError(f"{name}: {error.strerror or error}") from None
+    _refuse_change(path, identity, name)
+    return open_picture(data, max_pixels=max_pixels, name=name), mark_input(path, data, before)
+
+
+def _read_small(path: Path, max_pixels: int | None, name: str, wait: bool) -> bytes:
+    """All of a regular file, or of a pipe, for whose writer to `wait`, as a stream's."""
+    flags = READ_REGULAR & ~getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags & ~os.O_NONBLOCK if wait else flags), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return read_stream(stream, max_pixels=max_pixels, name=name) if wait else b""  # it took the file's place
+        head = stream.read(64)
+        return head + stream.read(READ_WHOLE) if sniff(head) else head
+
+
+def _unless_changed(picture: Picture, path: Path, identity: tuple[int, ...] | None) -> Iterator[Frame]:
+    yield from picture.frames
+    _refuse_change(path, identity, picture.name)
+
+
+def _refuse_change(path: Path, identity: tuple[int, ...] | None, name: str) -> None:
+    if _identity(path) != identity:
+        raise ImageError(f"{name}: was changed while it was read", "start again when nothing writes to it any more")
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Which file it is, and in which state as far as its content goes; a pipe's state says nothing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_url(url: str, max_pixels: int | None, name: str) -> tuple[bytes, Mark]:
+    before = remote.state(url) or {}
+    size = str(before.get("size", ""))
+    if before and not (size.isdecimal() and int(size) <= READ_WHOLE):
+        data = remote.read_with(url, lambda stream: read_stream(stream, max_pixels=max_pixels, name=name))
+    else:
+        data = remote.read(url)
+    return data, {**before, "sha256": hashlib.sha256(data).hexdigest()}

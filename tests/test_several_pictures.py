@@ -1,0 +1,169 @@
+"""Several pictures in one file or pipe: all of them where the format has that, else an error that counts them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pictures import MAKER_NOTE, exif, photo, picture
+from PIL import Image
+
+from hasn_cli.cli.main import run
+from hasn_cli.errors import ImageError
+from hasn_cli.images import EncodeOptions, Frame, Metadata, check_can_hold, open_picture, write_picture
+
+
+def encoded(shown, format: str, options: EncodeOptions | None = None) -> bytes:
+    stream = io.BytesIO()
+    write_picture(shown, stream, format, options or EncodeOptions())
+    return stream.getvalue()
+
+
+def pnm(pixels: np.ndarray) -> bytes:
+    return encoded(picture(pixels), "ppm")
+
+
+PAGES = [
+    photo(20, 30),
+    photo(11, 7, channels=1),
+    photo(9, 10, channels=4),
+    photo(8, 8, channels=2, dtype=np.uint16),
+    photo(5, 6, dtype=np.uint16),
+]
+
+
+@pytest.mark.parametrize("between", [b"", b"\n", b" \r\n"])
+def test_a_stream_of_pnm_is_read_whole_and_written_whole(between):
+    found = open_picture(between.join(pnm(pixels) for pixels in PAGES))
+    assert (found.frame_count, found.paged) == (5, True)
+    assert [shape.size for shape in found.shapes] == [pixels.shape[:2] for pixels in PAGES]
+    again = open_picture(encoded(found, "ppm"))
+    for shown in (found, again):
+        for frame, wanted in zip(shown.frames, PAGES, strict=True):
+            np.testing.assert_array_equal(frame.pixels, wanted)
+
+
+def test_netpbms_own_kinds_may_be_mixed():
+    bits = b"P4\n# a comment\n10 3\n" + bytes([0b10101010, 0b11000000] * 3)
+    plain = b"P2\n2 2\n9\n0 3\n6 9\n"
+    found = open_picture(bits + pnm(PAGES[0]) + bits + plain + b"what follows plain text means nothing")
+    assert [shape.size for shape in found.shapes] == [(3, 10), (20, 30), (3, 10), (2, 2)]
+    frames = [frame.pixels for frame in found.frames]
+    np.testing.assert_array_equal(frames[0], frames[2])
+    np.testing.assert_array_equal(frames[3][..., 0], [[0, 85], [170, 255]])
+
+
+@pytest.mark.parametrize("junk", [b"\0" * 100, b"\n", b"junk", b"P", b"P6", b"P6 of something", b"P9 3 3 255 "])
+def test_what_follows_and_is_no_picture_is_left(junk):
+    found = open_picture(pnm(PAGES[0]) + junk)
+    assert (found.frame_count, found.paged) == (1, False)
+
+
+def test_a_stream_that_is_cut_off_says_where():
+    whole = pnm(PAGES[0])
+    cut = open_picture(whole + whole + whole[:-1])
+    assert cut.frame_count == 3
+    with pytest.raises(ImageError, match="picture 3 is truncated"):
+        list(cut.frames)
+    np.testing.assert_array_equal(next(iter(cut.first().frames)).pixels, PAGES[0])
+    with pytest.raises(ImageError, match="the file is truncated"):
+        list(open_picture(whole[:-1]).frames)
+
+
+def test_a_stream_of_pfm_becomes_a_tiff():
+    pages = [photo(6, 7, dtype=np.float32), photo(5, 3, channels=1, dtype=np.float32)]
+    found = open_picture(b"".join(encoded(picture(pixels), "pfm") for pixels in pages))
+    with pytest.raises(ImageError, match="cannot hold its 2 pages"):
+        check_can_hold(found, found.size, "pfm", EncodeOptions())
+    for frame, wanted in zip(open_picture(encoded(found, "tiff")).frames, pages, strict=True):
+        np.testing.assert_array_equal(frame.pixels, wanted)
+
+
+def test_a_pipe_of_pnm_comes_out_as_a_pipe_of_pnm():
+    stream = b"".join(pnm(np.roll(photo(16, 20), 3 * index, axis=1)) for index in range(3))
+    command = [sys.executable, "-m", "hasn_cli", "upscale", "-", "-s", "2", "-o", "-"]
+    result = subprocess.run(command, input=stream, capture_output=True, timeout=120, check=True)
+    found = open_picture(result.stdout)
+    assert (found.format, found.frame_count, found.size) == ("ppm", 3, (32, 40))
+    for frame, index in zip(found.frames, range(3), strict=True):
+        back = np.asarray(Image.fromarray(frame.pixels).resize((20, 16), Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(back - np.roll(photo(16, 20), 3 * index, axis=1)).mean() < 6
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_four_channels_of_pam_are_no_alpha_unless_they_are_called_so(depth):
+    dtype = np.uint8 if depth == 8 else np.uint16
+    inks = np.zeros((3, 4, 4), dtype)
+    inks[..., 0] = np.iinfo(dtype).max
+    head = f"P7\nWIDTH 4\nHEIGHT 3\nDEPTH 4\nMAXVAL {np.iinfo(dtype).max}\nTUPLTYPE %s\nENDHDR\n"
+    body = inks.astype(inks.dtype.newbyteorder(">")).tobytes()
+    cyan, unnamed, alpha = (open_picture((head % kind).encode() + body) for kind in ("CMYK", "RGB", "RGB_ALPHA"))
+    assert (cyan.channels, unnamed.channels, alpha.channels) == (3, 3, 4)
+    assert (next(iter(cyan.frames)).pixels == np.array([0, 1, 1], dtype) * np.iinfo(dtype).max).all()
+    assert (next(iter(unnamed.frames)).pixels == inks[..., :3]).all()
+    assert (next(iter(alpha.frames)).pixels == inks).all()
+
+
+STREAMS = ["png", "jpeg", "gif", "webp", "bmp", "avif", "jpegxl", "jpeg2000", "heic"]
+
+
+@pytest.mark.parametrize("format", STREAMS)
+def test_files_one_behind_the_other_are_counted_and_refused(format):
+    one = encoded(picture(photo()), format)
+    other = encoded(picture(photo(20, 30)), "png")
+    for data, count in ((one * 3, 3), (one + other, 2), (one + other + one, 3)):
+        found = open_picture(data)
+        with pytest.raises(ImageError, match=f"holds {count} files") as caught:
+            check_can_hold(found, found.size, "png", EncodeOptions())
+        assert "--first-frame" in caught.value.hint
+        check_can_hold(found, found.size, "png", EncodeOptions(first_frame=True))
+        np.testing.assert_array_equal(next(iter(found.frames)).pixels, next(iter(open_picture(one).frames)).pixels)
+
+
+def test_an_animation_behind_a_picture_counts_as_one(tmp_path):
+    frames = [Frame(np.roll(photo(), index, axis=0), 50.0) for index in range(3)]
+    film = encoded(picture(photo(), frames=frames, frame_count=3, loop=0), "gif")
+    assert open_picture(film + film).following == 1
+    assert open_picture(encoded(picture(photo()), "png") + film).following == 1
+
+
+MP4 = struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 512, b"isom") + struct.pack(">I4s", 108, b"mdat") + bytes(100)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\0" * 64, b"\xff" * 9, b"junk", MP4, b"\xff\xd8", b"BMX", b"P6 2 2 255 aaaaaaaaaaaa"]
+)
+@pytest.mark.parametrize("format", STREAMS)
+def test_what_stands_behind_a_file_and_is_no_picture_is_left(format, junk):
+    if format in ("avif", "heic", "jpegxl", "jpeg2000"):
+        junk = MP4[20:]  # anything else would be a broken box
+    assert open_picture(encoded(picture(photo()), format) + junk).following == 0
+
+
+def test_the_pictures_that_belong_to_a_jpeg_are_not_counted():
+    multiple = io.BytesIO()
+    shown = [Image.fromarray(photo()), Image.fromarray(photo()[::-1])]
+    shown[0].save(multiple, "MPO", save_all=True, append_images=shown[1:])
+    assert multiple.getvalue().count(b"MPF\0") == 1
+    assert open_picture(multiple.getvalue()).following == 0
+    notes = encoded(picture(photo(), metadata=Metadata(exif=exif(thumbnail=False))), "jpeg")
+    preview = encoded(picture(photo(24, 32)), "jpeg")
+    assert MAKER_NOTE in notes
+    assert open_picture(notes + preview).following == 0
+    assert open_picture(notes + notes).following == 1
+
+
+def test_the_command_says_how_many_and_takes_the_first_when_asked(tmp_path, capsys):
+    source, target = tmp_path / "three.png", tmp_path / "out.png"
+    source.write_bytes(encoded(picture(photo(16, 20)), "png") * 3)
+    command = ["upscale", str(source), "-s", "2", "-o", str(target), "-q"]
+    assert run(command) == 1
+    said = capsys.readouterr().err
+    assert "holds 3 files" in said and "--first-frame" in said
+    assert not target.exists()
+    assert run([*command, "--first-frame"]) == 0
+    assert open_picture(target).size == (32, 40)
