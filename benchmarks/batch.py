@@ -83,7 +83,7 @@ def throughput(pictures: int, block: int, scale: int, device: str) -> dict[str, 
         folder = Path(name)
         make_photos(folder / "in", pictures)
         jobs = find_jobs([folder / "in"], folder / "out")
-        network_alone(pool, jobs[:2], scale), whole_run(jobs[:2], settings)  # warm up
+        network_alone(pool, jobs[:2], scale), whole_run(jobs[:2], settings)  # warm up up
         alone, whole = [], []
         for start in range(0, pictures, block):
             part = jobs[start : start + block]

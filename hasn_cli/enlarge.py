@@ -27,7 +27,7 @@ ROWS = 64  # handled in double precision at a time
 ASKED = 1 << 20  # about as many samples are enough to find the range of most values
 PLAIN = 1 / 16  # floats within [0, 1] that span at least this go to the network unchanged
 PROJECTIONS = 5  # steps of --consistent; docs/pictures.md shows what each achieves
-ALPHA = ("blend", "separate")  # alpha says how much of the colour shows, or is data of its own
+ALPHA = ("blend", "separate")  # what an alpha channel is: how much of the colour shows, or data of its own
 Pixels = NDArray[Any]
 Progress = Callable[[float], None]
 

@@ -1,4 +1,4 @@
-"""Rules for the code: which layer may import which, and that every module says what it is."""
+"""Rules for the code: which layer may import which, and that modules and public functions have docstrings."""
 
 from __future__ import annotations
 
