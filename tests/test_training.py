@@ -31,7 +31,9 @@ from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, s
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.session import prepare
 from hasn_cli.training.start import DEVIATION, adopt, renew, revive, shut_channels, spatial_deviation, start
-from hasn_cli.training.trainer import Recipe, Trainer, mean_psnr, schedule
+from hasn_cli.training.recipe import Recipe, schedule
+from hasn_cli.training.trainer import Trainer
+from hasn_cli.training.validation import mean_psnr
 from hasn_cli.weights import bundled_path
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
 
@@ -702,7 +704,7 @@ def test_a_checkpoint_of_other_optimizers_is_named(tmp_path):
     list(trainer.run())
     state = torch.load(trainer.checkpoint, weights_only=True)
     torch.save(state | {"optimizers": state["optimizers"][:2]}, trainer.checkpoint)
-    with pytest.raises(HasnError, match="optimized otherwise") as caught:
+    with pytest.raises(HasnError, match="another version of hasn") as caught:
         Trainer([drawing()], [], tmp_path, recipe)
     assert caught.value.hint
 
@@ -777,7 +779,7 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
     resumed, whole = train(tmp_path / "killed"), train(tmp_path / "whole")
     _, said = resumed.communicate(timeout=100)
     whole.communicate(timeout=100)
-    assert "going on from step" in said
+    assert "continuing from step" in said
     curves = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("killed", "whole")]
     for row in (row for curve in curves for row in curve):
         del row["seconds"], row["iterations_per_second"]
@@ -849,7 +851,7 @@ def test_a_run_without_matplotlib_has_a_table_and_no_plot(tmp_path, capsys, monk
     arguments = ["train", tmp_path, "--valid", tmp_path, "-o", tmp_path / "run", "-d", "cpu"]
     arguments += ["--patch", 16, "--batch", 2, "--iterations", 2, "--validate-every", 1]
     assert run([str(argument) for argument in arguments]) == 0
-    assert "no curve.png" in capsys.readouterr().err
+    assert "curve.png needs matplotlib" in capsys.readouterr().err
     assert len(list(csv.DictReader((tmp_path / "run" / "log.csv").open()))) == 2
     assert run([str(argument) for argument in arguments]) == 0
     assert "is finished" in capsys.readouterr().err
@@ -862,9 +864,10 @@ def test_a_report_is_one_line_of_a_log(tmp_path, capsys, monkeypatch):
     arguments = ["train", tmp_path / "data", "--valid", tmp_path / "data", "-o", tmp_path / "run", "-d", "cpu"]
     arguments += ["-s", 2, "-s", 3, "-s", 4, "--patch", 16, "--batch", 2, "--iterations", 2, "--report-every", 1]
     assert run([str(argument) for argument in arguments]) == 0
-    first, last, end = capsys.readouterr().err.splitlines()
+    first, last, end, *warning = capsys.readouterr().err.splitlines()
     assert "50%" in first and "100%" in last and last.endswith("dB") and "x2 " in last
-    assert end.startswith("weights and log are in")
+    assert end.startswith("the weights and the log are in")
+    assert "after 2 steps" in warning[0] and "--from hasn" in warning[1]
 
 
 def test_each_scale_begins_from_its_own_weights(tmp_path):
