@@ -234,9 +234,13 @@ class Trainer:
         return {scale: mean_psnr(network, self.valid, device) for scale, network in self.averaged.items()}
 
     def _save(self, psnr: Mapping[int, float]) -> None:
-        for scale, network in self.averaged.items():
-            if psnr.get(scale, math.inf) >= self.best[scale]:
-                self.best[scale] = psnr.get(scale, -math.inf)
+        """Write the averaged weights if their mean PSNR is the best so far, and a checkpoint.
+
+        The scales share a body, so their files always come from the same step.
+        """
+        if sum(psnr.values()) >= sum(self.best.values()) or not psnr:
+            self.best = {scale: psnr.get(scale, -math.inf) for scale in self.averaged}
+            for scale, network in self.averaged.items():
                 save_network(network, self._weights(scale))
         self.save_checkpoint()
 
