@@ -54,7 +54,8 @@ from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state
 
 SIDE = 384  # of the validation pictures' middle, in HR pixels
 SUFFIXES = {".png", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
-STYLES = [(own, last) for own in (True, False) for last in (True, False)]  # own depthwise gradient, channels last
+WRONG = 0.3  # relative error of one parameter's gradient that cannot be rounding
+FAINT = 1e-9  # gradients that are shorter may be off
 Clock = Callable[[], float]  # seconds left
 
 
@@ -148,14 +149,16 @@ def train(args: argparse.Namespace) -> None:
     states = {scale: load_state_dict_file(args.start / f"hasn_x{scale}.safetensors") for scale in args.scale} \
         if args.start else None  # fmt: skip
     with tempfile.TemporaryDirectory() as work:
-        minutes = max(0.05, (left() - args.reserve) / 60)
+        minutes = max(0.05, 0.93 * (left() - args.reserve) / 60)  # the rest is for validations
         recipe = replace(recipe, minutes=minutes)
         trainer = Trainer(pictures, valid, Path(work) / "run", recipe, states and (lambda: states))
-        say(left, f"training for {minutes:.1f} minutes")
+        say(left, f"training for up to {minutes:.1f} minutes")
         for report in trainer.run():
             say(left, line(report))
             if report.psnr:
                 export(trainer, args.output)
+            if left() < args.reserve / 2:
+                break
         export(trainer, args.output)
     say(left, f"done; everything is in {args.output}")
 
@@ -186,12 +189,11 @@ def fastest(recipe: Recipe, pictures: list[np.ndarray], args: argparse.Namespace
         return replace(recipe, own_depthwise=own, channels_last=last, compile=compiled)
     batch = DevicePatches(pictures, [max(recipe.scales)], recipe.patches, recipe.device)[0]
     lr, hr = batch.lr.float() / 255, batch.hr.float() / 255
-    seconds: dict[tuple[bool, bool, bool], float] = {}
-    for own, last in STYLES:
-        seconds[own, last, False] = step_seconds(recipe, lr, hr, own, last, False, left)
-    quickest = sorted(STYLES, key=lambda style: seconds[(*style, False)])[:2]
-    for own, last in quickest if args.compile else []:
-        seconds[own, last, True] = step_seconds(recipe, lr, hr, own, last, True, left)
+    probe = Probe(recipe, lr, hr, left)
+    seconds = {(own, last, False): probe.seconds(own, last, False) for own in (True, False) for last in (True, False)}
+    quickest = sorted(seconds, key=seconds.__getitem__)[:2]
+    for own, last, _ in quickest if args.compile else []:
+        seconds[own, last, True] = probe.seconds(own, last, True)
     best = min(seconds, key=seconds.__getitem__)
     if math.isinf(seconds[best]):
         raise SystemExit("no setting ran; see the errors above")
@@ -201,38 +203,47 @@ def fastest(recipe: Recipe, pictures: list[np.ndarray], args: argparse.Namespace
     return replace(recipe, own_depthwise=best[0], channels_last=best[1], compile=best[2])
 
 
-def step_seconds(
-    recipe: Recipe, lr: torch.Tensor, hr: torch.Tensor, own: bool, last: bool, compiled: bool, left: Clock
-) -> float:
-    """Seconds for one gradient; infinity if it fails."""
-    layout = torch.channels_last if last else torch.contiguous_format
-    torch.manual_seed(0)
-    network = HASN(max(recipe.scales)).to(recipe.device, memory_format=layout)
-    parameters = list(network.parameters())
-    block = block_function(own_depthwise=own, compiled=compiled)
+class Probe:
+    """Times one gradient with different settings, and compares it with the plain module's in float32."""
 
-    def step() -> None:
-        sr, _ = forward(network, lr.contiguous(memory_format=layout), half=recipe.half, block=block)
-        torch.autograd.grad(rmse(sr, hr), parameters)
-        synchronize(recipe.device)
+    def __init__(self, recipe: Recipe, lr: torch.Tensor, hr: torch.Tensor, left: Clock) -> None:
+        self.recipe, self.lr, self.hr, self.left = recipe, lr, hr, left
+        torch.manual_seed(0)
+        self.network = HASN(max(recipe.scales)).to(recipe.device)
+        self.expected = self._gradient(self.network(lr))
 
-    name = f"own depthwise gradient {own}, channels last {last}, compiled {compiled}"
-    try:
-        began = time.perf_counter()
-        step(), step()
-        first = time.perf_counter() - began
+    def _gradient(self, sr: torch.Tensor) -> list[torch.Tensor]:
+        gradients = torch.autograd.grad(rmse(sr, self.hr), list(self.network.parameters()))
+        return [gradient.float() for gradient in gradients]
+
+    def seconds(self, own: bool, last: bool, compiled: bool) -> float:
+        """Seconds for one gradient; infinity if it fails or is wrong."""
+        name = f"own depthwise gradient {own}, channels last {last}, compiled {compiled}"
+        try:
+            taken, first, error = self._measured(own, last, compiled)
+        except Exception as failure:  # whatever goes wrong with one setting, another may run
+            say(self.left, f"{name}: {type(failure).__name__}: {str(failure)[:300]}")
+            return math.inf
+        pixels = self.lr.shape[0] * self.lr.shape[2] * self.lr.shape[3]
+        speed = f"{pixels / taken / 1e6:.3f} million LR pixels a second (first steps {first:.1f} s)"
+        say(self.left, f"{name}: {speed}, gradients off by up to {error:.1%}")
+        return taken if error < WRONG else math.inf
+
+    def _measured(self, own: bool, last: bool, compiled: bool) -> tuple[float, float, float]:
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.network.to(memory_format=layout)  # type: ignore[call-overload]
+        block = block_function(own_depthwise=own, compiled=compiled)
+        lr = self.lr.contiguous(memory_format=layout)
+
         times = []
-        for _ in range(5 if recipe.device != "cpu" else 1):
+        for _ in range(6 if self.recipe.device != "cpu" else 2):
             began = time.perf_counter()
-            step()
+            found = self._gradient(forward(self.network, lr, half=self.recipe.half, block=block)[0])
+            synchronize(self.recipe.device)
             times.append(time.perf_counter() - began)
-    except Exception as error:  # whatever goes wrong with one setting, another may run
-        say(left, f"{name}: {type(error).__name__}: {str(error)[:300]}")
-        return math.inf
-    pixels = lr.shape[0] * lr.shape[2] * lr.shape[3]
-    taken = sorted(times)[len(times) // 2]
-    say(left, f"{name}: {pixels / taken / 1e6:.3f} million LR pixels a second (first steps {first:.1f} s)")
-    return taken
+        pairs = zip(found, self.expected, strict=True)
+        error = max(float((one - other).norm() / (other.norm() + FAINT)) for one, other in pairs)
+        return sorted(times[1:])[len(times[1:]) // 2], times[0], error
 
 
 def line(report: Report) -> str:

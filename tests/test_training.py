@@ -29,9 +29,9 @@ from hasn_cli.training.forward import forward
 from hasn_cli.training.log import plot, write_csv
 from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Patches, PatchPlan
+from hasn_cli.training.recipe import Recipe, schedule
 from hasn_cli.training.session import prepare
 from hasn_cli.training.start import DEVIATION, adopt, renew, revive, shut_channels, spatial_deviation, start
-from hasn_cli.training.recipe import Recipe, schedule
 from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 from hasn_cli.weights import bundled_path
@@ -74,6 +74,20 @@ def test_every_block_starts_alive(started):
     _, features = forward(network, lr)
     for feature in features[1:]:
         assert spatial_deviation(feature) == pytest.approx(DEVIATION, rel=0.3)
+
+
+@pytest.mark.parametrize("scales", [(2,), (2, 3, 4)], ids=["one scale", "three with one body"])
+def test_every_gated_channel_fires_for_some_pixels_at_the_start(tmp_path, scales):
+    recipe = Recipe(scales=scales, iterations=1, patches=PatchPlan(side=24, batch=4))
+    trainer = Trainer([drawing(192, seed) for seed in range(3)], [], tmp_path, recipe)
+    features = trainer.networks[2].conv_1(trainer._first_patches())
+    for block in trainer.networks[2].blocks:
+        normed = block.ln(block.dwconv(features))
+        assert normed.mean((0, 2, 3)).abs().max() < 1e-3
+        fires = (block.f1(normed) > 0).float().mean((0, 2, 3))
+        assert fires.min() > 0.01
+        assert fires.max() < 0.99
+        features = block(features)
 
 
 def test_conv_2_gets_a_gradient_at_the_start(started):

@@ -19,7 +19,7 @@ from hasn_cli.training.forward import (
 )
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.recipe import Recipe
-from hasn_cli.training.start import shut_channels, start
+from hasn_cli.training.start import start
 from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 
@@ -129,10 +129,3 @@ def test_the_share_done_grows_during_the_first_step_of_a_run_by_minutes(tmp_path
     assert before < after <= 1
     assert left_before > left_after >= 0
     assert trainer.fraction == 1
-
-
-def test_every_gated_channel_fires_at_the_start():
-    lr = Patches(pictures(), [2], PatchPlan(side=32, batch=8))[0].lr.float() / 255
-    network = HASN(2)
-    start(network, lr)
-    assert sum(shut_channels(network, lr)) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,7 +181,7 @@ def _view(trainer: Trainer) -> Iterator[Callable[[Report], None]]:
     class Bar(Progress):
         """A bar that asks the trainer how far it is each time it is drawn, since reports may be minutes apart."""
 
-        def get_renderables(self) -> Iterator[RenderableType]:
+        def get_renderables(self) -> Iterable[RenderableType]:
             for task in self.tasks:
                 self.update(task.id, completed=trainer.fraction, description=_state(trainer))
             return super().get_renderables()
@@ -211,6 +211,8 @@ def _line(report: Report) -> str:
         f"{report.speed:.2f} it/s",
         f"{duration(report.seconds_left)} left",
     ]
+    if any(report.shut):
+        parts.append(f"{sum(report.shut)} dead channels")
     parts += [f"x{scale} {value:.3f} dB" for scale, value in report.psnr.items()]
     return "  ".join(parts)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasn_cli.inference.fusion import Linear, after_norm, compose
-from hasn_cli.network import HASB, HASN, pad_to_min_side
+from hasn_cli.network import ESA, HASB, HASN, pad_to_min_side
 
 BlockFunction = Callable[[HASB, Tensor], Tensor]
 
@@ -60,11 +60,16 @@ def _block(block: HASB, x: Tensor, own_depthwise: bool) -> Tensor:
     f1, f2, f3, conv1 = _folded(block)
     u = _normed(depthwise(block.dwconv.conv, x), block.ln.eps)  # N×52×H×W
     e = _pointwise(u, conv1)  # N×16×H×W
-    low = esa.conv3(F.max_pool2d(esa.conv2(e), kernel_size=7, stride=3))
-    gate = F.interpolate(low, size=x.shape[-2:], mode="bilinear", align_corners=False)
-    attention = torch.sigmoid(esa.conv4(gate + esa.conv_f(e)))  # N×156×H×W
+    attention = torch.sigmoid(esa.conv4(_low_resolution_gate(esa, e) + esa.conv_f(e)))  # N×156×H×W
     gated = F.relu6(_pointwise(u, f1)) * _pointwise(u, f2) + _pointwise(u, f3) * attention
     return block.cab(x + depthwise(block.dwconv2.conv, block.g(gated)))  # type: ignore[no-any-return]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch 2.13 compiles it to a wrong bfloat16 gradient
+def _low_resolution_gate(esa: ESA, e: Tensor) -> Tensor:
+    """ESA's view of the whole picture, N×16×H×W → the same."""
+    low = esa.conv3(F.max_pool2d(esa.conv2(e), kernel_size=7, stride=3))
+    return F.interpolate(low, size=e.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _folded(block: HASB) -> tuple[Linear, Linear, Linear, Linear]:
@@ -87,7 +92,8 @@ def _pointwise(x: Tensor, linear: Linear) -> Tensor:
 
 def _normed(x: Tensor, eps: float) -> Tensor:
     """Normalise each pixel's channels to mean 0 and variance 1."""
-    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), None, None, eps).permute(0, 3, 1, 2)
+    with torch.autocast(x.device.type, enabled=False):  # or it would return float32 on CUDA
+        return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), None, None, eps).permute(0, 3, 1, 2)
 
 
 def _plain(convolution: nn.Conv2d, x: Tensor) -> Tensor:

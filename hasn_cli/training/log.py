@@ -19,7 +19,7 @@ def write_csv(history: Sequence[Report], path: Path) -> None:
     """Write one row for each report.
 
     The columns `deviation_0` (before the first block) to `deviation_6` are the spatial deviations, `psnr_y_xS` is the
-    validation PSNR-Y, and `shut_1` to `shut_6` count the dead channels of the blocks. Cells are empty if not measured.
+    validation PSNR-Y, and `shut_1` to `shut_6` count the dead channels of the blocks. A cell is empty if not measured.
     """
     rows = [_row(report) for report in history]
     text = io.StringIO()

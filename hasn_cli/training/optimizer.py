@@ -112,7 +112,7 @@ def _turn_back(matrices: Tensor, state: dict[str, Any]) -> Tensor:
 def _find_bases(state: dict[str, Any]) -> None:
     for side in ("left", "right"):
         if side in state:
-            state[f"{side}_basis"] = _decompose(state[side], lambda products: torch.linalg.eigh(products)[1])
+            state[f"{side}_basis"] = _decompose(state[side], _eigenvectors)
 
 
 def _refresh_bases(state: dict[str, Any]) -> None:
@@ -127,6 +127,13 @@ def _refresh_bases(state: dict[str, Any]) -> None:
         state[f"{side}_basis"] = _decompose(ahead, lambda columns: torch.linalg.qr(columns)[0])
         along = order[:, :, None] if axis == 1 else order[:, None]
         state["square"] = state["square"].gather(axis, along.expand_as(state["square"]))
+
+
+def _eigenvectors(matrices: Tensor) -> Tensor:
+    """Eigenvectors of symmetric N×D×D, in float64 and scaled, since small matrices of low rank fail in float32."""
+    scale = matrices.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
+    vectors: Tensor = torch.linalg.eigh((matrices / scale).double())[1]
+    return vectors.to(matrices.dtype)
 
 
 def _decompose(matrices: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:

@@ -52,7 +52,7 @@ class Report:
     speed: float  # steps per second
     deviations: tuple[float, ...]  # spatial, before the first block and after each block
     psnr: Mapping[int, float]  # validation PSNR-Y of the averaged weights by scale; empty if not measured
-    shut: tuple[int, ...] = ()  # dead channels of each block's gated product; empty if not counted
+    shut: tuple[int, ...] = ()  # dead channels of each block's gated product
 
     @property
     def seconds_left(self) -> float:

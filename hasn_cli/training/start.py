@@ -106,9 +106,11 @@ def _near_identity(block: HASB) -> None:
 
 def _centre_norm(block: HASB, features: Tensor) -> None:
     """Set the norm's scale and shift so that each channel has mean 0 and deviation 1 over the pixels of N×52×H×W."""
+    nn.init.ones_(block.ln.weight)
+    nn.init.zeros_(block.ln.bias)
     normed = block.ln(block.dwconv(features))
     deviation = normed.std((0, 2, 3)).clamp_min(LEAST_DEVIATION)
-    block.ln.weight.div_(deviation)
+    block.ln.weight.copy_(1 / deviation)
     block.ln.bias.copy_(-normed.mean((0, 2, 3)) / deviation)
 
 

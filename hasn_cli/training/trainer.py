@@ -146,11 +146,10 @@ class Trainer:
             block = deviations.index(min(deviations[1:]))
             raise HasnError(f"training collapsed at step {self.step}: block {block} is dead", "try a lower --rate")
         psnr: dict[int, float] = {}
-        shut: tuple[int, ...] = ()
+        shut = shut_channels(self.networks[self.recipe.scales[0]], self._first_patches().to(self.recipe.device))
         validating = last or self.step % self.recipe.validate_every == 0
         if validating:
             psnr = self._validate()
-            shut = shut_channels(self.networks[self.recipe.scales[0]], self._first_patches().to(self.recipe.device))
         pixels = self.step * self.recipe.patches.batch * self.recipe.patches.side**2
         report = Report(self.step, self._fraction(), self.seconds, pixels, rate, loss, speed, deviations, psnr, shut)
         self.history.append(report)
