@@ -29,9 +29,11 @@ from hasn_cli.training.forward import forward
 from hasn_cli.training.log import plot, write_csv
 from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Patches, PatchPlan
+from hasn_cli.training.recipe import Recipe, schedule
 from hasn_cli.training.session import prepare
 from hasn_cli.training.start import DEVIATION, adopt, renew, revive, shut_channels, spatial_deviation, start
-from hasn_cli.training.trainer import Recipe, Trainer, mean_psnr, schedule
+from hasn_cli.training.trainer import Trainer
+from hasn_cli.training.validation import mean_psnr
 from hasn_cli.weights import bundled_path
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
 
@@ -72,6 +74,20 @@ def test_every_block_starts_alive(started):
     _, features = forward(network, lr)
     for feature in features[1:]:
         assert spatial_deviation(feature) == pytest.approx(DEVIATION, rel=0.3)
+
+
+@pytest.mark.parametrize("scales", [(2,), (2, 3, 4)], ids=["one scale", "three with one body"])
+def test_every_gated_channel_fires_for_some_pixels_at_the_start(tmp_path, scales):
+    recipe = Recipe(scales=scales, iterations=1, patches=PatchPlan(side=24, batch=4))
+    trainer = Trainer([drawing(192, seed) for seed in range(3)], [], tmp_path, recipe)
+    features = trainer.networks[2].conv_1(trainer._first_patches())
+    for block in trainer.networks[2].blocks:
+        normed = block.ln(block.dwconv(features))
+        assert normed.mean((0, 2, 3)).abs().max() < 1e-3
+        fires = (block.f1(normed) > 0).float().mean((0, 2, 3))
+        assert fires.min() > 0.01
+        assert fires.max() < 0.99
+        features = block(features)
 
 
 def test_conv_2_gets_a_gradient_at_the_start(started):
@@ -702,7 +718,7 @@ def test_a_checkpoint_of_other_optimizers_is_named(tmp_path):
     list(trainer.run())
     state = torch.load(trainer.checkpoint, weights_only=True)
     torch.save(state | {"optimizers": state["optimizers"][:2]}, trainer.checkpoint)
-    with pytest.raises(HasnError, match="optimized otherwise") as caught:
+    with pytest.raises(HasnError, match="another version of hasn") as caught:
         Trainer([drawing()], [], tmp_path, recipe)
     assert caught.value.hint
 
@@ -777,7 +793,7 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
     resumed, whole = train(tmp_path / "killed"), train(tmp_path / "whole")
     _, said = resumed.communicate(timeout=100)
     whole.communicate(timeout=100)
-    assert "going on from step" in said
+    assert "continuing from step" in said
     curves = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("killed", "whole")]
     for row in (row for curve in curves for row in curve):
         del row["seconds"], row["iterations_per_second"]
@@ -849,7 +865,7 @@ def test_a_run_without_matplotlib_has_a_table_and_no_plot(tmp_path, capsys, monk
     arguments = ["train", tmp_path, "--valid", tmp_path, "-o", tmp_path / "run", "-d", "cpu"]
     arguments += ["--patch", 16, "--batch", 2, "--iterations", 2, "--validate-every", 1]
     assert run([str(argument) for argument in arguments]) == 0
-    assert "no curve.png" in capsys.readouterr().err
+    assert "curve.png needs matplotlib" in capsys.readouterr().err
     assert len(list(csv.DictReader((tmp_path / "run" / "log.csv").open()))) == 2
     assert run([str(argument) for argument in arguments]) == 0
     assert "is finished" in capsys.readouterr().err
@@ -862,9 +878,10 @@ def test_a_report_is_one_line_of_a_log(tmp_path, capsys, monkeypatch):
     arguments = ["train", tmp_path / "data", "--valid", tmp_path / "data", "-o", tmp_path / "run", "-d", "cpu"]
     arguments += ["-s", 2, "-s", 3, "-s", 4, "--patch", 16, "--batch", 2, "--iterations", 2, "--report-every", 1]
     assert run([str(argument) for argument in arguments]) == 0
-    first, last, end = capsys.readouterr().err.splitlines()
+    first, last, end, *warning = capsys.readouterr().err.splitlines()
     assert "50%" in first and "100%" in last and last.endswith("dB") and "x2 " in last
-    assert end.startswith("weights and log are in")
+    assert end.startswith("the weights and the log are in")
+    assert "after 2 steps" in warning[0] and "--from hasn" in warning[1]
 
 
 def test_each_scale_begins_from_its_own_weights(tmp_path):

@@ -49,6 +49,7 @@ def test_the_wheel_carries_the_weights_the_licence_and_the_types(wheel: Path):
         assert f"hasn_cli/bundled/hasn_x{scale}.safetensors" in names
     for name in (
         "hasn_cli/bundled/README.md",
+        "hasn_cli/bundled/SOURCES.md",
         "hasn_cli/bundled/SHA256SUMS",
         "hasn_cli/bundled/config.json",
         "hasn_cli/py.typed",

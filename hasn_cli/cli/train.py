@@ -1,8 +1,8 @@
-"""`hasn train`: weights of one's own from a folder of pictures."""
+"""`hasn train`: train weights on a folder of pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,22 +14,38 @@ from hasn_cli.cli.options import HELP_SETTINGS, GroupedCommand, option
 from hasn_cli.errors import UsageError, install_command
 
 if TYPE_CHECKING:
-    from hasn_cli.training.trainer import Recipe, Report, Trainer
+    from rich.console import RenderableType
+
+    from hasn_cli.training.recipe import Recipe, Report
+    from hasn_cli.training.trainer import Trainer
 
 PATH = click.Path(path_type=Path)
 DATA, LENGTH, RECIPE, MACHINE = "Data and output", "Length", "Recipe", "Machine"
 POSITIVE = click.IntRange(1)
+FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
 
 
 @click.command("train", cls=GroupedCommand, context_settings=HELP_SETTINGS)
 @click.argument("data_dir", metavar="DATA_DIR", type=PATH)
 @option("-s", "--scale", "scales", group=DATA, type=click.Choice([2, 3, 4]), multiple=True, default=[2],
-        help="Times larger; given several times, one body is trained for all.  [default: 2]")  # fmt: skip
-@option("-o", "--output", group=DATA, type=PATH, required=True, metavar="RUN", help="Folder of the run.")
+        help="How many times larger. Repeat it to train several scales with one body.  [default: 2]")  # fmt: skip
 @option(
-    "--from", "initial", group=DATA, metavar="WEIGHTS", help="Begin from these: hasn, a folder, or a file of any scale."
+    "-o",
+    "--output",
+    group=DATA,
+    type=PATH,
+    required=True,
+    metavar="RUN",
+    help="Folder for the weights, the log and the checkpoint.",
 )
-@option("--valid", group=DATA, type=PATH, metavar="DIR", help="Pictures kept apart, to choose the best weights by.")
+@option(
+    "--from",
+    "initial",
+    group=DATA,
+    metavar="WEIGHTS",
+    help="Weights to start from: hasn, a folder, or a file of any scale.  [default: train from scratch]",
+)
+@option("--valid", group=DATA, type=PATH, metavar="DIR", help="Other pictures, to choose the best weights by.")
 @option(
     "--valid-side",
     group=DATA,
@@ -37,46 +53,52 @@ POSITIVE = click.IntRange(1)
     metavar="N",
     default=384,
     show_default=True,
-    help="Validate on the middle N×N HR pixels of each picture.",
+    help="Use the middle N×N pixels of each of these pictures.",
 )
-@option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Steps to train.")
-@option(
-    "--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Minutes to train, instead."
-)
+@option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Train for N steps.")
+@option("--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Train for N minutes.")
 @option("--validate-every", group=LENGTH, type=POSITIVE, metavar="N", default=500, show_default=True,
-        help="Steps from one validation, and checkpoint, to the next.")  # fmt: skip
+        help="Validate and write a checkpoint every N steps.")  # fmt: skip
 @option("--report-every", group=LENGTH, type=POSITIVE, metavar="N", default=50, show_default=True,
-        help="Steps from one line of the log to the next.")  # fmt: skip
+        help="Report and add a line to the log every N steps.")  # fmt: skip
 @option("--rate", group=RECIPE, type=click.FloatRange(0, min_open=True), metavar="N", default=1e-3, show_default=True,
-        help="Learning rate at its highest.")  # fmt: skip
+        help="Highest learning rate.")  # fmt: skip
 @option("--end-rate", group=RECIPE, type=click.FloatRange(0), metavar="N", default=0.0, show_default=True,
-        help="Learning rate at the end; above 0 for a run that another goes on from.")  # fmt: skip
+        help="Learning rate at the end. Set it above 0 if another run will continue from this one.")  # fmt: skip
 @option("--warm-up", group=RECIPE, type=click.IntRange(0), metavar="N", default=100, show_default=True,
-        help="Steps until the rate is at its highest.")  # fmt: skip
+        help="Steps over which the learning rate rises at the start.")  # fmt: skip
 @option("--batch", group=RECIPE, type=POSITIVE, metavar="N", default=8, show_default=True, help="Patches in a step.")
 @option("--patch", group=RECIPE, type=click.IntRange(16), metavar="N", default=48, show_default=True,
         help="Side of a patch in LR pixels.")  # fmt: skip
 @option("--seed", group=RECIPE, type=click.IntRange(0), metavar="N", default=0, show_default=True,
-        help="Of where patches are cut, and how they are turned.")  # fmt: skip
+        help="Seed for choosing and turning patches.")  # fmt: skip
 @option("--loss", group=RECIPE, type=click.Choice(["l1", "rmse"]), default="l1", show_default=True,
-        help="rmse: root mean square of each patch, which PSNR is made of.")  # fmt: skip
+        help="rmse is the root mean square error of each patch, which PSNR is computed from.")  # fmt: skip
 @option("--renew", group=RECIPE, is_flag=True,
-        help="Begin anew the gated products and ESAs of --from that hardly vary.")  # fmt: skip
-@option("--adam", group=RECIPE, is_flag=True, help="Adam for all weights, rather than SOAP for kernels.")
-@option("-d", "--device", group=MACHINE, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+        help="Reinitialise the weak parts of the --from weights.")  # fmt: skip
+@option("--adam", group=RECIPE, is_flag=True, help="Use Adam for all weights, instead of SOAP for the kernels.")
+@option("-d", "--device", group=MACHINE, default="auto", show_default=True, metavar="DEVICE",
+        help="cpu, cuda, cuda:1 or mps.")  # fmt: skip
 @option("-p", "--precision", group=MACHINE, type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
-        show_default=True, help="bf16: the blocks in bfloat16.")  # fmt: skip
-@option("-j", "--workers", group=MACHINE, type=click.IntRange(0), metavar="N", help="Processes that cut patches.")
+        show_default=True, help="bf16 runs the blocks in bfloat16. auto uses it on CUDA.")  # fmt: skip
+@option(
+    "-j",
+    "--workers",
+    group=MACHINE,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Processes that cut patches on a CPU.  [default: 0]",
+)
 def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) -> None:
-    """Train on the pictures in DATA_DIR; started again with the same RUN folder, a run goes on where it was.
+    """Train weights on the pictures in DATA_DIR.
 
-    RUN gets the weights (hasn_x2.safetensors, …: averaged over time, the best by --valid), log.csv, curve.png, and
-    checkpoint.pt to go on from.
+    The RUN folder gets the weights (hasn_x2.safetensors, …: averaged over time, the best by --valid), log.csv,
+    curve.png, and checkpoint.pt. The same command continues a run that was stopped.
     """
     if (options["iterations"] is None) == (options["minutes"] is None):
         raise UsageError("give either --iterations or --minutes")
     if options["renew"] and options["initial"] is None:
-        raise UsageError("--renew is of weights to begin --from")
+        raise UsageError("--renew needs --from: it reinitialises parts of existing weights")
     import torch
 
     from hasn_cli.console import printable, say_skipped
@@ -88,22 +110,24 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
         torch.set_num_threads(1)  # each lane has a core of its own
     trainer = prepare(data_dir, output, recipe, valid=valid, valid_side=valid_side, on_skip=say_skipped)
     plots = find_spec("matplotlib") is not None
+    name = printable(str(output))
     if trainer.finished:
-        _write_log(trainer, plots)  # which a kill may have kept from being written
-        name = printable(str(output))
-        click.echo(f"the run in {name} is finished; more --iterations or --minutes would go on", err=True)
+        _write_log(trainer, plots)  # it is missing if the run was killed after its last step
+        click.echo(f"the run in {name} is finished; give more --iterations or --minutes to continue it", err=True)
         return
     if trainer.step:
-        click.echo(f"going on from step {trainer.step} in {printable(str(output))}", err=True)
+        click.echo(f"continuing from step {trainer.step} in {name}", err=True)
     else:
         _say_opened(trainer)
     if not plots:
-        click.echo(f"no curve.png without matplotlib: {install_command('train')}", err=True)
-    with _view() as show:
+        click.echo(f"curve.png needs matplotlib: {install_command('train')}", err=True)
+    with _view(trainer) as show:
         for report in trainer.run():
             _write_log(trainer, plots)
             show(report)
-    click.echo(f"weights and log are in {printable(str(output))}", err=True)
+    click.echo(f"the weights and the log are in {name}", err=True)
+    if recipe.initial is None and trainer.step < FEW_STEPS:
+        _warn_of_few_steps(trainer.step)
 
 
 def _recipe(
@@ -118,11 +142,11 @@ def _recipe(
     workers: int | None,
     **others: Any,
 ) -> Recipe:
-    """Options → recipe; what is not given is chosen for the device."""
+    """Build the recipe. What the options leave open is chosen for the device."""
     from hasn_cli.inference.upscaler import resolve_device
     from hasn_cli.machine import count_cores
     from hasn_cli.training.patches import PatchPlan
-    from hasn_cli.training.trainer import Recipe
+    from hasn_cli.training.recipe import Recipe
 
     cores = count_cores()
     on_cpu = (found := resolve_device(device)).type == "cpu"
@@ -133,7 +157,8 @@ def _recipe(
         half=precision == "bf16" or (precision == "auto" and found.type == "cuda"),
         lanes=cores if on_cpu else 1,
         piece=max(1, min(4, batch // cores)) if on_cpu else batch,
-        workers=workers if workers is not None else (0 if on_cpu else min(8, cores)),
+        workers=(workers or 0) if on_cpu else 0,
+        own_depthwise=on_cpu,
         kernels=not adam,
         **others,
     )
@@ -149,23 +174,32 @@ def _write_log(trainer: Trainer, plots: bool) -> None:
 
 
 @contextmanager
-def _view() -> Iterator[Callable[[Report], None]]:
-    """Shows reports on stderr: a bar and a line for each on a terminal, else the lines alone."""
+def _view(trainer: Trainer) -> Iterator[Callable[[Report], None]]:
+    """Shows reports on stderr: one line each, and a progress bar if it is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    class Bar(Progress):
+        """A bar that asks the trainer how far it is each time it is drawn, since reports may be minutes apart."""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            for task in self.tasks:
+                self.update(task.id, completed=trainer.fraction, description=_state(trainer))
+            return super().get_renderables()
 
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("step {task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, redirect_stdout=False
-    ) as bar:
-        task = bar.add_task("0", total=1.0, status="")
+    columns = (BarColumn(), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"))
+    with Bar(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as bar:
+        bar.add_task("", total=1.0)
+        yield lambda report: console.print(_line(report), soft_wrap=True)
 
-        def show(report: Report) -> None:
-            bar.update(task, completed=report.fraction, description=str(report.step), status=f"{report.speed:.2f} it/s")
-            console.print(_line(report), soft_wrap=True)
 
-        yield show
+def _state(trainer: Trainer) -> str:
+    """The step and the time left, for the progress bar."""
+    from hasn_cli.console import duration
+
+    left = trainer.seconds_left
+    return f"step {trainer.step}" + ("" if left is None else f", {duration(left)} left")
 
 
 def _line(report: Report) -> str:
@@ -178,6 +212,8 @@ def _line(report: Report) -> str:
         f"{report.speed:.2f} it/s",
         f"{duration(report.seconds_left)} left",
     ]
+    if any(report.shut):
+        parts.append(f"{sum(report.shut)} dead channels")
     parts += [f"x{scale} {value:.3f} dB" for scale, value in report.psnr.items()]
     return "  ".join(parts)
 
@@ -185,7 +221,12 @@ def _line(report: Report) -> str:
 def _say_opened(trainer: Trainer) -> None:
     if trainer.renewed:
         blocks = ", ".join(map(str, trainer.renewed))
-        click.echo(f"gated products or ESAs that hardly varied begin anew in the blocks {blocks}", err=True)
+        click.echo(f"reinitialised weak parts of blocks {blocks}", err=True)
     if any(trainer.revived):
         counts = ", ".join(map(str, trainer.revived))
-        click.echo(f"channels that hardly fired have new filters, in the blocks one by one: {counts}", err=True)
+        click.echo(f"reinitialised dead channels, for each block: {counts}", err=True)
+
+
+def _warn_of_few_steps(steps: int) -> None:
+    click.echo(f"warning: the run ended after {steps} steps, and training from scratch takes thousands", err=True)
+    click.echo("hint: train for longer, or start from existing weights with --from hasn", err=True)

@@ -1,4 +1,4 @@
-"""A run's log as a table (CSV) and as a picture (PNG), written whole each time."""
+"""Writes a run's log as a table (CSV) and as a plot (PNG), the whole file each time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from hasn_cli.errors import MissingExtraError
 from hasn_cli.weights.checkpoint import write_atomically
 
 if TYPE_CHECKING:
-    from hasn_cli.training.trainer import Report
+    from hasn_cli.training.recipe import Report
 
 
 def write_csv(history: Sequence[Report], path: Path) -> None:
-    """One row a report; the spatial deviations as `deviation_0` (before the blocks) to `deviation_6`, validation as
-    `psnr_y_xS` and the blocks' channels that hardly fire as `shut_1` to `shut_6`, empty where not measured."""
+    """Write one row for each report.
+
+    The columns `deviation_0` (before the first block) to `deviation_6` are the spatial deviations, `psnr_y_xS` is the
+    validation PSNR-Y, and `shut_1` to `shut_6` count the dead channels of the blocks. A cell is empty if not measured.
+    """
     rows = [_row(report) for report in history]
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -43,7 +46,7 @@ def _row(report: Report) -> dict[str, object]:
 
 
 def plot(history: Sequence[Report], path: Path) -> None:
-    """Loss, validation PSNR-Y and the blocks' deviations over the LR pixels seen.
+    """Plot loss, validation PSNR-Y and the blocks' deviations over the LR pixels seen.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -51,7 +54,7 @@ def plot(history: Sequence[Report], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtraError("the plot of the curve", "train") from None
+        raise MissingExtraError("plotting the curve", "train") from None
     pixels = [report.pixels / 1e6 for report in history]
     figure = Figure(figsize=(8, 9), layout="constrained")
     top, middle, bottom = figure.subplots(3, sharex=True)
@@ -71,7 +74,8 @@ def plot(history: Sequence[Report], path: Path) -> None:
     bottom.set(ylabel="spatial deviation after", yscale="log", xlabel="LR pixels seen, millions")
     for axes in (middle, bottom):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)  # over no curve
+            # above the axes, so that it hides no curve
+            axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=100)
     write_atomically(path, image.getvalue())

@@ -1,8 +1,8 @@
-"""Which weight moves how far a step.
+"""The optimizers: SOAP for kernels and Adam for everything else, with a learning rate for each kind of weight.
 
-Kernels follow SOAP, all else Adam, each with a rate by its kind. An image's neighbouring pixels are much alike, so what
-a kernel is shown varies far more in some directions than in others. Adam, which sees one weight at a time, must go
-slowly for the sake of the first, or shake there, and hardly moves along the others.
+Neighbouring pixels are much alike, so a kernel's input varies far more in some directions than in others. Adam treats
+each weight on its own: it must move slowly to stay stable along the strong directions, and then hardly moves along the
+weak ones.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from hasn_cli.network import HASN
 
-LOOK = 10  # first steps, in which SOAP only learns which directions there are
-REFRESH = 20  # steps from one basis to the next
-LONGEST_LEFT, LONGEST_RIGHT = 64, 512  # sides of more outputs, or inputs times taps, keep their own directions
+LOOK = 10  # steps at the start in which SOAP only collects gradients to find its first bases
+REFRESH = 20  # steps from one update of the bases to the next
+LONGEST_LEFT, LONGEST_RIGHT = 64, 512  # longer sides (outputs; inputs times taps) get no basis
 
 
 class SOAP(torch.optim.Optimizer):
-    """Adam in the directions in which a matrix's gradients vary alone (Vyas et al., arXiv 2409.11321).
+    """Adam in the eigenbasis of the gradients (Vyas et al., arXiv 2409.11321).
 
-    A parameter of any shape counts as a matrix, its first axis × the others. For each of its sides the gradients'
-    products are averaged over time; their eigenvectors, brought up to date every `REFRESH` steps by one step of
-    orthogonal iteration, are the basis in which Adam's second moment is kept and its step is made.
+    A parameter of any shape counts as a matrix: its first axis × all others. For each side of the matrix, the products
+    of the gradients are averaged over time. Their eigenvectors are the basis in which Adam's second moment is kept and
+    its step is made. One step of orthogonal iteration updates the basis every `REFRESH` steps.
 
     Args:
-        parameters: all of one shape; they are worked on together, and have a gradient all or none.
-        lr: the rate.
-        betas: of the mean gradient, and of its square and the products.
+        parameters: all of one shape. They are computed together, and either all or none have a gradient.
+        lr: the learning rate.
+        betas: decay of the mean gradient, and of its square and the products.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SOAP(torch.optim.Optimizer):
 
 
 def _products(gradient: Tensor) -> dict[str, Tensor]:
-    """N×R×C → for each side that has a basis, how its directions go together: N×R×R, N×C×C."""
+    """N×R×C → the products of the gradient for each side that has a basis: N×R×R, N×C×C."""
     rows, columns = gradient.shape[1:]
     products = {}
     if rows <= LONGEST_LEFT:
@@ -86,13 +86,13 @@ def _products(gradient: Tensor) -> dict[str, Tensor]:
 
 
 def _fresh(gradient: Tensor, products: Mapping[str, Tensor]) -> dict[str, Any]:
-    """State before the first step on N×R×C."""
+    """The state before the first step, for N×R×C."""
     means = {"mean": gradient, "square": gradient, **products}
     return {"step": 0} | {name: torch.zeros_like(like) for name, like in means.items()}
 
 
 def _turn(matrices: Tensor, state: dict[str, Any]) -> Tensor:
-    """N×R×C into the bases."""
+    """Transform N×R×C into the bases."""
     if "left" in state:
         matrices = state["left_basis"].mT @ matrices
     if "right" in state:
@@ -101,7 +101,7 @@ def _turn(matrices: Tensor, state: dict[str, Any]) -> Tensor:
 
 
 def _turn_back(matrices: Tensor, state: dict[str, Any]) -> Tensor:
-    """N×R×C out of the bases."""
+    """Transform N×R×C back from the bases."""
     if "left" in state:
         matrices = state["left_basis"] @ matrices
     if "right" in state:
@@ -112,11 +112,11 @@ def _turn_back(matrices: Tensor, state: dict[str, Any]) -> Tensor:
 def _find_bases(state: dict[str, Any]) -> None:
     for side in ("left", "right"):
         if side in state:
-            state[f"{side}_basis"] = _decompose(state[side], lambda products: torch.linalg.eigh(products)[1])
+            state[f"{side}_basis"] = _decompose(state[side], _eigenvectors)
 
 
 def _refresh_bases(state: dict[str, Any]) -> None:
-    """One step of orthogonal iteration, directions of most variance first; `square` keeps to its directions."""
+    """One step of orthogonal iteration, sorted by variance. `square` is sorted along with the basis."""
     for side, axis in (("left", 1), ("right", 2)):
         if side not in state:
             continue
@@ -129,16 +129,23 @@ def _refresh_bases(state: dict[str, Any]) -> None:
         state["square"] = state["square"].gather(axis, along.expand_as(state["square"]))
 
 
+def _eigenvectors(matrices: Tensor) -> Tensor:
+    """Eigenvectors of symmetric N×D×D, in float64 and scaled, since small matrices of low rank fail in float32."""
+    scale = matrices.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
+    vectors: Tensor = torch.linalg.eigh((matrices / scale).double())[1]
+    return vectors.to(matrices.dtype)
+
+
 def _decompose(matrices: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
-    """`how(matrices)`, on the CPU where the device has no decompositions (MPS)."""
+    """`how(matrices)`, computed on the CPU if the device has no decompositions (MPS)."""
     place = "cpu" if matrices.device.type == "mps" else matrices.device
     return how(matrices.to(place)).to(matrices.device)
 
 
 def build_optimizers(networks: Iterable[HASN], *, kernels: bool = True) -> list[torch.optim.Optimizer]:
-    """Optimizers for networks that may share a body; they may step at the same time.
+    """Optimizers for networks that may share a body. They may step at the same time.
 
-    Every group has a `factor`: its share of the base rate. `kernels` False leaves all to Adam.
+    Each parameter group has a `factor`: its share of the base rate. With `kernels` False, Adam does everything.
     """
     named = {parameter: name for network in networks for name, parameter in network.named_parameters()}
     by_adam: dict[float, list[nn.Parameter]] = {}
@@ -158,24 +165,24 @@ def build_optimizers(networks: Iterable[HASN], *, kernels: bool = True) -> list[
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Give every group its share of the base rate."""
+    """Set each group's learning rate to its share of the base rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
 
 
 def _is_kernel(name: str, parameter: Tensor) -> bool:
-    """All convolutions but the channel attention's, which see one pixel."""
+    """Whether this is a convolution's kernel, other than those of the channel attention, which see a single pixel."""
     return parameter.ndim == 4 and ".attention." not in name
 
 
 def soap_factor(name: str) -> float:
-    """Share of the base rate that a kernel learns with under SOAP, found by paired runs (weights/README.md)."""
+    """A kernel's share of the base rate with SOAP, found by paired runs (docs/training-log.md)."""
     return 1.0 if name.startswith(("conv_1", "upsampler")) else 0.5
 
 
 def adam_factor(name: str, parameter: Tensor) -> float:
-    """Share of the base rate that a parameter learns with under Adam, found by paired runs."""
+    """A parameter's share of the base rate with Adam, found by paired runs."""
     if ".attention." in name:
         return 0.1
     if parameter.ndim < 4:  # biases, the norm's scale and shift

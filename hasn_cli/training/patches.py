@@ -1,7 +1,7 @@
-"""Batches of LR/HR patches cut at random from pictures in memory.
+"""Batches of LR/HR patches, cut at random from pictures in memory.
 
-A batch depends on the seed and its number alone, so a run goes on after a kill with the very patches it would have
-seen, however many worker processes cut them.
+A batch depends only on the seed and its number. A run that was killed therefore continues with the same patches that it
+would have seen, however many worker processes cut them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from hasn_cli.evaluation.bicubic import resize
 
-MARGIN = 2  # LR pixels that bicubic reads beyond a patch: with them it equals that place of the whole LR picture
+MARGIN = 2  # LR pixels around a patch that bicubic reads; with them a patch equals that part of the whole LR picture
+Image = NDArray[np.uint8]
 
 
 class Batch(NamedTuple):
@@ -29,69 +30,113 @@ class Batch(NamedTuple):
     hr: Tensor
 
 
+class Place(NamedTuple):
+    """A square of one of the pictures, in pixels."""
+
+    picture: int
+    top: int
+    left: int
+    side: int
+
+
+class Draw(NamedTuple):
+    """The random choices behind one patch."""
+
+    places: tuple[Place, ...]  # the candidates; the most detailed one is used
+    colours: tuple[int, ...]  # the order of red, green and blue
+    turn: int  # one of the eight flips and turns; see `turned`
+
+
 @dataclass(frozen=True)
 class PatchPlan:
-    """What to cut, and what is done with it so that few pictures show much."""
+    """How patches are cut and augmented."""
 
-    side: int = 48  # of an LR patch, pixels
-    batch: int = 8  # patches
-    candidates: int = 3  # places looked at for a patch; the one with the most detail is taken
-    shrink: float = 2.0  # half the patches come from a picture made smaller, up to so many times
-    recolour: bool = True  # half the patches have red, green and blue in another order
+    side: int = 48  # of an LR patch, in pixels
+    batch: int = 8  # patches in a batch
+    candidates: int = 3  # random places for each patch, of which the most detailed one is used
+    shrink: float = 2.0  # half of the patches come from a picture reduced by up to this factor
+    recolour: bool = True  # shuffle red, green and blue in half of the patches
     seed: int = 0
 
     def smallest_side(self, scale: int) -> int:
-        """The shortest HR side a picture may have."""
+        """The shortest side that a picture may have, in pixels."""
         return scale * (self.side + 2 * MARGIN)
 
 
-class Patches(Dataset[Batch]):
-    """Batch number i, for any i: `pictures` are H×W×3 uint8 RGB, `scales` one or more of 2, 3, 4 drawn in turn."""
+class Drawing:
+    """Draws the places of batch number i, for any i.
 
-    def __init__(self, pictures: Sequence[NDArray[np.uint8]], scales: Sequence[int], plan: PatchPlan) -> None:
-        self.pictures = pictures
+    Args:
+        pictures: H×W×3 uint8 RGB; each is drawn in proportion to its area.
+        scales: one or more of 2, 3, 4, used in turn.
+        plan: how to draw.
+    """
+
+    def __init__(self, pictures: Sequence[Image], scales: Sequence[int], plan: PatchPlan) -> None:
+        self.sizes = [picture.shape[:2] for picture in pictures]
         self.scales = tuple(scales)
         self.plan = plan
-        areas = np.array([picture.shape[0] * picture.shape[1] for picture in pictures], dtype=np.float64)
+        areas = np.array([height * width for height, width in self.sizes], dtype=np.float64)
         self._shares = np.cumsum(areas) / areas.sum()
 
-    def __getitem__(self, index: int) -> Batch:
+    def batch(self, index: int) -> tuple[int, list[Draw]]:
+        """The scale of batch number `index`, and its draws."""
         random = np.random.default_rng((self.plan.seed, index))
         scale = self.scales[index % len(self.scales)]
-        pairs = [self._pair(random, scale) for _ in range(self.plan.batch)]
+        return scale, [self._draw(random, scale) for _ in range(self.plan.batch)]
+
+    def _draw(self, random: np.random.Generator, scale: int) -> Draw:
+        wider = 1 + max(0.0, random.uniform(-1, 1)) * (self.plan.shrink - 1)
+        side = round(self.plan.smallest_side(scale) * wider)
+        places = tuple(self._place(random, side) for _ in range(self.plan.candidates))
+        shuffled = self.plan.recolour and random.random() < 0.5
+        colours = tuple(random.permutation(3).tolist()) if shuffled else (0, 1, 2)
+        return Draw(places, colours, int(random.integers(8)))
+
+    def _place(self, random: np.random.Generator, side: int) -> Place:
+        """A square of a picture, `side` pixels high and wide, or as large as the picture allows."""
+        picture = int(np.searchsorted(self._shares, random.random(), side="right"))
+        height, width = self.sizes[picture]
+        side = min(side, height, width)
+        top, left = (int(random.integers(length - side + 1)) for length in (height, width))
+        return Place(picture, top, left, side)
+
+
+class Patches(Dataset[Batch]):
+    """Batch number i, for any i, cut on the CPU. The arguments are those of `Drawing`."""
+
+    def __init__(self, pictures: Sequence[Image], scales: Sequence[int], plan: PatchPlan) -> None:
+        self.pictures = pictures
+        self.drawing = Drawing(pictures, scales, plan)
+
+    def __getitem__(self, index: int) -> Batch:
+        scale, draws = self.drawing.batch(index)
+        pairs = [self._pair(draw, scale) for draw in draws]
         lr, hr = (torch.from_numpy(np.stack(side).transpose(0, 3, 1, 2)) for side in zip(*pairs, strict=True))
         return Batch(scale, lr, hr)
 
-    def _pair(self, random: np.random.Generator, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        side = self.plan.smallest_side(scale)
-        wider = 1 + max(0.0, random.uniform(-1, 1)) * (self.plan.shrink - 1)
-        places = [self._place(random, round(side * wider)) for _ in range(self.plan.candidates)]
-        hr = max(places, key=_detail)
+    def _pair(self, draw: Draw, scale: int) -> tuple[Image, Image]:
+        side = self.drawing.plan.smallest_side(scale)
+        hr = max(map(self._window, draw.places), key=_detail)
         if len(hr) > side:
             hr = resize(hr, size=(side, side))
-        if self.plan.recolour and random.random() < 0.5:
-            hr = hr[..., random.permutation(3)]
+        hr = hr[..., draw.colours]
         lr = resize(hr, scale=1 / scale)[MARGIN:-MARGIN, MARGIN:-MARGIN]
         cut = MARGIN * scale
-        turn = int(random.integers(8))
-        return _turned(lr, turn), _turned(hr[cut:-cut, cut:-cut], turn)
+        return turned(lr, draw.turn), turned(hr[cut:-cut, cut:-cut], draw.turn)
 
-    def _place(self, random: np.random.Generator, side: int) -> NDArray[np.uint8]:
-        """A square of a picture, `side` pixels high and wide, or as many as the picture has."""
-        picture = self.pictures[int(np.searchsorted(self._shares, random.random(), side="right"))]
-        side = min(side, *picture.shape[:2])
-        top = random.integers(picture.shape[0] - side + 1)
-        left = random.integers(picture.shape[1] - side + 1)
-        return picture[top : top + side, left : left + side]
+    def _window(self, place: Place) -> Image:
+        picture, top, left, side = place
+        return self.pictures[picture][top : top + side, left : left + side]
 
 
-def _detail(patch: NDArray[np.uint8]) -> float:
+def _detail(patch: Image) -> float:
     green = patch[::2, ::2, 1].astype(np.float32)
     return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
 
 
-def _turned(patch: NDArray[np.generic], turn: int) -> NDArray[np.uint8]:
-    """One of the eight flips and turns of H×W×C."""
+def turned(patch: NDArray[np.generic], turn: int) -> Image:
+    """One of the eight flips and turns of H×W×C: 4 swaps the axes, then 1 flips the rows and 2 the columns."""
     if turn & 4:
         patch = patch.transpose(1, 0, 2)
     return patch[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1].astype(np.uint8)

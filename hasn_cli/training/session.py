@@ -1,4 +1,4 @@
-"""From folders and files to a `Trainer` that is ready to run."""
+"""Sets up a `Trainer` from folders and files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from hasn_cli.batch.folders import OnSkip
 from hasn_cli.errors import UsageError, WeightsError
 from hasn_cli.evaluation.pictures import list_pictures, read_all
 from hasn_cli.network import NUM_FEATURES
-from hasn_cli.training.trainer import Recipe, Trainer
+from hasn_cli.training.recipe import Recipe
+from hasn_cli.training.trainer import Trainer
 from hasn_cli.weights import resolve
 from hasn_cli.weights.checkpoint import StateDict, load_state_dict_file, network_from_state_dict
 
-SMALLEST_VALID = 64  # pixels a side of a picture that is chosen by
+SMALLEST_VALID = 64  # shortest side of a validation picture, in pixels
 
 
 def prepare(
@@ -27,20 +28,20 @@ def prepare(
     valid_side: int = 384,
     on_skip: OnSkip,
 ) -> Trainer:
-    """Read all pictures into memory and set up a run, or take it up again where `output` holds one.
+    """Read all pictures into memory and set up a run, or continue the run in `output`.
 
     Args:
-        data_dir: HR pictures, folders below included.
+        data_dir: HR pictures, including those in subfolders.
         output: the run's folder.
-        recipe: how to train; of the weights to begin from, each scale takes its own where they are a name or a folder,
-            and a single file may be of any scale.
-        valid: HR pictures to choose by.
-        valid_side: how many HR pixels of their middle are used.
-        on_skip: told of each picture that is corrupt or too small, and why.
+        recipe: how to train. If its initial weights are a name or a folder, each scale starts from its own file. A
+            single file may be of any scale.
+        valid: HR pictures to choose the best weights by.
+        valid_side: only the middle of each validation picture is used, up to so many HR pixels a side.
+        on_skip: called with each picture that is corrupt or too small, and why.
 
     Raises:
         UsageError: a folder is missing or holds nothing usable.
-        WeightsError: those weights cannot be had, or is no HASN of the published width.
+        WeightsError: the initial weights cannot be loaded, or are not those of a HASN of the published width.
     """
     min_side = recipe.patches.smallest_side(max(recipe.scales))
     pictures = list(read_all(list_pictures(data_dir, on_skip), min_side, on_skip))
@@ -55,15 +56,15 @@ def prepare(
 
 
 def _initial_state(path: Path) -> StateDict:
-    """A file's tensors, if they are a whole HASN's of the size that is trained here."""
+    """The tensors of a file, which must be a complete HASN of the published width."""
     network = network_from_state_dict(load_state_dict_file(path), origin=str(path))
     if network.num_features != NUM_FEATURES:
-        raise WeightsError(f"{path} is {network.num_features} channels wide; {NUM_FEATURES} are trained")
+        raise WeightsError(f"{path} is {network.num_features} channels wide, and only {NUM_FEATURES} can be trained")
     return network.state_dict()
 
 
 def middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The middle of H×W×C, at most `side` high and wide."""
+    """The middle of H×W×C, at most `side` pixels high and wide."""
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     return image[top : top + side, left : left + side].copy()
 

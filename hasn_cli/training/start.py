@@ -1,9 +1,14 @@
-"""Where training starts from: an interpolator whose blocks are alive, or the weights of another scale.
+"""Initial weights for training: an interpolator whose blocks all pass a signal, or existing weights of any scale.
 
-HASN has no skip from its input's pixels to its output, so with the usual random start it must learn the identity first.
-Here three channels of conv_1 hand the pixel on, the upsampler interpolates them, and conv_2 adds nothing yet. The
-blocks have no skip round their CAB: started at random they scramble and fade what they are given, and the channel
-attention then shuts for good. So they start near the identity, scaled on real patches to a set deviation.
+HASN has no skip from its input pixels to its output, so from the usual random weights it must first learn the identity.
+Here three channels of conv_1 carry the pixel, the upsampler interpolates them, and conv_2 adds nothing yet.
+
+The blocks have no skip around their CAB. With random weights they scramble and weaken their input until the channel
+attention closes for good. So each block starts near the identity, scaled on real patches to a fixed deviation.
+
+The layer norms start centred on real patches. All channels grow with the brightness, so a plain layer norm turns them
+into nearly the same vector at every pixel; half of the gated product's ReLU6 channels would then be always on or always
+off, and those that are always off never get a gradient.
 """
 
 from __future__ import annotations
@@ -16,23 +21,24 @@ from torch import Tensor, nn
 
 from hasn_cli.network import HASB, HASN, ChannelAttention, pad_to_min_side
 
-DEVIATION = 0.1  # spatial standard deviation that each block hands on at the start
-SHUT = 1e-3  # share of the pixels at which a ReLU fires, and of the features that a gate lets through
-FIRING = 0.5  # mean and deviation of what is put before a ReLU6 to open it
-FAINT = 0.1  # share of the most varying gated product's, or ESA's, deviation: one below hardly takes part
-RENEWED = 0.03  # spatial deviation of a gated product, or of what goes into an ESA, begun anew
+DEVIATION = 0.1  # initial spatial standard deviation of each block's output
+LEAST_DEVIATION = 0.02  # of a channel after the layer norm; a channel that varies less is not amplified further
+SHUT = 1e-3  # a ReLU is dead if it fires at a smaller share of the pixels, a gate if it passes a smaller share
+FIRING = 0.5  # mean and deviation of a reactivated ReLU6's input
+FAINT = 0.1  # a gated product or ESA is weak if it varies by less than this share of the strongest one's deviation
+RENEWED = 0.03  # spatial deviation of a reinitialised gated product, or of a reinitialised ESA's input
 TINY = 1e-6
-NOISE = 0.02  # of a depthwise kernel's taps about the identity
+NOISE = 0.02  # standard deviation of a depthwise kernel's taps around the identity
 
 
 @torch.no_grad()
 def start(network: HASN, lr: Tensor, seed: int = 0) -> None:
-    """Initialise a network for training from nothing.
+    """Initialise a network for training from scratch.
 
     Args:
         network: changed in place.
-        lr: N×3×H×W in [0, 1], real patches, on which the blocks are scaled.
-        seed: of the random weights.
+        lr: N×3×H×W in [0, 1], real patches, used to centre the norms and to scale the blocks.
+        seed: for the random weights.
     """
     torch.manual_seed(seed)
     for module in network.modules():
@@ -45,13 +51,14 @@ def start(network: HASN, lr: Tensor, seed: int = 0) -> None:
     nn.init.zeros_(network.conv_2.bias)
     for block, features in _blocks_and_inputs(network, lr):
         _near_identity(block)
+        _centre_norm(block, features)
         last = block.cab.cab[2]
         assert isinstance(last, nn.Conv2d)
         last.weight *= DEVIATION / spatial_deviation(block(features))
 
 
 def _pass_pixels(convolution: nn.Conv2d) -> None:
-    """Channels 0 to 2 become the pixel's R, G, B; biases vanish."""
+    """Make channels 0 to 2 the pixel's R, G and B, and set the biases to zero."""
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     convolution.weight[:3] = 0
@@ -60,7 +67,7 @@ def _pass_pixels(convolution: nn.Conv2d) -> None:
 
 
 def _interpolate(network: HASN) -> None:
-    """The upsampler interpolates channels 0 to 2 with Lagrange's quadratic and ignores the others."""
+    """Make the upsampler interpolate channels 0 to 2 with Lagrange's quadratic and ignore the others."""
     head = network.upsampler[0]
     assert isinstance(head, nn.Conv2d) and head.bias is not None
     nn.init.zeros_(head.weight)
@@ -74,7 +81,7 @@ def _interpolate(network: HASN) -> None:
 
 
 def _lagrange(phase: int, scale: int) -> Tensor:
-    d = (phase + 0.5) / scale - 0.5  # SR pixel's place from the LR pixel's centre
+    d = (phase + 0.5) / scale - 0.5  # from the LR pixel's centre to the SR pixel's
     return torch.tensor([d * (d - 1) / 2, 1 - d * d, d * (d + 1) / 2])
 
 
@@ -97,18 +104,28 @@ def _near_identity(block: HASB) -> None:
     nn.init.constant_(opening.bias, 2.0)  # the sigmoid starts at 0.88
 
 
+def _centre_norm(block: HASB, features: Tensor) -> None:
+    """Set the norm's scale and shift so that each channel has mean 0 and deviation 1 over the pixels of N×52×H×W."""
+    nn.init.ones_(block.ln.weight)
+    nn.init.zeros_(block.ln.bias)
+    normed = block.ln(block.dwconv(features))
+    deviation = normed.std((0, 2, 3)).clamp_min(LEAST_DEVIATION)
+    block.ln.weight.copy_(1 / deviation)
+    block.ln.bias.copy_(-normed.mean((0, 2, 3)) / deviation)
+
+
 def spatial_deviation(features: Tensor) -> float:
-    """Standard deviation over the pixels, averaged over pictures and channels: 0 for a dead block."""
+    """Standard deviation over the pixels, averaged over pictures and channels. It is 0 for a dead block."""
     return float(features.detach().float().std(dim=(2, 3)).mean())
 
 
 @torch.no_grad()
 def adopt(network: HASN, state: Mapping[str, Tensor]) -> None:
-    """Take over weights of any scale; an upsampler of another scale is resampled from phase to phase.
+    """Load weights of any scale. The upsampler's phases are resampled if the scale differs.
 
     Args:
         network: changed in place.
-        state: a HASN's state dict; keys of the body must match.
+        state: a HASN's state dict. The keys of the body must match.
     """
     state = dict(state)
     for name in ("upsampler.0.weight", "upsampler.0.bias"):
@@ -119,18 +136,19 @@ def adopt(network: HASN, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def revive(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
-    """Give what hardly anything makes fire any more new weights, so that it can learn; the output nearly stays.
+    """Reinitialise dead channels, ESAs and channel attentions so that they can learn again.
 
-    A channel of the gated product whose ReLU6 is shut gets no gradient, and opens never again; nor does an ESA whose
-    gate is shut, or a channel attention whose one ReLU is. Here they are opened, with zeros behind them.
+    A gated product's channel whose ReLU6 never fires gets no gradient, so it stays dead. The same holds for an ESA
+    whose gate is closed and for a channel attention whose only ReLU never fires. They get new weights followed by
+    zeros, so the network's output hardly changes.
 
     Args:
         network: changed in place.
-        lr: N×3×H×W in [0, 1], real patches, which tell what fires.
-        seed: of the new weights.
+        lr: N×3×H×W in [0, 1], real patches, to see what fires.
+        seed: for the new weights.
 
     Returns:
-        How many channels of each block's gated product, of 156, were shut.
+        For each block, how many of the gated product's 156 channels were dead.
     """
     torch.manual_seed(seed)
     counts = []
@@ -147,18 +165,18 @@ def revive(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
 
 @torch.no_grad()
 def renew(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
-    """Begin anew the gated products and ESAs that hardly take part, open or not; the output changes until it learns.
+    """Reinitialise gated products and ESAs that contribute little, dead or not.
 
-    Behind new zeros a network that has grown round such a part leaves it at next to nothing. Something that varies is
-    used, or learnt away.
+    They get new weights that vary, since a network that has learned to do without them hardly uses parts that start at
+    zero. The network's output is worse until it has learned to use them.
 
     Args:
         network: changed in place.
-        lr: N×3×H×W in [0, 1], real patches, which tell what varies.
-        seed: of the new weights.
+        lr: N×3×H×W in [0, 1], real patches, to see what varies.
+        seed: for the new weights.
 
     Returns:
-        The blocks, from 1, whose gated product or ESA was begun anew.
+        The numbers, from 1, of the blocks whose gated product or ESA was reinitialised.
     """
     torch.manual_seed(seed)
     parts = [_part_deviations(block, features) for block, features in _blocks_and_inputs(network, lr)]
@@ -178,13 +196,13 @@ def renew(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
 
 @torch.no_grad()
 def shut_channels(network: HASN, lr: Tensor) -> tuple[int, ...]:
-    """How many channels of each block's gated product, of 156, fire for hardly a pixel of N×3×H×W in [0, 1]."""
+    """For each block, how many of the gated product's 156 channels are dead on N×3×H×W in [0, 1]."""
     inputs = _blocks_and_inputs(network, lr)
     return tuple(int(_is_shut(block, block.ln(block.dwconv(features))).sum()) for block, features in inputs)
 
 
 def _blocks_and_inputs(network: HASN, lr: Tensor) -> Iterator[tuple[HASB, Tensor]]:
-    """Each block with its features N×52×H×W; the next ones' come from the block as it has been left."""
+    """Each block and its input, N×52×H×W. Changes that the caller makes to a block affect the inputs that follow."""
     features = network.conv_1(pad_to_min_side(lr))
     for block in network.blocks:
         yield block, features
@@ -192,7 +210,7 @@ def _blocks_and_inputs(network: HASN, lr: Tensor) -> Iterator[tuple[HASB, Tensor
 
 
 def _part_deviations(block: HASB, features: Tensor) -> tuple[float, float]:
-    """Spatial deviations of the gated product and of ESA's output, of which g is given the sum."""
+    """Spatial deviations of the gated product and of ESA's output, whose sum is g's input."""
     normed = block.ln(block.dwconv(features))
     return spatial_deviation(_product(block, normed)), spatial_deviation(block.esa(block.f3(normed)))
 
@@ -203,7 +221,7 @@ def _product(block: HASB, normed: Tensor) -> Tensor:
 
 
 def _begin_product(block: HASB, normed: Tensor) -> None:
-    """New filters for all of f1 and f2, f1's half open, and their product of a set deviation."""
+    """Reinitialise f1, half of whose outputs fire, and f2, so that their product has a fixed deviation."""
     for convolution, mean in ((block.f1.conv, FIRING), (block.f2.conv, 0.0)):
         assert convolution.bias is not None
         fresh = _filters(convolution.out_channels, normed)
@@ -213,7 +231,7 @@ def _begin_product(block: HASB, normed: Tensor) -> None:
 
 
 def _begin_esa(block: HASB, normed: Tensor) -> None:
-    """A half-open gate, and f3 anew with a set deviation."""
+    """Reinitialise ESA with a half-open gate, and f3 with a fixed deviation."""
     for convolution in (*block.esa.children(), block.f3.conv):
         assert isinstance(convolution, nn.Conv2d)
         convolution.reset_parameters()
@@ -226,19 +244,19 @@ def _scale(module: nn.Module, share: float) -> None:
 
 
 def _is_shut(block: HASB, normed: Tensor) -> Tensor:
-    """For each of f1's channels: whether its ReLU6 is shut at nearly all pixels."""
+    """For each of f1's channels: whether its ReLU6 is zero at nearly all pixels."""
     fires: Tensor = block.f1(normed) > 0
     return fires.float().mean((0, 2, 3)) < SHUT
 
 
 def _filters(count: int, normed: Tensor) -> Tensor:
-    """Random 1×1 filters, count×52×1×1, of whose outputs each varies by FIRING."""
+    """Random 1×1 filters, count×52×1×1, whose outputs have a deviation of FIRING."""
     fresh = torch.randn(count, normed.shape[1], 1, 1)
     return fresh * (FIRING / F.conv2d(normed, fresh).std((0, 2, 3)).clamp_min(TINY)[:, None, None, None])
 
 
 def _open_product(block: HASB, normed: Tensor, shut: Tensor) -> None:
-    """New filters for these channels of f1, and zeros for those of f2 that they are multiplied by."""
+    """Give these channels of f1 new filters, and set the channels of f2 that they multiply to zero."""
     fresh = _filters(int(shut.sum()), normed)
     f1, f2 = block.f1.conv, block.f2.conv
     assert f1.bias is not None and f2.bias is not None
@@ -249,7 +267,7 @@ def _open_product(block: HASB, normed: Tensor, shut: Tensor) -> None:
 
 
 def _open_esa(block: HASB, normed: Tensor) -> None:
-    """A half-open gate, and zeros for what goes through it, where next to nothing does."""
+    """If ESA's gate passes next to nothing, make it half open and set its input, f3, to zero."""
     features = block.f3(normed)
     if block.esa(features).abs().mean() >= SHUT * features.abs().mean():
         return
@@ -263,7 +281,7 @@ def _open_esa(block: HASB, normed: Tensor) -> None:
 
 
 def _open_channel_attention(block: HASB, features: Tensor) -> None:
-    """A new filter for the one squeezed channel, and zeros for what is made of it, where it hardly fires."""
+    """If the squeezed channel hardly ever fires, give it a new filter and set the weights that read it to zero."""
     attended: list[Tensor] = []
     attention = block.cab.cab[3]
     assert isinstance(attention, ChannelAttention)
@@ -281,7 +299,7 @@ def _open_channel_attention(block: HASB, features: Tensor) -> None:
 
 
 def _resample_phases(head: Tensor, scale: int) -> Tensor:
-    """(3·t²)×… → (3·s²)×…: a filter for each new phase, interpolated between the filters of the old ones."""
+    """(3·t²)×… → (3·s²)×…: interpolate the new phases' filters between those of the old phases."""
     old = round((head.shape[0] / 3) ** 0.5)
     phases = head.reshape(3, old, old, -1).permute(0, 3, 1, 2)
     resampled = F.interpolate(phases, size=(scale, scale), mode="bilinear", align_corners=False)

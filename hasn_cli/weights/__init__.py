@@ -35,6 +35,7 @@ NAMES = (BUNDLED, RELEASED)
 SCALES = (2, 3, 4)  # as in `network`, which would bring torch along
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHECKSUMS = "SHA256SUMS"
+SOURCES = "SOURCES.md"  # the training pictures' sources and licences
 CARD = "README.md"
 
 RELEASED_SCALE = 4
@@ -212,7 +213,8 @@ def verify(found: WeightsFile) -> HASN:
 def publish(repo: str, folder: Path, *, private: bool | None = None, message: str = "Upload HASN weights") -> str:
     """Upload a folder of `hasn_xS.safetensors` as a hub repository that `-w OWNER/REPO` can use.
 
-    The model card (`README.md`) and `SHA256SUMS` go along, and a `config.json` is written that names the files.
+    The model card (`README.md`), `SOURCES.md` and `SHA256SUMS` are uploaded too if they exist, and a `config.json` is
+    written that names the files.
 
     Returns:
         The commit's web address.
@@ -227,7 +229,7 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
         raise WeightsError(f"{folder} holds no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
     networks = [verify(WeightsFile(str(folder), scale, folder / name, "file")) for scale, name in files.items()]
     contents: dict[str, Path | bytes] = {name: folder / name for name in files.values()}
-    contents |= {name: folder / name for name in (CARD, CHECKSUMS) if (folder / name).is_file()}
+    contents |= {name: folder / name for name in (CARD, SOURCES, CHECKSUMS) if (folder / name).is_file()}
     contents[hub.CONFIG] = hub.config_bytes(files, networks[-1].num_features)
     return hub.push(repo, contents, private=private, message=message)
 

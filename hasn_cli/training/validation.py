@@ -1,0 +1,48 @@
+"""What a run measures: validation PSNR-Y, and signs that a part of the network has died."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hasn_cli.evaluation.benchmark import whole_multiple
+from hasn_cli.evaluation.bicubic import resize, to_type
+from hasn_cli.evaluation.metrics import psnr_y
+from hasn_cli.inference import Upscaler
+from hasn_cli.network import HASN
+from hasn_cli.training.patches import Image
+from hasn_cli.training.start import spatial_deviation
+
+
+def mean_psnr(network: HASN, pictures: Sequence[Image], device: str) -> float:
+    """Mean PSNR-Y in decibels of HR pictures, H×W×3 uint8, reduced and enlarged again in float32."""
+    enlarge = Upscaler(network).upscale if device == "cpu" else lambda lr: _enlarge(network, lr, device)
+    values = []
+    for picture in pictures:
+        hr = whole_multiple(picture, network.scale)
+        values.append(psnr_y(enlarge(resize(hr, scale=1 / network.scale)), hr, network.scale))
+    return float(np.mean(values))
+
+
+@torch.no_grad()
+def _enlarge(network: HASN, lr: Image, device: str) -> Image:
+    """H×W×3 → sH×sW×3 uint8 by the plain module, which runs on every device."""
+    sr = network(torch.from_numpy(lr.transpose(2, 0, 1)[None].copy()).to(device).float() / 255)
+    return to_type(sr[0].permute(1, 2, 0).cpu().numpy() * 255, np.dtype(np.uint8))
+
+
+def mean_deviations(pieces: Sequence[Sequence[Tensor]]) -> tuple[float, ...]:
+    """The spatial deviation before the first block and after each, averaged over the pieces of a batch."""
+    return tuple(sum(map(spatial_deviation, stage)) / len(stage) for stage in zip(*pieces, strict=True))
+
+
+def fingerprint(pictures: Sequence[Image]) -> str:
+    """SHA-256 of pictures, H×W×3."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).data)
+    return digest.hexdigest()
