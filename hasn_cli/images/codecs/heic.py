@@ -10,11 +10,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hasn_cli.errors import MissingExtraError
+from hasn_cli.images.codecs.boxes import top_kinds
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.metadata import applied, left_out, with_notices
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
-from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS
+from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS, VIDEO
 from hasn_cli.images.source import Limit, Source
 
 
@@ -25,7 +26,8 @@ def read(source: Source, limit: Limit) -> Picture:
         MissingExtraError: pillow-heif is not installed.
     """
     heif = _heif(source.name)
-    file = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
+    data = source.read()
+    file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     image = file[file.primary_index]
     width, height = image.size
     limit.check(source.name, height, width)
@@ -35,7 +37,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if metadata.icc is None and colors:
         cicp = code_points(colors["color_primaries"], colors["transfer_characteristics"])
         metadata = replace(metadata, cicp=cicp)
-    metadata = with_notices(metadata, *map(left_out, _beside(image.info, len(file))))
+    metadata = with_notices(metadata, *map(left_out, _beside(image.info, len(file), data)))
 
     def frames() -> Iterator[Frame]:
         again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
@@ -56,7 +58,7 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _beside(info: Mapping[str, Any], count: int) -> Iterator[str]:
+def _beside(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:
     """The kinds of what goes with the main picture in the file and does not come along."""
     if any("gainmap" in str(kind).lower() for kind in info.get("aux") or ()):
         yield GAIN_MAP
@@ -64,6 +66,8 @@ def _beside(info: Mapping[str, Any], count: int) -> Iterator[str]:
         yield DEPTH_MAP
     if count > 1:
         yield OTHERS
+    if b"mpvd" in top_kinds(data):
+        yield VIDEO
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
