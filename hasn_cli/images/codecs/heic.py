@@ -28,6 +28,8 @@ def read(source: Source, limit: Limit) -> Picture:
     heif = _heif(source.name)
     data = source.read()
     file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    if not len(file):
+        raise ValueError("it holds no picture in HEVC, the one coding of HEIF that is supported")
     image = file[file.primary_index]
     width, height = image.size
     limit.check(source.name, height, width)
