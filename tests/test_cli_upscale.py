@@ -266,7 +266,7 @@ def test_a_list_of_files(hasn, tmp_path):
 
 def test_pillows_warnings_are_hidden_from_the_terminal_but_not_from_other_programs(tmp_path):
     source = tmp_path / "a.avif"
-    write_picture(picture(photo(16, 20), metadata=Metadata(exif=exif()[:60])), source, "avif", EncodeOptions())
+    write_picture(picture(photo(16, 20), metadata=Metadata(exif=exif()[:64])), source, "avif", EncodeOptions())
     done = process("upscale", source, "-s", 2, "-o", tmp_path / "b.avif")
     assert done.returncode == 0 and b"Warning" not in done.stderr
     code = "import sys, pathlib; from hasn_cli.images import open_picture; open_picture(pathlib.Path(sys.argv[1]))"

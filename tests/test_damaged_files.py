@@ -248,3 +248,43 @@ def test_a_piece_of_a_jpeg_xl_that_is_missing_is_named():
     np.testing.assert_array_equal(pixels_of(both), photo())
     with pytest.raises(ImageError, match="piece 2"):
         pixels_of(head + box(0, stream[:half]))
+
+
+def test_junk_between_the_segments_of_a_jpeg_costs_nothing():
+    data = encoded(picture(photo(), metadata=Metadata(icc=WIDE_GAMUT, dpi=(300.0, 300.0))), "jpeg")
+    at = data.index(b"\xff\xe2")
+    for junk in (b"junk", b"\xff\0\x12", b"\xff\xff\xff", bytes(60)):
+        found = open_picture(data[:at] + junk + data[at:])
+        np.testing.assert_array_equal(next(iter(found.frames)).pixels, pixels_of(data))
+        assert found.metadata.icc == WIDE_GAMUT
+
+
+def test_a_profile_in_a_jpeg_that_libjpeg_complains_of_is_left_out():
+    data = encoded(picture(photo()), "jpeg")
+    segment = b"\xff\xe2\0\x17ICC_PROFILE\0\x01\x01profile"
+    found = open_picture(data[:2] + segment + data[2:])
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels, pixels_of(data))
+    assert found.metadata.icc is None and "profile" in found.metadata.notices[0]
+
+
+def test_bytes_behind_a_jpeg_2000_codestream_are_passed_over():
+    stream = bytes(imagecodecs.jpeg2k_encode(photo(), codecformat="j2k", reversible=True))
+    np.testing.assert_array_equal(pixels_of(stream + b"\0LOSSY"), photo())
+    with pytest.raises(ImageError):
+        pixels_of(stream[:-20])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_animation_that_is_announced_late_or_twice_is_a_still(times):
+    data = encoded(film("png"))
+    at = data.index(b"acTL") - 4
+    announcement = data[at : at + 20]
+    first = data.index(b"IDAT")
+    end = first + 8 + struct.unpack_from(">I", data, first - 4)[0]
+    if times == 1:
+        data = data[:at] + data[at + 20 : end] + announcement + data[end:]
+    else:
+        data = data[:at] + announcement + data[at:]
+    found = open_picture(data)
+    assert (found.frame_count, found.loop) == (1, None)
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels, NOISE[0])

@@ -298,6 +298,14 @@ def test_what_no_xmp_announces_is_told_too():
     assert open_picture(jpeg_with(packet(), segment=iso)).metadata.notices == ("its gain map is left out",)
 
 
+def test_the_video_of_a_motion_photo_in_heic_is_told():
+    buffer = io.BytesIO()
+    write_picture(picture(photo()), buffer, "heic", EncodeOptions())
+    video = struct.pack(">I4s", 8 + len(VIDEO), b"mpvd") + VIDEO
+    assert open_picture(buffer.getvalue()).metadata.notices == ()
+    assert open_picture(buffer.getvalue() + video).metadata.notices == ("its video is left out",)
+
+
 def test_the_user_is_told_in_one_line_and_in_json(tmp_path, capfd):
     path = tmp_path / "live.jpg"
     path.write_bytes(jpeg_with(packet(MOTION, DIRECTORY), VIDEO))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from pictures import Nearest, exif, photo, picture
+from PIL import Image
 
 from hasn_cli.enlarge import Size, enlarge
 from hasn_cli.images import EncodeOptions, Metadata, open_picture, write_picture
@@ -98,3 +99,27 @@ def test_each_page_keeps_its_own_kind_of_gray():
     with tifffile.TiffFile(io.BytesIO(encoded(open_picture(buffer.getvalue()), "tiff"))) as file:
         assert [page.photometric.name for page in file.pages] == ["MINISWHITE", "MINISBLACK"]
         assert all(np.array_equal(page.asarray(), gray) for page in file.pages)
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+@pytest.mark.parametrize("height", [5, 700])
+def test_fax_pages_are_read_dot_by_dot(compression, height):
+    rng = np.random.default_rng(3)
+    runs = rng.integers(1, 90, size=40_000)
+    dots = np.resize(np.repeat(np.arange(len(runs)) % 2, runs), (height, 1235)).astype(bool)
+    buffer = io.BytesIO()
+    Image.fromarray(dots).save(buffer, "TIFF", compression=compression)
+    found = next(iter(open_picture(buffer.getvalue()).frames)).pixels
+    np.testing.assert_array_equal(found[..., 0], np.where(dots, 255, 0))
+
+
+def test_a_palette_of_one_bit_is_read():
+    dots = photo(channels=1)[..., 0] > 100
+    colormap = (320, 3, 6, (0, 65535, 10 * 257, 200 * 257, 0, 30 * 257), True)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, dots, photometric="minisblack", extratags=[colormap], metadata=None)
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\x06\x01\x03\0\x01\0\0\0\x01")
+    data[at + 8] = 3  # a palette
+    found = next(iter(open_picture(bytes(data)).frames)).pixels
+    np.testing.assert_array_equal(found, np.where(dots[..., None], (255, 200, 30), (0, 10, 0)))

@@ -24,7 +24,7 @@ _USUAL = {
 _ATTRIBUTE = re.compile(rb"""([^\s=<>"'/]+)\s*=\s*("[^"]*"|'[^']*')""")
 _TAG = re.compile(rb"""<(?:[^<>"']|"[^"]*"|'[^']*')*>""")
 _MAX_DEPTH = 100
-_MAX_NODES = 200_000
+_MAX_NODES = 50_000
 
 Name = tuple[str, str]
 """Namespace and local name."""
@@ -68,10 +68,13 @@ class Packet:
         self.data = _as_utf8(data).rstrip(b"\0")
         self._edits: dict[tuple[int, int], bytes] = {}
         self.root = _Reader(self.data).root
+        self._by_name: dict[Name, list[Node]] = {}
+        for node in self.root.walk():
+            self._by_name.setdefault(node.name, []).append(node)
 
     def find(self, *names: Name) -> Iterator[Node]:
         """All properties of these names that have not been taken out, wherever they stand."""
-        return (node for node in self.root.walk() if node.name in names and not self._is_gone(node))
+        return (node for name in names for node in self._by_name.get(name, ()) if not self._is_gone(node))
 
     def text(self, node: Node) -> str:
         """A simple property's value."""
@@ -88,7 +91,9 @@ class Packet:
         return value if abs(value) < 1e15 else None
 
     def field(self, node: Node, name: Name) -> Node | None:
-        """A structure's field."""
+        """A structure's field; of the root, the first of that name anywhere."""
+        if node is self.root:
+            return next(self.find(name), None)
         return next((below for below in node.walk() if below.name == name), None)
 
     def items(self, node: Node) -> list[Node]:
@@ -102,7 +107,6 @@ class Packet:
 
     def remove(self, node: Node) -> None:
         """Take a property out."""
-        self._edits = {span: value for span, value in self._edits.items() if not _within(span, node.whole)}
         self._edits[node.whole] = b""
 
     def _is_gone(self, node: Node) -> bool:
@@ -115,14 +119,12 @@ class Packet:
 
     def to_bytes(self) -> bytes:
         """The packet as edited."""
-        data = self.data
-        for (start, end), value in sorted(self._edits.items(), reverse=True):
-            data = data[:start] + value + data[end:]
-        return data
-
-
-def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
-    return outer[0] <= inner[0] and inner[1] <= outer[1]
+        pieces, done = [], 0
+        for (start, end), value in sorted(self._edits.items()):
+            if start >= done:  # else it lies within what has been taken out
+                pieces += [self.data[done:start], value]
+                done = end
+        return b"".join([*pieces, self.data[done:]])
 
 
 def _as_utf8(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 
@@ -45,6 +46,15 @@ def declared_length(data: bytes) -> int:
             return len(data)
         at += length
     return at
+
+
+def top_kinds(data: bytes) -> set[bytes]:
+    """The types of a file's boxes, as far as their lengths make sense."""
+    kinds = set()
+    with contextlib.suppress(ValueError):
+        for kind, _ in boxes(data):
+            kinds.add(kind)
+    return kinds
 
 
 def box(kind: bytes, *parts: bytes | bytearray) -> bytes:

@@ -75,11 +75,12 @@ def _take_apart(data: bytes) -> _File:
     file = _File(0, 0)
     try:
         _walk(data, file)
-    except (IndexError, struct.error):
+    except (ValueError, IndexError, struct.error) as error:
         # what is missing of an animation is said when it is asked for; its first frame is whole
-        file.broken = f"frame {len(file.frames) + 1} is damaged (the file is truncated)"
+        reason = str(error) if isinstance(error, ValueError) else "the file is truncated"
+        file.broken = f"frame {len(file.frames) + 1} is damaged ({reason})"
         if not file.frames:
-            raise ValueError("the file is truncated") from None
+            raise ValueError(reason) from None
     if not file.frames:
         raise ValueError("it holds no picture")
     left, top, across, down, _ = file.frames[0].place  # some declare a canvas of no size

@@ -11,12 +11,13 @@ import numpy as np
 
 from hasn_cli.errors import MissingExtraError
 from hasn_cli.images.codecs import items
+from hasn_cli.images.codecs.boxes import top_kinds
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import applied, left_out, with_notices
 from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
-from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS
+from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS, VIDEO
 from hasn_cli.images.source import Source
 
 
@@ -30,6 +31,8 @@ def read(source: Source, limit: Limit) -> Picture:
     data = source.read()
     items.check(source.name, data, limit)
     file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    if not len(file):
+        raise ValueError("it holds no picture in HEVC, the one coding of HEIF that is supported")
     image = file[file.primary_index]
     width, height = image.size
     limit.check(source.name, height, width)
@@ -39,7 +42,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if metadata.icc is None and colors:
         cicp = code_points(colors["color_primaries"], colors["transfer_characteristics"])
         metadata = replace(metadata, cicp=cicp)
-    metadata = with_notices(metadata, *map(left_out, _beside(image.info, len(file))))
+    metadata = with_notices(metadata, *map(left_out, _beside(image.info, len(file), data)))
 
     def frames() -> Iterator[Frame]:
         again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
@@ -60,7 +63,7 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _beside(info: Mapping[str, Any], count: int) -> Iterator[str]:
+def _beside(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:
     """The kinds of what goes with the main picture in the file and does not come along."""
     if any("gainmap" in str(kind).lower() for kind in info.get("aux") or ()):
         yield GAIN_MAP
@@ -68,6 +71,8 @@ def _beside(info: Mapping[str, Any], count: int) -> Iterator[str]:
         yield DEPTH_MAP
     if count > 1:
         yield OTHERS
+    if b"mpvd" in top_kinds(data):
+        yield VIDEO
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:

@@ -271,16 +271,16 @@ def _length(file: _File, height: int, width: int) -> int:
 def _decode_rows(file: _File, height: int, width: int, data: Sequence[memoryview | bytes]) -> Pixels:
     """Pixels of image data that is not interlaced. libpng gets a file of the critical chunks alone."""
     parts = [SIGNATURE, chunk(b"IHDR", struct.pack(">II", width, height) + file.ihdr[8:12] + b"\0")]
-    parts += [chunk(kind, _masked(file, body) if kind == b"tRNS" else body) for kind, body in file.others
-              if kind in (b"PLTE", b"tRNS")]  # fmt: skip
+    for wanted in (b"PLTE", b"tRNS"):  # libpng would complain on stderr of another order
+        parts += [chunk(kind, _masked(file, kind, body)) for kind, body in file.others if kind == wanted]
     parts += [chunk(b"IDAT", piece) for piece in data]
     pixels: Pixels = imagecodecs.png_decode(b"".join([*parts, chunk(b"IEND", b"")]))
     return pixels.reshape(height, width, -1)
 
 
-def _masked(file: _File, key: bytes) -> bytes:
-    """A colour key with no bits beyond the samples' depth, of which libpng would complain on stderr."""
-    if file.ihdr[9] not in (0, 2) or file.depth == 16 or len(key) % 2:
+def _masked(file: _File, kind: bytes, key: bytes) -> bytes:
+    """A colour key with no bits beyond the samples' depth, of which libpng would complain on stderr; else as it is."""
+    if kind != b"tRNS" or file.ihdr[9] not in (0, 2) or file.depth == 16 or len(key) % 2:
         return key
     return b"".join((value[0] & ((1 << file.depth) - 1)).to_bytes(2, "big") for value in struct.iter_unpack(">H", key))
 
