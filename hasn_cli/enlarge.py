@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images.color import bleed, is_opaque, rounded, top
-from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
 from hasn_cli.stillness import Stillness
 
 SCALES = (2, 3, 4)
@@ -194,7 +194,7 @@ def enlarge(
             yield replace(frame, pixels=large)
 
     pages = tuple(replace(shape, size=size.target(shape.size)) for shape in picture.page_shapes)
-    return replace(picture, size=size.target(picture.size), page_shapes=pages, frames=Again(frames))
+    return replace(picture, size=size.target(picture.size), page_shapes=pages, frames=ReplayableFrames(frames))
 
 
 def enlarge_pixels(

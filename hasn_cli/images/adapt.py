@@ -12,7 +12,16 @@ from hasn_cli.errors import ImageError
 from hasn_cli.images.color import is_opaque, lay_on, profile_of, to_dtype, to_srgb
 from hasn_cli.images.formats import FORMATS, Format
 from hasn_cli.images.metadata import resized, without_extension
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape, parse_color
+from hasn_cli.images.picture import (
+    EncodeOptions,
+    Frame,
+    Metadata,
+    Picture,
+    Pixels,
+    ReplayableFrames,
+    Shape,
+    parse_color,
+)
 
 
 def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
@@ -52,7 +61,7 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
         picture,
         dtype=_dtype(picture.dtype, entry),
         page_shapes=tuple(map(fitted, picture.page_shapes)),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         metadata=metadata,
     )
 

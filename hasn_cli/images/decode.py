@@ -14,7 +14,7 @@ from hasn_cli.images.following import split_first
 from hasn_cli.images.formats import FORMATS, sniff
 from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit, TooMuch
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
-from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
 from hasn_cli.images.source import Source
 
 DEFAULT_MAX_PIXELS = MAX_PIXELS
@@ -60,7 +60,7 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
     metadata = picture.metadata
     if metadata.size is None:  # else its reader has applied the orientation
         metadata = upright(metadata, picture.size, orientation)
-    return replace(picture, frames=Again(frames), size=size, metadata=metadata)
+    return replace(picture, frames=ReplayableFrames(frames), size=size, metadata=metadata)
 
 
 def _read(source: Source, limit: Limit) -> Picture:

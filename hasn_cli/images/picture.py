@@ -149,7 +149,7 @@ class Picture:
 
     def first(self) -> Picture:
         """The first frame or page alone, as a still; it is made when it is asked for, as all were."""
-        frames = Again(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
+        frames = ReplayableFrames(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
         return replace(
             self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1], following=0, broken=None
         )
@@ -207,8 +207,8 @@ def parse_color(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-class Again:
-    """Frames that are made anew each time they are iterated."""
+class ReplayableFrames:
+    """Frames that are computed again each time they are iterated."""
 
     def __init__(self, make: Callable[[], Iterator[Frame]]) -> None:
         self._make = make

@@ -16,7 +16,7 @@ import numpy as np
 from hasn_cli.images.codecs.gif_writing import write
 from hasn_cli.images.limits import MAX_FRAMES, MAX_PARTS, Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment
-from hasn_cli.images.picture import Again, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.picture import Frame, Metadata, Picture, Pixels, ReplayableFrames, Text
 from hasn_cli.images.source import Source
 
 __all__ = ["read", "write"]
@@ -169,7 +169,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(file.height, file.width),
         channels=file.channels,
         dtype=np.dtype(np.uint8),
-        frames=Again(lambda: _compose(_take_apart(source.read()))),
+        frames=ReplayableFrames(lambda: _compose(_take_apart(source.read()))),
         frame_count=count,
         one_palette=all(frame.palette == file.frames[0].palette for frame in file.frames),
         broken=file.broken,

@@ -15,7 +15,7 @@ from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import applied, left_out, with_notices
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
+from hasn_cli.images.picture import EncodeOptions, Frame, Picture, ReplayableFrames
 from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS
 from hasn_cli.images.source import Source
 
@@ -53,7 +53,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(height, width),
         channels=len(image.mode.partition(";")[0]),
         dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         lossless=False,
         # libheif has applied the file's own orientation, so that EXIF's is a mere copy
         metadata=applied(metadata, (height, width)),

@@ -13,7 +13,7 @@ from PIL import IcoImagePlugin
 
 from hasn_cli.images.codecs import png
 from hasn_cli.images.limits import Limit
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 
 _PLAIN, _BIT_FIELDS = 0, 3  # compressions of a bitmap, of which icons have no other
@@ -57,7 +57,7 @@ def read(source: Source, limit: Limit) -> Picture:
         pixels = np.asarray(IcoImagePlugin.IcoFile(io.BytesIO(alone)).frame(0).convert("RGBA"))
         yield Frame(_by_mask(pixels, inside) if depth == 32 and not pixels[..., 3].any() else pixels)
 
-    return Picture(source.name, "ico", (height, width), 4, np.dtype(np.uint8), Again(frames))
+    return Picture(source.name, "ico", (height, width), 4, np.dtype(np.uint8), ReplayableFrames(frames))
 
 
 def _bitmap_size(bitmap: bytes) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
 from hasn_cli.images.limits import MAX_CHANNELS, Limit
 from hasn_cli.images.metadata import with_whole_profile
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 from hasn_cli.images.spaces import ycc_to_rgb
 
@@ -69,7 +69,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(file.height, file.width),
         channels=channels,
         dtype=np.dtype(np.uint16 if file.depth > 8 and not file.palette else np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         lossless=file.lossless,
         metadata=replace(metadata, icc=srgb_profile()) if file.color == _CMYK else metadata,
     )

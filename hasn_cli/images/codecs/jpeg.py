@@ -22,7 +22,7 @@ from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
 from hasn_cli.images.limits import Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment, left_out, whole_resolution, with_notices, with_whole_profile
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames, Text
 from hasn_cli.images.pointers import GAIN_MAP, kinds_behind
 from hasn_cli.images.source import Source
 
@@ -111,7 +111,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(height, width),
         channels=1 if components == 1 else 3,
         dtype=np.dtype(np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         lossless=False,
         metadata=replace(metadata, icc=srgb_profile()) if components == 4 else metadata,
     )

@@ -16,7 +16,7 @@ from hasn_cli.images.codecs.jxl_header import GRAY, Header, read_header, with_fl
 from hasn_cli.images.color import srgb_profile
 from hasn_cli.images.limits import Limit, Room
 from hasn_cli.images.metadata import applied
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 from hasn_cli.images.spaces import from_linear, gamma_colors, named_colors
 
@@ -42,7 +42,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(pixels.shape[0], pixels.shape[1]),
         channels=pixels.shape[2],
         dtype=pixels.dtype,
-        frames=Again(lambda: _frames(source)),
+        frames=ReplayableFrames(lambda: _frames(source)),
         lossless=False,
         # the codestream's own orientation counts, and libjxl has applied it
         metadata=applied(metadata, (pixels.shape[0], pixels.shape[1])),

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasn_cli.images.color import cmyk_to_srgb
 from hasn_cli.images.limits import Limit
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels, Shape
+from hasn_cli.images.picture import EncodeOptions, Frame, Picture, Pixels, ReplayableFrames, Shape
 from hasn_cli.images.source import Source
 
 MAX_HEADER = 64 * 1024
@@ -81,7 +81,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(first.height, first.width),
         channels=first.channels,
         dtype=first.dtype,
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         frame_count=len(places),
         paged=len(places) > 1,
         page_shapes=shapes if len(places) > 1 else (),

@@ -21,7 +21,7 @@ from hasn_cli.images.codecs.webp_writing import write_animation
 from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.metadata import left_out, whole_resolution, with_notices, without_orientation
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.pointers import GAIN_MAP
 from hasn_cli.images.source import Source
 from hasn_cli.machine import count_cores
@@ -162,7 +162,9 @@ def _with_used_alpha(picture: Picture) -> Picture:
 
 def _changed(picture: Picture, change: Callable[[Pixels], Pixels]) -> Picture:
     before = picture.frames
-    return replace(picture, frames=Again(lambda: (replace(frame, pixels=change(frame.pixels)) for frame in before)))
+    return replace(
+        picture, frames=ReplayableFrames(lambda: (replace(frame, pixels=change(frame.pixels)) for frame in before))
+    )
 
 
 def _read(
@@ -204,7 +206,7 @@ def _read(
         size=size,
         channels=Image.getmodebands(mode),
         dtype=np.dtype(np.uint16 if deep else np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         frame_count=count,
         broken=broken,
         loop=info.get("loop", 0) if count > 1 else None,

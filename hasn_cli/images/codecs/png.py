@@ -25,7 +25,7 @@ from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import over
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.metadata import with_notices
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
@@ -126,7 +126,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(file.height, file.width),
         channels=(1 if file.is_gray else 3) + file.has_alpha,
         dtype=np.dtype(np.uint16 if file.depth == 16 else np.uint8),
-        frames=Again(lambda: _compose(_take_apart(source.read()))),
+        frames=ReplayableFrames(lambda: _compose(_take_apart(source.read()))),
         frame_count=len(file.frames),
         one_palette=file.ihdr[9] == 3,
         loop=file.loop,

@@ -22,7 +22,7 @@ from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dt
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import apply_orientation, upright
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames, Shape
 from hasn_cli.images.source import Source
 from hasn_cli.images.spaces import ycc_to_rgb
 
@@ -95,7 +95,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=first.size,
         channels=first.channels,
         dtype=first.dtype,
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         frame_count=len(indices),
         paged=True,
         broken=broken and f"page {len(indices) + 1} is missing: {broken}",
