@@ -462,7 +462,7 @@ def test_neither_a_pipe_nor_a_device_is_replaced_by_a_picture(hasn, tmp_path):
     save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe.png")
     result = hasn("upscale", "a.png", "-s", 2, "-o", "pipe.png", "--overwrite")
-    assert result.code == 1 and "no regular file" in result.err and (tmp_path / "pipe.png").is_fifo()
+    assert result.code == 1 and "not a regular file" in result.err and (tmp_path / "pipe.png").is_fifo()
 
 
 def test_names_that_are_not_unicode_or_contain_control_characters_do_no_harm(hasn, tmp_path):

@@ -47,7 +47,7 @@ def test_a_png_is_read_without_a_damaged_chunk_that_pixels_do_not_need(kind):
     whole = encoded(picture(photo(), metadata=METADATA))
     found = open_picture(with_wrong_checksum(whole, kind))
     np.testing.assert_array_equal(next(iter(found.frames)).pixels, photo())
-    assert found.metadata.notices == (f"left out, since the checksum is wrong: {kind.decode()}",)
+    assert found.metadata.notices == (f"left out, because the checksum is wrong: {kind.decode()}",)
     rest = dict(chunks(encoded(replace(found, metadata=replace(found.metadata, notices=())))))
     assert kind not in rest and len(rest) >= 5  # the others came along
 
@@ -232,7 +232,7 @@ def test_an_apng_with_fewer_frames_than_it_states_is_missing_some():
     at = data.index(b"acTL") + 4
     body = b"acTL" + struct.pack(">II", 7, 0)
     found = open_picture(data[: at - 4] + body + struct.pack(">I", zlib.crc32(body)) + data[at + 12 :])
-    with pytest.raises(ImageError, match="3 are missing"):
+    with pytest.raises(ImageError, match="3 of 7 frames are missing"):
         check_can_hold(found, found.size, "png", EncodeOptions())
 
 

@@ -1,7 +1,7 @@
-"""XMP packets, edited in place: a few values are overwritten or taken out, every other byte stays as it was.
+"""Edits XMP packets in place: a few values are overwritten or removed, and every other byte stays the same.
 
-XMP is RDF in XML (ISO 16684-1): a property is an attribute or an element, simple or a structure, and its prefix is
-whatever the packet binds to the namespace. Expat says where each stands.
+XMP is RDF in XML (ISO 16684-1): a property is an attribute or an element, simple or a structure, and each packet can
+choose its own prefixes for namespaces. Expat reports the position of each property.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from xml.parsers import expat
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 XMPMETA = "adobe:ns:meta/"
-# what packets bind these prefixes to; some writers leave the binding out
+# the usual namespaces of these prefixes; some writers do not declare them
 _USUAL = {
     "rdf": RDF,
     "x": XMPMETA,
@@ -36,9 +36,9 @@ class Node:
 
     Attributes:
         name: namespace and local name.
-        title: its name as it is written.
-        whole: where it stands in the packet, its tags and the blank before an attribute included.
-        inner: where its value stands.
+        title: its name as written, with its prefix.
+        whole: its start and end in the packet, including its tags, or the space before an attribute.
+        inner: the start and end of its value.
         parent: the element around it.
         below: the attributes and elements in it.
     """
@@ -51,17 +51,17 @@ class Node:
     below: list[Node] = field(default_factory=list)
 
     def walk(self) -> Iterator[Node]:
-        """Everything in it, at any depth."""
+        """All attributes and elements in it, at any depth."""
         for node in self.below:
             yield node
             yield from node.walk()
 
 
 class Packet:
-    """An XMP packet that can be looked into and edited.
+    """An XMP packet that can be searched and edited.
 
     Raises:
-        ValueError: it is no well-formed XML, or declares a document type.
+        ValueError: it is not well-formed XML, or it declares a document type.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -73,7 +73,7 @@ class Packet:
             self._by_name.setdefault(node.name, []).append(node)
 
     def find(self, *names: Name) -> Iterator[Node]:
-        """All properties of these names that have not been taken out, wherever they stand."""
+        """All properties with these names, at any depth, that have not been removed."""
         return (node for name in names for node in self._by_name.get(name, ()) if not self._is_gone(node))
 
     def text(self, node: Node) -> str:
@@ -82,7 +82,7 @@ class Packet:
         return self.data[start:end].decode(errors="replace").strip()
 
     def number(self, node: Node | None) -> float | None:
-        """The value of a number or a ratio, None where it is neither."""
+        """The value of a number or a ratio, or None if it is neither."""
         try:
             over, _, under = self.text(node).partition("/") if node else ("", "", "")
             value = float(over) / float(under or 1)
@@ -106,7 +106,7 @@ class Packet:
             self._edits[node.inner] = value.encode()
 
     def remove(self, node: Node) -> None:
-        """Take a property out."""
+        """Remove a property."""
         self._edits[node.whole] = b""
 
     def _is_gone(self, node: Node) -> bool:
@@ -118,10 +118,10 @@ class Packet:
         return False
 
     def to_bytes(self) -> bytes:
-        """The packet as edited."""
+        """The edited packet."""
         pieces, done = [], 0
         for (start, end), value in sorted(self._edits.items()):
-            if start >= done:  # else it lies within what has been taken out
+            if start >= done:  # otherwise it lies within a property that was removed
                 pieces += [self.data[done:start], value]
                 done = end
         return b"".join([*pieces, self.data[done:]])
@@ -139,7 +139,7 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._skipped = len(data) - len(data.lstrip())  # nothing may stand before an XML declaration
+        self._skipped = len(data) - len(data.lstrip())  # an XML declaration must come first
         self.root = Node(("", ""), "", (0, len(data)), (0, len(data)), None)
         self._open = [self.root]
         self._bindings: list[dict[str, str]] = [_USUAL]
@@ -152,7 +152,7 @@ class _Reader:
         try:
             parser.Parse(data[self._skipped :], True)
         except expat.ExpatError as error:
-            raise ValueError(f"XMP is no XML ({error})") from None
+            raise ValueError(f"XMP is not valid XML ({error})") from None
 
     def _refuse(self, *_: Any) -> None:
         raise ValueError("XMP declares a document type")

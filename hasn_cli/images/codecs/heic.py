@@ -1,4 +1,4 @@
-"""HEIC, through pillow-heif (libheif, libde265, x265), which is an optional package."""
+"""Reads and writes HEIC through pillow-heif (libheif, libde265, x265), which is an optional package."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import applied, left_out, with_notices
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
+from hasn_cli.images.picture import EncodeOptions, Frame, Picture, ReplayableFrames
 from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS, VIDEO
 from hasn_cli.images.source import Source
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read the main picture of an HEIC file; one of more than 8 bits comes as 16.
+    """Read the main picture of an HEIC file. Samples of more than 8 bits become 16-bit samples.
 
     Raises:
         MissingExtraError: pillow-heif is not installed.
@@ -47,7 +47,7 @@ def read(source: Source, limit: Limit) -> Picture:
     def frames() -> Iterator[Frame]:
         again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
         pixels = np.asarray(again[again.primary_index]).reshape(height, width, -1)
-        # deeper samples stand in the upper bits of 16
+        # pillow-heif returns deeper samples in the upper bits of 16
         yield Frame(pixels if depth <= 8 else widen(pixels >> (16 - depth), depth))
 
     return Picture(
@@ -56,15 +56,15 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(height, width),
         channels=len(image.mode.partition(";")[0]),
         dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         lossless=False,
-        # libheif has applied the file's own orientation, so that EXIF's is a mere copy
+        # libheif has applied the file's own orientation; the one in EXIF is only a copy of it
         metadata=applied(metadata, (height, width)),
     )
 
 
 def _beside(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:
-    """The kinds of what goes with the main picture in the file and does not come along."""
+    """The kinds of further pictures in the file, which are not copied."""
     if any("gainmap" in str(kind).lower() for kind in info.get("aux") or ()):
         yield GAIN_MAP
     if info.get("depth_images"):
@@ -76,7 +76,7 @@ def _beside(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write an HEIC with full-resolution colour, of 8 bits, or 12 for 16-bit pixels.
+    """Write an HEIC with full-resolution colour: 8 bits, or 12 bits for 16-bit pixels.
 
     Raises:
         MissingExtraError: pillow-heif is not installed.
@@ -91,7 +91,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     file = heif.from_bytes(mode=mode, size=(width, height), data=pixels.tobytes())
     metadata = picture.metadata
     buffer = io.BytesIO()
-    # the encoder's name for lossless is -1
+    # for the encoder, -1 means lossless
     quality = -1 if options.lossless else options.quality
     file.save(buffer, quality=quality, chroma=444, exif=metadata.exif, xmp=metadata.xmp, icc_profile=metadata.icc)
     stream.write(buffer.getbuffer())
