@@ -23,7 +23,7 @@ from test_batch import MEANWHILE, TWICE, appearing, no_halves, of_type, save, sa
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
 from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402
-from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
+from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.batch.marks import mark_output  # noqa: E402
@@ -440,7 +440,7 @@ def test_errors_keep_their_type_across_the_cluster():
 
 
 def test_a_picture_that_kills_every_worker_fails_alone():
-    run = cluster._Run(None, TWICE, Gate(TWICE, keep=False), None)
+    run = cluster._Run(None, TWICE, ExistingOutputs(TWICE, keep=False), None)
     job = Job(0, Path("a.png"), Path("b.png"), "a.png")
     run._by_index[0] = job
 
@@ -454,5 +454,5 @@ def test_a_picture_that_kills_every_worker_fails_alone():
 def test_an_invalid_address_is_a_usage_error(tmp_path):
     began = time.monotonic()
     with pytest.raises(UsageError, match="foo"):
-        list(cluster.run_on_cluster([], Settings(), Gate(Settings(), keep=False), "foo"))
+        list(cluster.run_on_cluster([], Settings(), ExistingOutputs(Settings(), keep=False), "foo"))
     assert time.monotonic() - began < 5

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.batch.gate import Gate, OnExists
+from hasn_cli.batch.existing_outputs import ExistingOutputs, OnExists
 from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.pool import Cancelled, Planner, UpscalerPool
 from hasn_cli.batch.room import Room
@@ -76,18 +76,18 @@ def run_batch(
         UsageError: `resume` without a journal, or settings that no picture could be done with.
     """
     _check_resume(resume, journal)
-    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=resume or (journal and len(jobs) > 1))
-    gate.open(jobs)
+    outputs = ExistingOutputs(settings, on_exists=on_exists, resume=resume, keep=resume or (journal and len(jobs) > 1))
+    outputs.open(jobs)
     if resume:
         for folder in {job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None}:
             unfinished.clear_abandoned(folder)
     try:
         if cluster is not None:
-            yield from _run_there(jobs, settings, gate, cluster, workers)
+            yield from _run_there(jobs, settings, outputs, cluster, workers)
         else:
-            yield from _run_here(jobs, settings, gate, workers)
+            yield from _run_here(jobs, settings, outputs, workers)
     finally:
-        gate.close()
+        outputs.close()
 
 
 def plan_batch(
@@ -104,8 +104,8 @@ def plan_batch(
         WeightsError, DeviceError, UsageError: as `run_batch` does.
     """
     _check_resume(resume, journal)
-    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=False)
-    gate.open(jobs)
+    outputs = ExistingOutputs(settings, on_exists=on_exists, resume=resume, keep=False)
+    outputs.open(jobs)
     planner = Planner(settings)
     with ExitStack() as stack:
         decoders = _decoders_for(jobs, count_cores())
@@ -113,7 +113,7 @@ def plan_batch(
             stack.callback(decoders.close)
         for job in jobs:
             try:
-                reason = gate.check(job).reason
+                reason = outputs.check(job).reason
                 if reason is not None:
                     event: Event = Skipped(job, reason)
                 else:
@@ -132,17 +132,19 @@ def _check_resume(resume: bool, journal: bool) -> None:
 
 
 def _run_there(
-    jobs: Sequence[Job], settings: Settings, gate: Gate, address: str, workers: int | None
+    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, address: str, workers: int | None
 ) -> Iterator[Event]:
     try:
         from hasn_cli.batch.cluster import run_on_cluster
     except ImportError as error:
         raise MissingExtraError("--cluster", "cluster") from error
-    yield from run_on_cluster(jobs, settings, gate, address, workers)
+    yield from run_on_cluster(jobs, settings, outputs, address, workers)
 
 
-def _run_here(jobs: Sequence[Job], settings: Settings, gate: Gate, workers: int | None) -> Iterator[Event]:
-    crew = _Crew(settings, gate, workers, _decoders_for(jobs, min(workers or WORKERS, count_cores())))
+def _run_here(
+    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, workers: int | None
+) -> Iterator[Event]:
+    crew = _Crew(settings, outputs, workers, _decoders_for(jobs, min(workers or WORKERS, count_cores())))
     try:
         yield from crew.work(jobs)
     finally:
@@ -157,10 +159,12 @@ def _decoders_for(jobs: Sequence[Job], most: int) -> Decoders | None:
 class _Crew:
     """The threads that carry pictures, and the pool that they share."""
 
-    def __init__(self, settings: Settings, gate: Gate, workers: int | None, decoders: Decoders | None) -> None:
+    def __init__(
+        self, settings: Settings, outputs: ExistingOutputs, workers: int | None, decoders: Decoders | None
+    ) -> None:
         self._decoders = decoders
         self._settings = settings
-        self._gate = gate
+        self._outputs = outputs
         self._workers = workers
         self._pool = UpscalerPool(settings)
         self._room = Room(settings.memory)
@@ -240,19 +244,19 @@ class _Crew:
                 return
             except Exception as error:
                 if is_taken(error):
-                    self._gate.spare(job)
+                    self._outputs.disown(job)
                 self._outbox.put(Failed(job, error))
 
     def _do(self, job: Job) -> Event:
-        verdict = self._gate.check(job)
+        verdict = self._outputs.check(job)
         if verdict.reason is not None:
             return Skipped(job, verdict.reason)
 
         def tell(event: Started | Progress) -> None:
             if isinstance(event, Started):
-                self._gate.begin(job)
+                self._outputs.begin(job)
             self._outbox.put(event)
 
         done, receipt = do_job(job, self._settings, self._pool, self._room, tell, verdict.overwrite)
-        self._gate.finish(job, receipt)
+        self._outputs.finish(job, receipt)
         return done

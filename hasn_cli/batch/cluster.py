@@ -35,7 +35,7 @@ from distributed.utils import silence_logging_cmgr
 from hasn_cli import errors
 from hasn_cli.batch import carried_weights, local_cluster
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.batch.gate import Gate, target_state
+from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state
 from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER, PrivateCluster
 from hasn_cli.batch.marks import Mark
@@ -56,7 +56,7 @@ AGAIN = "start it again, and add --resume"
 
 
 def run_on_cluster(
-    jobs: Sequence[Job], settings: Settings, gate: Gate, address: str, most: int | None = None
+    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, address: str, most: int | None = None
 ) -> Iterator[Event]:
     """As `hasn_cli.batch.run_batch`, on the cluster at `address` (`tcp://…` or `local:N`).
 
@@ -80,7 +80,7 @@ def run_on_cluster(
             threads = local_cluster.cores_share(count)
             address = local.scheduler_address
         security = None if local is None else local.security
-        run = _Run(_connect(address, security), settings, gate, threads, most)
+        run = _Run(_connect(address, security), settings, outputs, threads, most)
         stack.callback(run.close, local)
         yield from run.events(jobs)
 
@@ -100,14 +100,14 @@ class _Run:
     """One batch on one cluster, seen from here."""
 
     def __init__(
-        self, client: Client, settings: Settings, gate: Gate, threads: int | None, most: int | None = None
+        self, client: Client, settings: Settings, outputs: ExistingOutputs, threads: int | None, most: int | None = None
     ) -> None:
         self._threads = threads
         self._most = most
         self.id = f"hasn-{uuid.uuid4().hex[:12]}"
         self._client = client
         self._settings = settings
-        self._gate = gate
+        self._outputs = outputs
         self._inbox: queue.SimpleQueue[Future | dict[str, Any]] = queue.SimpleQueue()
         self._flight: dict[Future, Job] = {}
         self._by_index: dict[int, Job] = {}
@@ -189,10 +189,10 @@ class _Run:
     def _submit(self, job: Job) -> Event | None:
         """Give one job to the cluster; an event if that is all there is to it."""
         try:
-            verdict = self._gate.check(job)
+            verdict = self._outputs.check(job)
             if verdict.reason is not None:
                 return Skipped(job, verdict.reason)
-            self._gate.begin(job)
+            self._outputs.begin(job)
         except Exception as error:
             return Failed(job, error)
         self._by_index[job.index] = job
@@ -258,9 +258,9 @@ class _Run:
         if "error" in outcome:
             failed = Failed(job, _error_from(outcome["error"]))
             if is_taken(failed.error):
-                self._gate.spare(job)
+                self._outputs.disown(job)
             return failed
-        self._gate.finish(job, Receipt(**outcome["receipt"]))
+        self._outputs.finish(job, Receipt(**outcome["receipt"]))
         return Done(job=job, **outcome["done"])
 
 

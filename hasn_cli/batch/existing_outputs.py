@@ -39,7 +39,7 @@ class Verdict:
     overwrite: Overwrite
 
 
-class Gate:
+class ExistingOutputs:
     """Lets jobs in, and keeps the journals of those that were let in.
 
     Args:
@@ -152,7 +152,7 @@ class Gate:
         except OSError:
             return  # a full disk; the output stands all the same, and the next picture will tell
 
-    def spare(self, job: Job) -> None:
+    def disown(self, job: Job) -> None:
         """What is there at the job's output is another's: no later run may take it for the one begun here."""
         if journal := self._journal_to_keep(job):
             with suppress(OSError):
