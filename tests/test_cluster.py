@@ -27,8 +27,8 @@ from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state  # noq
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.batch.marks import mark_output  # noqa: E402
+from hasn_cli.batch.memory_limit import MemoryLimit  # noqa: E402
 from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
-from hasn_cli.batch.room import Room  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
 from hasn_cli.images import unfinished  # noqa: E402
@@ -190,7 +190,7 @@ def task(folder, monkeypatch):
     """A picture and a worker in this process, on which `cluster.run_task` runs."""
     save("a.png")
     state = cluster.WorkerState("run", TWICE)
-    state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), Room()
+    state.settings, state.pool, state.memory = TWICE, UpscalerPool(TWICE), MemoryLimit()
     state.decoders = None  # pictures are decoded in this process
     worker = SimpleNamespace(plugins={"run": state}, log_event=lambda *args: None)
     monkeypatch.setattr(cluster, "get_worker", lambda: worker)

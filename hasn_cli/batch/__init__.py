@@ -2,7 +2,7 @@
 
 A few threads take one picture each from its file to its file; the network has a thread of its own (`pool.py`), on
 which they wait in turn. So while it computes one picture, the next are being decoded and the last ones encoded, and
-there are never more in memory than there are threads, nor more than fit (`room.py`).
+there are never more in memory than there are threads, nor more than fit (`memory_limit.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.batch.existing_outputs import ExistingOutputs, OnExists
 from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, Planner, UpscalerPool
-from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import disk_is_full, do_job, is_taken, look, meets_every_picture, open_source
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
@@ -167,7 +167,7 @@ class _Crew:
         self._outputs = outputs
         self._workers = workers
         self._pool = UpscalerPool(settings)
-        self._room = Room(settings.memory)
+        self._memory = MemoryLimit(settings.memory)
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -198,7 +198,7 @@ class _Crew:
     def dismiss(self) -> None:
         """Stop everything, and clear away what could not be stopped in time."""
         self._pool.stop()
-        self._room.close()
+        self._memory.close()
         if self._decoders is not None:
             self._decoders.close()
         for _ in self._threads:
@@ -257,6 +257,6 @@ class _Crew:
                 self._outputs.begin(job)
             self._outbox.put(event)
 
-        done, receipt = do_job(job, self._settings, self._pool, self._room, tell, verdict.overwrite)
+        done, receipt = do_job(job, self._settings, self._pool, self._memory, tell, verdict.overwrite)
         self._outputs.finish(job, receipt)
         return done

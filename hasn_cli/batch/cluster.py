@@ -39,8 +39,8 @@ from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state
 from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER, PrivateCluster
 from hasn_cli.batch.marks import Mark
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
-from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
@@ -292,14 +292,14 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
         self.settings = settings
         self.pool = UpscalerPool(settings)
-        self.room = Room(settings.memory)
+        self.memory = MemoryLimit(settings.memory)
         self.decoders = Decoders(PICTURES_PER_WORKER)
         worker.log_event(self.name, {"process": unfinished.owner()})
 
     def teardown(self, worker: Worker) -> None:
         """Called by Dask when the run is over: what still runs stops."""
         self.pool.stop()
-        self.room.close()
+        self.memory.close()
         self.decoders.close()
         if self._folder:
             self._folder.cleanup()
@@ -327,7 +327,7 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: Overwrite) -> d
         changed = found if found != before else None
         with in_use(state.decoders):
             finished = changed and finished_before(job, changed, state.settings, state.pool)
-            done, receipt = finished or do_job(job, state.settings, state.pool, state.room, tell, overwrite)
+            done, receipt = finished or do_job(job, state.settings, state.pool, state.memory, tell, overwrite)
     except (Cancelled, Closed):
         return {"error": {"kind": "HasnError", "message": f"{job.name}: cancelled", "hint": None}}
     except Exception as error:

@@ -18,9 +18,9 @@ from hasn_cli.batch import remote
 from hasn_cli.batch.events import Done, Progress, Started
 from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
 from hasn_cli.batch.marks import Mark, mark_output, mark_written
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
 from hasn_cli.batch.reading import open_input
-from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PASSES, PLANE_BYTES, enlarge, passes
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, OutputExistsError, UsageError, WeightsError
@@ -55,7 +55,7 @@ class Receipt:
 
 
 def do_job(
-    job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell, overwrite: Overwrite
+    job: Job, settings: Settings, pool: UpscalerPool, memory: MemoryLimit, tell: Tell, overwrite: Overwrite
 ) -> tuple[Done, Receipt]:
     """Open, enlarge and write one picture; what is there at its output by then is replaced only as `overwrite` says.
 
@@ -68,7 +68,7 @@ def do_job(
     target_size = settings.size.target(picture.size)
     upscaler = PooledUpscaler(pool)
     asked = time.perf_counter()
-    with room.take(bytes_needed(picture, settings)):
+    with memory.take(bytes_needed(picture, settings)):
         waited = time.perf_counter() - asked
         started = look(job, picture, settings, pool)
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)

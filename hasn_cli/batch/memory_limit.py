@@ -1,4 +1,4 @@
-"""`Room`: memory for the pictures under way, shared out so that many small ones or one large one fit."""
+"""`MemoryLimit`: memory for the pictures under way, shared out so that many small ones or one large one fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hasn_cli.machine import free_memory
 SHARE_OF_FREE = 0.25
 
 
-class Room:
+class MemoryLimit:
     """First come, first served; a picture that is too large for the room has it alone.
 
     Args:
