@@ -502,13 +502,13 @@ def test_a_large_input_that_is_swapped_while_it_is_decoded_fails_and_leaves_noth
     (job,) = save_many(1)
     save("other.png", seed=7)
     monkeypatch.setattr(reading, "READ_WHOLE", 0)  # every file is a large one
-    real = work.look
+    real = work.plan_job
 
-    def look(*args):
+    def plan_job(*args):
         Path("other.png").replace("in/0.png")
         return real(*args)
 
-    monkeypatch.setattr(work, "look", look)
+    monkeypatch.setattr(work, "plan_job", plan_job)
     (error,) = failures([job])
     assert "was changed while it was read" in str(error)
     assert not job.target.exists() and no_halves(folder)

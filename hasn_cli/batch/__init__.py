@@ -21,7 +21,7 @@ from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, Planner, UpscalerPool
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import disk_is_full, do_job, is_taken, look, meets_every_picture, open_source
+from hasn_cli.batch.work import disk_is_full, do_job, is_taken, meets_every_picture, open_source, plan_job
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import MissingExtraError, UsageError
 from hasn_cli.images import unfinished
@@ -118,7 +118,7 @@ def plan_batch(
                     event: Event = Skipped(job, reason)
                 else:
                     with in_use(decoders):
-                        event = look(job, open_source(job.source, settings, job.name)[0], settings, planner)
+                        event = plan_job(job, open_source(job.source, settings, job.name)[0], settings, planner)
             except Exception as error:
                 if meets_every_picture(error, settings):
                     raise

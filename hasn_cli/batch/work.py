@@ -70,7 +70,7 @@ def do_job(
     asked = time.perf_counter()
     with memory.take(bytes_needed(picture, settings)):
         waited = time.perf_counter() - asked
-        started = look(job, picture, settings, pool)
+        started = plan_job(job, picture, settings, pool)
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)
     seconds = time.perf_counter() - began - waited - upscaler.waited
     notices = notices_of(replace(picture, size=target_size), started.format, settings.encode)
@@ -119,7 +119,7 @@ def finished_before(job: Job, found: Mark, settings: Settings, pool: UpscalerPoo
         return None
 
 
-def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool | Planner) -> Started:
+def plan_job(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool | Planner) -> Started:
     """What is going to be done with a picture that has been opened; whatever forbids it is raised here.
 
     It may take decoding a frame to tell.
