@@ -427,7 +427,7 @@ def test_missing_weights_are_reported_only_once(folder, inside):
 def test_a_disk_that_the_workers_cannot_see_is_reported(folder, inside, monkeypatch):
     jobs = save_many(1)
     monkeypatch.setattr(distributed.Client, "run", lambda self, function: {"tcp://elsewhere": False})
-    with pytest.raises(HasnError, match="elsewhere do not see it") as caught:
+    with pytest.raises(HasnError, match="elsewhere cannot see this file") as caught:
         list(run_batch(jobs, TWICE, cluster=inside.scheduler_address))
     assert "URLs" in caught.value.hint
 

@@ -108,7 +108,7 @@ def test_a_strange_journal_is_refused_in_one_line_and_neither_followed_nor_read(
     profile = Path("in/profile")
     profile.write_text("export A=1\n")
     make(Path("in", NAME))
-    with pytest.raises(OutputError, match=f"^in/{re.escape(NAME)}: .*no journal") as caught:
+    with pytest.raises(OutputError, match=f"^in/{re.escape(NAME)}: .*not used as a journal") as caught:
         list(run_batch(find_jobs(["in"]), TWICE, resume=resume))
     assert "--no-journal" in caught.value.hint and "\n" not in str(caught.value)
     assert profile.read_text() == "export A=1\n" and not Path("in/nowhere").exists()
