@@ -36,7 +36,7 @@ Write = Callable[[Buffer], object]
 """Writes all of a buffer."""
 
 
-class Nonsense(ValueError):
+class InvalidMessage(ValueError):
     """The other side sent something that is not a valid message."""
 
 
@@ -53,19 +53,19 @@ def receive(read: Read) -> tuple[dict[str, Any], list[bytes]]:
 
     Raises:
         EOFError: there are no more messages.
-        Nonsense: the message is invalid.
+        InvalidMessage: the message is invalid.
     """
     (length,) = struct.unpack("<I", _exactly(read, 4))
     if length > MOST_JSON:
-        raise Nonsense("the message is too long")
+        raise InvalidMessage("the message is too long")
     try:
         message = json.loads(_exactly(read, length))
         content, lengths = message["content"], message["blobs"]
         sane = all(type(count) is int and count >= 0 for count in lengths) and sum(lengths) <= MOST_BLOBS
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise Nonsense(str(error)) from None
+        raise InvalidMessage(str(error)) from None
     if not isinstance(content, dict) or not sane:
-        raise Nonsense("the message has no content, or too much")
+        raise InvalidMessage("the message has no content, or too much")
     return content, [_exactly(read, count) for count in lengths]
 
 
@@ -119,18 +119,18 @@ def header_from(cls: type[T], plain: object, blobs: Sequence[bytes], given: dict
     """Rebuild the object that `to_plain` took apart. `given` contains the field that is not sent.
 
     Raises:
-        Nonsense: a field is unknown, missing, or of another type than its class declares.
+        InvalidMessage: a field is unknown, missing, or of another type than its class declares.
     """
     if not isinstance(plain, dict):
-        raise Nonsense(f"not a {cls.__name__}")
+        raise InvalidMessage(f"not a {cls.__name__}")
     hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type] # classes are hashable, which mypy does not see here
     if unknown := set(plain) - set(hints) | set(plain) & set(given):
-        raise Nonsense(f"{cls.__name__} has no field {sorted(unknown)[0]}")
+        raise InvalidMessage(f"{cls.__name__} has no field {sorted(unknown)[0]}")
     values = {name: _from_plain(value, hints[name], blobs) for name, value in plain.items()}
     try:
         return cls(**values, **given)
     except (TypeError, ValueError) as error:
-        raise Nonsense(str(error)) from None
+        raise InvalidMessage(str(error)) from None
 
 
 @cache
@@ -154,21 +154,21 @@ def _from_plain(plain: object, hint: Any, blobs: Sequence[bytes]) -> Any:
         return DTYPES[plain]
     elif is_dataclass(hint) and isinstance(hint, type):
         return header_from(hint, plain, blobs, {})
-    raise Nonsense(f"a {type(plain).__name__} instead of {hint}")
+    raise InvalidMessage(f"a {type(plain).__name__} instead of {hint}")
 
 
 def _from_union(plain: object, hints: Sequence[Any], blobs: Sequence[bytes]) -> Any:
     for hint in hints:
         try:
             return _from_plain(plain, hint, blobs)
-        except Nonsense:
+        except InvalidMessage:
             continue
-    raise Nonsense(f"a {type(plain).__name__} instead of one of {hints}")
+    raise InvalidMessage(f"a {type(plain).__name__} instead of one of {hints}")
 
 
 def _tuple_from(plain: list[object], hints: Sequence[Any], blobs: Sequence[bytes]) -> tuple[Any, ...]:
     if len(hints) == 2 and hints[1] is ...:
         return tuple(_from_plain(entry, hints[0], blobs) for entry in plain)
     if len(plain) != len(hints):
-        raise Nonsense(f"{len(plain)} values instead of {len(hints)}")
+        raise InvalidMessage(f"{len(plain)} values instead of {len(hints)}")
     return tuple(_from_plain(entry, hint, blobs) for entry, hint in zip(plain, hints, strict=True))

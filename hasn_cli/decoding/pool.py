@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hasn_cli import errors, images
-from hasn_cli.decoding.messages import DTYPES, Nonsense, fill, header_from, receive, send
+from hasn_cli.decoding.messages import DTYPES, InvalidMessage, fill, header_from, receive, send
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images.picture import Again, Frame, Picture
 
@@ -220,9 +220,9 @@ class _Child:
 
     def death(self, error: Exception | None = None) -> _Died:
         """End the process, and return how it died."""
-        nonsense = error is None or isinstance(error, Nonsense)
-        self.end(kill=nonsense)
-        status = None if nonsense or self._process is None else self._process.returncode
+        invalid = error is None or isinstance(error, InvalidMessage)
+        self.end(kill=invalid)
+        status = None if invalid or self._process is None else self._process.returncode
         return _Died(status, alone=len(self.opened) <= 1)
 
     def end(self, kill: bool = True) -> None:
@@ -315,7 +315,7 @@ class _Remote:
         try:
             pixels = self._array_for(content)
             frame = header_from(Frame, content.get("frame"), blobs, {"pixels": pixels})
-        except Nonsense:
+        except InvalidMessage:
             raise child.death() from None
         child.read_pixels(pixels.reshape(-1).view(np.uint8).data)
         return frame
@@ -324,11 +324,11 @@ class _Remote:
         """An array for the pixels of the next frame, H×W×C, after checking that its size is allowed."""
         shape, dtype = content.get("shape"), content.get("dtype")
         if not (isinstance(shape, list) and len(shape) == 3 and isinstance(dtype, str) and dtype in DTYPES):
-            raise Nonsense("a frame without a valid shape or type")
+            raise InvalidMessage("a frame without a valid shape or type")
         if any(type(length) is not int or length < 1 for length in shape) or shape[2] > 4:
-            raise Nonsense("a frame of an invalid size")
+            raise InvalidMessage("a frame of an invalid size")
         if self._max_pixels and shape[0] * shape[1] > self._max_pixels:
-            raise Nonsense("a frame above the limit")
+            raise InvalidMessage("a frame above the limit")
         return np.empty(shape, DTYPES[dtype])
 
     def _raise_error(self, child: _Child, content: dict[str, Any]) -> None:
