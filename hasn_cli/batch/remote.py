@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError
+from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError, install_packages
 from hasn_cli.images import unfinished
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -32,7 +32,7 @@ _DRIVERS = {
     "smb": "smbprotocol",
     "hdfs": "pyarrow",
 }
-"""Scheme → the packages that fsspec needs for it, as arguments of `pip install`."""
+"""Scheme → the packages that fsspec needs for it, separated by spaces."""
 
 
 def is_url(place: Path | str) -> bool:
@@ -79,7 +79,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         scheme = url.partition("://")[0].lower()
         driver = _DRIVERS.get(scheme)
-        hint = f"pip install {driver}" if driver else "install the package named in the message"
+        hint = install_packages(driver) if driver else "install the package named in the message"
         raise HasnError(f"{scheme}:// needs an optional package ({_reason(error)})", hint) from error
     except Exception as error:  # some drivers connect at once
         raise HasnError(f"{url}: cannot be reached ({_reason(error)})") from error
