@@ -37,8 +37,8 @@ from hasn_cli.batch import (
 )
 from hasn_cli.batch.inputs import Job, find_jobs
 from hasn_cli.batch.journal import NAME
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
-from hasn_cli.batch.room import Room
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
 from hasn_cli.images import EncodeOptions, unfinished
@@ -462,7 +462,7 @@ def test_several_devices_share_a_batch_one_thread_each(folder, fake):
 
 
 def test_pictures_that_fit_run_together_and_a_too_large_one_runs_alone():
-    room = Room(100)
+    room = MemoryLimit(100)
     order, inside, most = [], [], []
 
     def visit(name, amount):
@@ -483,7 +483,7 @@ def test_pictures_that_fit_run_together_and_a_too_large_one_runs_alone():
 
 
 def test_nothing_is_admitted_after_the_memory_limit_is_closed():
-    room = Room(100)
+    room = MemoryLimit(100)
     outcome = []
 
     def wait():

@@ -23,12 +23,12 @@ from test_batch import MEANWHILE, TWICE, appearing, no_halves, of_type, save, sa
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
 from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402
-from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
+from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.batch.marks import mark_output  # noqa: E402
+from hasn_cli.batch.memory_limit import MemoryLimit  # noqa: E402
 from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
-from hasn_cli.batch.room import Room  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
 from hasn_cli.images import unfinished  # noqa: E402
@@ -190,7 +190,7 @@ def task(folder, monkeypatch):
     """A picture and a worker in this process, on which `cluster.run_task` runs."""
     save("a.png")
     state = cluster.WorkerState("run", TWICE)
-    state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), Room()
+    state.settings, state.pool, state.memory = TWICE, UpscalerPool(TWICE), MemoryLimit()
     state.decoders = None  # pictures are decoded in this process
     worker = SimpleNamespace(plugins={"run": state}, log_event=lambda *args: None)
     monkeypatch.setattr(cluster, "get_worker", lambda: worker)
@@ -427,7 +427,7 @@ def test_missing_weights_are_reported_only_once(folder, inside):
 def test_a_disk_that_the_workers_cannot_see_is_reported(folder, inside, monkeypatch):
     jobs = save_many(1)
     monkeypatch.setattr(distributed.Client, "run", lambda self, function: {"tcp://elsewhere": False})
-    with pytest.raises(HasnError, match="elsewhere do not see it") as caught:
+    with pytest.raises(HasnError, match="elsewhere cannot see this file") as caught:
         list(run_batch(jobs, TWICE, cluster=inside.scheduler_address))
     assert "URLs" in caught.value.hint
 
@@ -440,7 +440,7 @@ def test_errors_keep_their_type_across_the_cluster():
 
 
 def test_a_picture_that_kills_every_worker_fails_alone():
-    run = cluster._Run(None, TWICE, Gate(TWICE, keep=False), None)
+    run = cluster._Run(None, TWICE, ExistingOutputs(TWICE, keep=False), None)
     job = Job(0, Path("a.png"), Path("b.png"), "a.png")
     run._by_index[0] = job
 
@@ -454,5 +454,5 @@ def test_a_picture_that_kills_every_worker_fails_alone():
 def test_an_invalid_address_is_a_usage_error(tmp_path):
     began = time.monotonic()
     with pytest.raises(UsageError, match="foo"):
-        list(cluster.run_on_cluster([], Settings(), Gate(Settings(), keep=False), "foo"))
+        list(cluster.run_on_cluster([], Settings(), ExistingOutputs(Settings(), keep=False), "foo"))
     assert time.monotonic() - began < 5

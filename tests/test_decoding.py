@@ -23,7 +23,7 @@ from hasn_cli.batch import Done, Failed, Settings, Skipped, run_batch
 from hasn_cli.batch.inputs import find_jobs
 from hasn_cli.batch.pool import UpscalerPool
 from hasn_cli.decoding import messages, pool
-from hasn_cli.decoding.messages import Nonsense, header_from, receive, send, to_plain
+from hasn_cli.decoding.messages import InvalidMessage, header_from, receive, send, to_plain
 from hasn_cli.decoding.pool import Closed, Decoders, in_use, open_picture
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import HasnError, ImageError
@@ -407,7 +407,7 @@ def test_a_header_comes_back_as_it_was():
 def test_a_strange_header_is_refused(change: dict):
     blobs: list = []
     plain = to_plain(whole(), blobs)
-    with pytest.raises(Nonsense):
+    with pytest.raises(InvalidMessage):
         header_from(Picture, plain | change, blobs, {"frames": ()})
 
 
@@ -426,7 +426,7 @@ def test_a_strange_header_is_refused(change: dict):
     ],
 )
 def test_a_strange_message_is_refused(data: bytes):
-    with pytest.raises(Nonsense):
+    with pytest.raises(InvalidMessage):
         receive(io.BytesIO(data).readinto)
 
 
@@ -456,4 +456,4 @@ def test_messages_of_other_kinds_cannot_be_sent():
     with pytest.raises(TypeError):
         to_plain(object(), [])
     assert messages.to_plain(np.float32(0.5), []) == 0.5
-    assert issubclass(Nonsense, ValueError) and not issubclass(Nonsense, HasnError)
+    assert issubclass(InvalidMessage, ValueError) and not issubclass(InvalidMessage, HasnError)

@@ -108,7 +108,7 @@ def test_a_strange_journal_is_refused_in_one_line_and_neither_followed_nor_read(
     profile = Path("in/profile")
     profile.write_text("export A=1\n")
     make(Path("in", NAME))
-    with pytest.raises(OutputError, match=f"^in/{re.escape(NAME)}: .*no journal") as caught:
+    with pytest.raises(OutputError, match=f"^in/{re.escape(NAME)}: .*not used as a journal") as caught:
         list(run_batch(find_jobs(["in"]), TWICE, resume=resume))
     assert "--no-journal" in caught.value.hint and "\n" not in str(caught.value)
     assert profile.read_text() == "export A=1\n" and not Path("in/nowhere").exists()
@@ -502,13 +502,13 @@ def test_a_large_input_that_is_swapped_while_it_is_decoded_fails_and_leaves_noth
     (job,) = save_many(1)
     save("other.png", seed=7)
     monkeypatch.setattr(reading, "READ_WHOLE", 0)  # every file is a large one
-    real = work.look
+    real = work.plan_job
 
-    def look(*args):
+    def plan_job(*args):
         Path("other.png").replace("in/0.png")
         return real(*args)
 
-    monkeypatch.setattr(work, "look", look)
+    monkeypatch.setattr(work, "plan_job", plan_job)
     (error,) = failures([job])
     assert "was changed while it was read" in str(error)
     assert not job.target.exists() and no_halves(folder)

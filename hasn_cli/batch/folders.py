@@ -1,7 +1,7 @@
-"""What a folder given as input holds: which of its files are meant, in which order.
+"""Find the pictures in a folder, in order.
 
-Left out: hidden names, names that are no picture's, the program's own outputs, links that lead out of the folder, and
-what `--include` and `--exclude` say.
+Left out are hidden files, files that are not named like a picture, outputs of this program, links that lead out of the
+folder, and files that `--include` and `--exclude` rule out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hasn_cli.errors import ImageError, OutputError, UsageError
 from hasn_cli.redaction import redacted
 
 OnSkip = Callable[[str, str], None]
-"""Told of each file or folder that is left out, and why."""
+"""Called with each file or folder that is left out, and the reason."""
 
 OWN_OUTPUT = "an output of hasn"
 SUBFOLDER = "a subfolder, without -r"
@@ -30,21 +30,21 @@ _OWN_SUFFIX = re.compile(r"(_x\d+(\.\d+)?|_\d+x\d+|_[wh]\d+|_\d+(\.\d+)?mp)$")
 
 @dataclass(frozen=True)
 class Walk:
-    """How folders are gone through.
+    """How to search folders.
 
     Attributes:
-        readable: file suffixes (lower case, with the dot) that are pictures'.
-        recursive: into folders below, too.
-        include: globs of which a file must match one, where there are any.
-        exclude: globs of which neither a file nor a folder may match one.
-        follow_links: also links out of the folder, and links to folders.
-        suffix: what own outputs end in, besides the default suffixes.
-        avoid: the outputs' folder, resolved, which is not entered; or its URL.
-        on_skip: told of what is left out for a reason that may surprise.
-        on_closed: told of folders that cannot be listed.
+        readable: the file suffixes of pictures, in lower case and with the dot.
+        recursive: search subfolders, too.
+        include: if there are any globs, a file must match one of them.
+        exclude: files and folders that match one of these globs are left out.
+        follow_links: also follow links out of the folder, and links to folders.
+        suffix: the suffix of our own outputs, besides the default suffixes.
+        avoid: the output folder, resolved, or its URL. It is not searched.
+        on_skip: called with what is left out for a reason that may surprise the user.
+        on_closed: called with folders that cannot be listed, and with links that lead nowhere.
 
     Raises:
-        UsageError: a glob that is none.
+        UsageError: a glob is invalid.
     """
 
     readable: frozenset[str]
@@ -65,7 +65,7 @@ class Walk:
         """The pictures in `root`, in natural order (a2 before a10), folder by folder.
 
         Raises:
-            OSError: `root` itself cannot be listed; a folder below it that cannot is left out and told.
+            OSError: `root` itself cannot be listed. Subfolders that cannot be listed are passed to `on_closed`.
         """
         visited: list[Path] = []
         found = set(self._below(root, root, visited, (root.resolve(),)))
@@ -74,10 +74,10 @@ class Walk:
         return sort_naturally(found, root)
 
     def _told_of_in(self, folder: Path, found: Collection[Path]) -> frozenset[Path]:
-        """The files among those found that the journal in `folder` tells of as own outputs."""
+        """Those of the files found that the journal in `folder` records as outputs."""
         try:
             own = journal.outputs_recorded(folder, found)
-        except OutputError as error:  # it is not going to be written to here, so nothing else depends on it
+        except OutputError as error:  # nothing is written to this journal, so the run can do without it
             self.on_skip(str(folder / journal.NAME), error.message.partition(": ")[2])
             return frozenset()
         for path in sorted(own):
@@ -134,7 +134,7 @@ class Walk:
                 continue
             try:
                 is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError as error:  # a link that leads round to itself, or to where nobody may look
+            except OSError as error:  # a link to itself, or into a folder that cannot be read
                 meant = is_picture(entry.name, self.readable) and self._included(path.relative_to(root))
                 (self.on_closed if meant else self.on_skip)(str(path), error.strerror or str(error))
                 continue
@@ -159,7 +159,7 @@ class Walk:
             self.on_skip(str(path), "a link to a folder")
             return
         real = path.resolve()
-        if real == self.avoid or real in above:  # the outputs' folder, or a link round to a folder that we are in
+        if real == self.avoid or real in above:  # the output folder, or a link to a folder above this one
             return
         try:
             yield from self._below(path, root, visited, (*above, real))
@@ -194,9 +194,9 @@ class Walk:
 
 
 def without_own_outputs(named: Sequence[str], walk: Walk) -> list[str]:
-    """`named` without the outputs of others of them: what `*.jpg` means when a command is repeated.
+    """Leave out files that are outputs of other files in `named`, so that a command with `*.jpg` can be repeated.
 
-    A file that is named without its input is kept.
+    A file whose input is not in `named` is kept.
     """
     stems: dict[PurePath, set[str]] = {}
     for path in map(PurePath, named):
@@ -212,9 +212,9 @@ def without_own_outputs(named: Sequence[str], walk: Walk) -> list[str]:
 
 
 def unreachable(path: Path, hint: str | None = None) -> ImageError | None:
-    """Why there is nothing to read at `path`. Devices are not read, since they may never end.
+    """The reason why `path` cannot be read, or None. Devices are not read, since they may never end.
 
-    `hint`: what to do if it does not exist.
+    `hint` is used if `path` does not exist.
     """
     try:
         mode = path.stat().st_mode
@@ -228,7 +228,7 @@ def unreachable(path: Path, hint: str | None = None) -> ImageError | None:
 
 
 def sniffed(source: Path | str) -> str | None:
-    """The format that a local file's first bytes announce."""
+    """The format of a local file, by its first bytes. None if it is unknown or cannot be read."""
     from hasn_cli.images.formats import sniff
 
     if not isinstance(source, Path) or not source.is_file():
@@ -241,21 +241,22 @@ def sniffed(source: Path | str) -> str | None:
 
 
 def is_picture(name: str, readable: Iterable[str]) -> bool:
-    """Whether the file name ends as a picture's does."""
+    """Whether the file name has a picture's suffix."""
     return PurePosixPath(name).suffix.lower() in readable
 
 
 def sort_naturally(paths: Iterable[Path], root: Path) -> list[Path]:
-    """`paths` (below `root`) as people count, whatever order the file system gave."""
+    """Sort `paths` (below `root`) in natural order: a2 before a10."""
     from natsort import natsorted, ns
 
     return natsorted(sorted(paths), key=lambda path: str(path.relative_to(root)), alg=ns.PATH | ns.IGNORECASE)
 
 
 def glob_matches(pattern: str, relative: PurePath) -> bool:
-    """Whether the glob matches a path below the folder, as .gitignore means it.
+    """Whether the glob matches a path below the folder, by the rules of .gitignore.
 
-    Without a slash it is matched with the last name, else with the whole path; `*` and `?` stop at a slash, `**` not.
+    A glob without a slash is matched with the file name, others with the whole path. `**` matches slashes; `*` and `?`
+    do not.
     """
     whole = "/" in pattern.rstrip("/")
     subject = relative.as_posix() if whole else relative.name
@@ -267,9 +268,7 @@ def _compiled(glob: str) -> re.Pattern[str]:
     try:
         return re.compile(_translated(glob.strip("/")), re.DOTALL)
     except re.error as error:
-        raise UsageError(
-            f"the glob {glob!r} is none: {error.msg}", "a [ that is meant itself is written [[]"
-        ) from error
+        raise UsageError(f"the glob {glob!r} is invalid: {error.msg}", "to match the character [, write [[]") from error
 
 
 def _translated(pattern: str) -> str:

@@ -1,4 +1,4 @@
-"""What a safetensors file of HASN weights says in its header: read without PyTorch, and without reading the tensors."""
+"""Read the header of a safetensors file of HASN weights, without PyTorch and without the tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def read_shapes(path: Path) -> Shapes | None:
     """Name → shape of every tensor in a safetensors file.
 
     Returns:
-        None if it is another kind of file, is damaged, or does not name its tensors as HASN does: only loading it
-        (`hasn_cli.weights.checkpoint`) can then tell what it is.
+        None if it is another kind of file, is damaged, or names its tensors differently. Then only loading it with
+        `hasn_cli.weights.checkpoint` can tell what it is.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -34,22 +34,22 @@ def _names_hasn(shapes: Shapes) -> bool:
 
 
 def scale_of(path: Path) -> int | None:
-    """The scale that a file's weights are for; None where `read_shapes` gives None."""
+    """The scale that a file's weights are for; None if `read_shapes` returns None."""
     shapes = read_shapes(path)
     return None if shapes is None else SCALES[shapes["upsampler.0.weight"][0]]
 
 
 def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many numbers there are."""
+    """The number of values in all tensors."""
     return sum(map(math.prod, shapes.values()))
 
 
 def multiply_adds(shapes: Mapping[str, tuple[int, ...]], sr_size: tuple[int, int]) -> int:
-    """Multiply-adds of all convolutions for an output of `sr_size` (height, width), as `network.complexity` counts."""
+    """Multiply-adds of all convolutions for an output of `sr_size` (height, width); equal to `network.complexity`."""
     scale = SCALES[shapes["upsampler.0.weight"][0]]
     lr = tuple(math.ceil(side / scale) for side in sr_size)
     strided = tuple((side - 3) // 2 + 1 for side in lr)  # ESA's 3×3 convolution with stride 2
-    pooled = tuple((side - 7) // 3 + 1 for side in strided)  # and its 7×7 pool with stride 3
+    pooled = tuple((side - 7) // 3 + 1 for side in strided)  # ESA's 7×7 pool with stride 3
     total = 0
     for name, shape in shapes.items():
         if len(shape) == 4:
