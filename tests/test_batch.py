@@ -43,6 +43,7 @@ from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
 from hasn_cli.images import EncodeOptions, unfinished
 from hasn_cli.images.picture import ReplayableFrames
+from hasn_cli.inference.planning import plan_on_cpu
 
 TWICE = Settings(size=Size(factor=2))
 
@@ -81,7 +82,7 @@ class FakeUpscaler:
         self.threads: set[int] = set()
 
     def plan(self, size, channels=3, itemsize=1):
-        return "repeated"
+        return plan_on_cpu(size, channels, itemsize, self.scale)
 
     def upscale(self, image, progress=None):
         self.calls += 1
