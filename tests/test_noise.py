@@ -80,7 +80,7 @@ def test_noise_of_floats_is_written_in_every_format(format):
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].animation])
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (63, 65)])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_noise_that_moves_is_written_in_every_format(format, size, channels):
+def test_animated_noise_is_written_in_every_format(format, size, channels):
     frames = [noise(seed, (*size, channels)) for seed in range(3)]
     found = through(frames, format, EncodeOptions(quality=100))
     assert [pixels.shape[:2] for pixels in found] == [size] * 3

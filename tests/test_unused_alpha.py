@@ -46,7 +46,7 @@ def tga(pixels: np.ndarray, alpha_bits: int, attributes: int | None = None) -> b
 
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("stored", [0, 77, None])
-def test_a_tga_whose_header_knows_no_alpha_has_none(channels, stored):
+def test_a_tga_whose_header_declares_no_alpha_has_none(channels, stored):
     pixels = photo(channels=channels)
     if stored is not None:
         pixels[..., -1] = stored
@@ -57,19 +57,19 @@ def test_a_tga_whose_header_knows_no_alpha_has_none(channels, stored):
 
 
 @pytest.mark.parametrize(("attributes", "erased"), [(0, False), (1, False), (2, False), (3, True)])
-def test_a_tgas_extension_tells_whether_alpha_that_is_0_everywhere_means_anything(attributes, erased):
+def test_a_tgas_extension_tells_whether_alpha_of_0_everywhere_is_meant(attributes, erased):
     pixels = photo(channels=4)
     pixels[..., 3] = 0
     assert (shown(tga(pixels, 8, attributes))[..., 3] == (0 if erased else 255)).all()
 
 
-def test_a_tgas_colour_that_has_been_multiplied_by_alpha_is_divided():
+def test_premultiplied_colour_of_a_tga_is_divided_by_alpha():
     pixels = np.full((4, 4, 4), (50, 100, 25, 128), np.uint8)
     assert np.abs(shown(tga(pixels, 8, 4)).astype(int) - (100, 199, 50, 128)).max() <= 1
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_colour_that_cannot_have_been_multiplied_by_an_alpha_of_0_is_opaque(channels):
+def test_colour_with_a_premultiplied_alpha_of_0_everywhere_is_opaque(channels):
     pixels = photo(channels=channels)
     pixels[..., -1] = 0
     document = io.BytesIO()
@@ -80,7 +80,7 @@ def test_colour_that_cannot_have_been_multiplied_by_an_alpha_of_0_is_opaque(chan
         assert_opaque(shown(tga(pixels, 8, 4)), pixels[..., :-1])
 
 
-def test_samples_of_a_tiff_that_are_not_declared_as_alpha_are_none():
+def test_tiff_samples_that_are_not_declared_as_alpha_are_not_alpha():
     pixels = photo(channels=4)
     pixels[..., 3] = 0
     document = io.BytesIO()
@@ -132,7 +132,7 @@ def icon(pixels: np.ndarray, mask: np.ndarray | None, depth: int = 32, header: i
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 17), (48, 64)])
 @pytest.mark.parametrize("depth", [0, 32])
-def test_an_icon_whose_alpha_is_0_everywhere_shows_what_its_mask_leaves(size, depth):
+def test_an_icon_whose_alpha_is_0_everywhere_uses_its_mask(size, depth):
     pixels = photo(*size, channels=4)
     mask = np.random.default_rng(0).integers(0, 2, size, np.uint8)
     np.testing.assert_array_equal(shown(icon(pixels, mask, depth)), pixels)  # alpha goes before the mask
@@ -149,7 +149,7 @@ def test_an_icon_with_neither_alpha_nor_mask_is_opaque():
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "tiff", "tga", "ppm", "gif"])
-def test_a_picture_that_is_wholly_transparent_on_purpose_stays_so(format):
+def test_a_picture_that_is_fully_transparent_on_purpose_stays_so(format):
     stream = io.BytesIO()
     write_picture(picture(np.zeros((9, 8, 4), np.uint8)), stream, format, EncodeOptions(lossless=True))
     assert (shown(stream.getvalue())[..., 3] == 0).all()
@@ -168,7 +168,7 @@ def texture(dtype: type = np.uint8, channels: int = 4) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("size", [Size(2), Size(1.5)])
-def test_separate_alpha_leaves_every_channel_to_itself(dtype, channels, size):
+def test_separate_alpha_keeps_all_channels_independent(dtype, channels, size):
     pixels = texture(dtype, channels)
     large = enlarge_pixels(pixels, Overshooting, size, alpha="separate")
     color = enlarge_pixels(pixels[..., :-1].copy(), Overshooting, size)
@@ -187,7 +187,7 @@ def test_separate_alpha_that_is_the_same_everywhere_stays_so(value):
     np.testing.assert_array_equal(large[::2, ::2, :3], pixels[..., :3])
 
 
-def test_what_alpha_is_must_be_known():
+def test_an_unknown_meaning_of_alpha_is_refused():
     with pytest.raises(UsageError, match="blend or separate"):
         enlarge_pixels(texture(), Nearest, Size(2), alpha="maybe")
 
