@@ -1,4 +1,4 @@
-"""What is whole in a damaged file is read and the rest is told; damage to pixels is an error that names the frame."""
+"""The intact parts of a damaged file are read and the rest is reported. Damaged pixels are an error with the frame."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_png_is_read_without_a_damaged_chunk_that_pixels_do_not_need(kind):
     np.testing.assert_array_equal(next(iter(found.frames)).pixels, photo())
     assert found.metadata.notices == (f"left out, because the checksum is wrong: {kind.decode()}",)
     rest = dict(chunks(encoded(replace(found, metadata=replace(found.metadata, notices=())))))
-    assert kind not in rest and len(rest) >= 5  # the others came along
+    assert kind not in rest and len(rest) >= 5  # the other chunks were kept
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"PLTE", b"tRNS", b"IEND"])
@@ -84,13 +84,13 @@ def test_broken_metadata_is_left_out_and_reported_in_every_format(format, field,
 
 
 def _with_broken(format: str, field: str, fine: bytes, broken: bytes) -> bytes:
-    """A file of a format in which a piece of metadata has been made rubbish of the same length."""
+    """A file in which a piece of metadata has been replaced by invalid bytes of the same length."""
     fine = fine.ljust(max(len(fine), len(broken)), b"\0" if field == "exif" else b" ")
     buffer = io.BytesIO()
     write_picture(picture(photo(), metadata=Metadata(**{field: fine})), buffer, format, EncodeOptions())
     data = buffer.getvalue()
     start = {"exif": b"II*\0\x08\0\0\0\x01\0" + bytes(6), "xmp": XMP[:24]}[field]
-    if format == "tiff" and field == "exif":  # whose directories are the file's own: it has none that could be broken
+    if format == "tiff" and field == "exif":  # its directories are those of the file itself
         pytest.skip("EXIF is a part of the file's own structure")
     assert start in data, format
     at = data.rindex(start)
@@ -117,7 +117,7 @@ def test_incomplete_iptc_records_are_left_out():
 
 
 def scanned(strips: int = 1, counts: list[int] | None = None, missing: bool = False) -> bytes:
-    """An uncompressed gray TIFF whose StripByteCounts are these, or missing."""
+    """An uncompressed gray TIFF with these StripByteCounts, or with none."""
     pixels = photo(channels=1)
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, pixels[..., 0], photometric="minisblack", rowsperstrip=-(-48 // strips), metadata=None)

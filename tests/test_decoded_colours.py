@@ -1,4 +1,4 @@
-"""Which colours a decoder hands out is read from the file, never assumed."""
+"""The colour space of decoded pixels is read from the file and never assumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoded(shown, format="png", options=LOSSLESS) -> bytes:
 
 
 def in_srgb(data: bytes) -> np.ndarray:
-    """A file's pixels as they are shown, 8-bit sRGB."""
+    """A file's pixels as 8-bit sRGB."""
     found = open_picture(data)
     pixels = next(iter(found.frames)).pixels
     profile = profile_of(found.metadata, pixels.shape[2])
@@ -45,7 +45,7 @@ def needs(tool: str) -> None:
 
 
 def jpeg_xl(tmp_path, *arguments: str, profile: bytes | None = None, distance: str = "1") -> bytes:
-    """What cjxl makes of the photo."""
+    """The photo, encoded by cjxl."""
     needs("cjxl")
     source, target = tmp_path / "in.png", tmp_path / "out.jxl"
     Image.fromarray(photo(128, 160)).save(source, icc_profile=profile)
@@ -53,7 +53,7 @@ def jpeg_xl(tmp_path, *arguments: str, profile: bytes | None = None, distance: s
     return target.read_bytes()
 
 
-# cjxl 0.7 of a flat 24×16 picture of Adobe RGB (40, 120, 200), distance 1: XYB, its colours named by a profile
+# encoded by cjxl 0.7: a flat 24×16 picture in Adobe RGB (40, 120, 200), distance 1: XYB, with a profile
 LOSSY_WITH_PROFILE = base64.b64decode(
     "/woDQQpvFQNyYiKAsJJtU7S0Ic3mfD9fIszgAvfys0UMtaUXNOw2YIw0QMw0YHzvtyUsaD8lFYlMDBaZED/3wyfZOACQOWzO5Sd4"
     "i/tSOeYhgos4BujAZ6KhVSEzOQqa+GwGk44/5DtIfApLQcs+LQoKHT6b0CA1KWSWSl6QpwMSfCiwUEBL+tCCAgpx4MOGEANSTCiQ"
@@ -97,7 +97,7 @@ def test_a_lossless_jpeg_xl_with_a_profile_is_refused_because_it_cannot_be_read(
 def test_a_header_of_any_size_can_state_floats(height, width):
     bits = _Writer()
     bits.size(height, width)
-    bits.put((0, 1), (0, 1), (0, 1), (0, 2))  # not as usual; no extra fields; 8 bits
+    bits.put((0, 1), (0, 1), (0, 1), (0, 2))  # not all defaults; no extra fields; 8 bits
     bits.put((1, 1), (0, 2), (1, 1), (0, 1), (1, 1), (0, 2), (0, 2), (1, 1))
     stream = b"\xff\x0a" + bits.bytes() + b"frames"
     floats = read_header(with_floats(stream))

@@ -182,7 +182,7 @@ def test_values_far_from_all_others_leave_those_alone(network, missing, consiste
     large = enlarge_pixels(heights, network, Size(2), consistent)
     assert abs(float(large[0, 0, 0]) / missing - 1) < 1e-3
     difference = np.abs(large[64:, 64:] - expected[64:, 64:])
-    assert difference.mean() < 0.2  # of 95
+    assert difference.mean() < 0.2  # the values span 95
     assert consistent or difference.max() < 2
     assert not recwarn.list
 

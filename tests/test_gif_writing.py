@@ -1,4 +1,4 @@
-"""A written GIF shows, frame by frame, what was composed: transparency that comes back, few and many colours, noise."""
+"""A written GIF shows every frame correctly: with pixels that become transparent, few or many colours, and noise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def written(film: Picture) -> bytes:
 
 
 def by_pillow(data: bytes) -> list[np.ndarray]:
-    """Every frame as RGBA; what is transparent is 0 in every channel."""
+    """Every frame as RGBA. Transparent pixels are 0 in every channel."""
     frames = []
     with Image.open(io.BytesIO(data)) as image:
         for index in range(image.n_frames):
@@ -43,7 +43,7 @@ def by_us(data: bytes) -> list[np.ndarray]:
 
 
 def random_film(seed: int, count: int, shape: tuple[int, int], colors: int, share: float) -> list[np.ndarray]:
-    """RGBA frames, each differing from the last in a few places or in many; a share of the pixels is transparent."""
+    """RGBA frames, each differing from the last in few or many places. A part `share` of the pixels is transparent."""
     dice = np.random.default_rng(seed)
     palette = np.dstack([dice.integers(0, 256, (1, colors, 3), np.uint8), np.full((1, colors), 255, np.uint8)])[0]
     index = dice.integers(0, colors, shape)
@@ -108,7 +108,7 @@ def test_clearing_a_part_of_a_frame_keeps_unchanged_pixels_next_to_it():
 
 
 def gif_by_hand(frames: list[tuple[np.ndarray, int, bool]]) -> bytes:
-    """A GIF of whole frames of palette indices, each with its disposal; index 0 is transparent where that is asked."""
+    """A GIF from full frames of palette indices, each with its disposal. Index 0 is transparent on request."""
     height, width = frames[0][0].shape
     data = (
         b"GIF89a" + struct.pack("<HHBBB", width, height, 0x81, 0, 0) + bytes([0, 0, 0, 255, 0, 0, 0, 255, 0, 9, 9, 9])

@@ -1,4 +1,4 @@
-"""Pictures come back whole: depth, colour, metadata, frames; and files appear whole or not at all."""
+"""Pictures keep their depth, colour, metadata and frames, and files appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_jpeg_2000_components_are_sorted_as_the_file_defines(premultiplied):
     assert np.abs(found.astype(int) - straight)[solid].max() <= (2 if premultiplied else 0)
     unknown = data[:at] + struct.pack(">HHH", 0, 0xFFFF, 0xFFFF) + definitions[6:] + data[at + len(definitions) :]
     np.testing.assert_array_equal(pixels_of(unknown), color)
-    with pytest.raises(ImageError, match="channels"):
+    with pytest.raises(ImageError, match="channel definitions"):
         open_picture(data[:at] + struct.pack(">H", 9) + data[at + 2 :])
 
 
@@ -388,7 +388,7 @@ def test_float_pictures_are_converted_by_their_profile_too(format, channels):
     full = 1.0 if found.dtype.kind == "f" else np.iinfo(found.dtype).max
     expected = to_srgb(photo(), WIDE_GAMUT) / 255
 
-    def shift(samples):  # which a GIF's 256 colours, dithered, hardly have
+    def shift(samples):  # the dithered 256 colours of a GIF hardly change it
         return np.abs((samples - expected).mean(axis=(0, 1))).max()
 
     assert shift(found / full) < 0.1 * shift(photo() / 255)
@@ -416,12 +416,12 @@ LINEAR_GRAY = bytes(imagecodecs.cms_profile("gray", whitepoint=(0.3127, 0.329), 
 
 
 def from_light(samples: np.ndarray) -> np.ndarray:
-    """8-bit linear samples, none of them dark, as sRGB has them."""
+    """Convert 8-bit linear samples, none of them dark, to sRGB."""
     return 255 * (1.055 * (samples / 255) ** (1 / 2.4) - 0.055)
 
 
 def shown_in_srgb(data: bytes) -> np.ndarray:
-    """H×W×3 of a file's first frame without its alpha, through its profile, which has to be of its kind of colour."""
+    """H×W×3 sRGB of a file's first frame without alpha. Its profile must fit its number of channels."""
     with Image.open(io.BytesIO(data)) as image:
         shown = image.convert("RGB" if image.mode.startswith("RGB") else "L")
         if image.info.get("icc_profile"):
@@ -633,8 +633,8 @@ def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
 
 
 @pytest.mark.parametrize("factors", [0x42, 0x24, 0x31, 0x14])
-def test_a_jpeg_with_colours_of_an_uncommon_size_is_read(factors):
-    plain = np.full((64, 64, 3), 128, np.uint8)  # every block is the same two bits, whichever it is taken for
+def test_a_jpeg_with_uncommon_subsampling_is_read(factors):
+    plain = np.full((64, 64, 3), 128, np.uint8)  # every block is coded as the same two bits, for any factors
     data = bytearray(saved(Image.fromarray(plain), "JPEG", subsampling=0, optimize=True))
     frame = data.index(b"\xff\xc0")
     assert data[frame + 11] == 0x11
@@ -842,7 +842,7 @@ def test_exiftool_agrees(tmp_path):
         )
         lines = done.stdout.decode()
         assert "Maker" in lines and "52 deg 31' 12" in lines, (format, lines, done.stderr)
-        # its only complaint may be over the maker note, which is none of a known maker
+        # the only allowed warning is about the maker note, which does not belong to a known maker
         complaints = [line for line in lines.splitlines() if line.startswith(("Warning", "Error"))]
         assert all("aker" in line for line in complaints), (format, complaints)
 
@@ -930,7 +930,7 @@ def test_loop_counts_survive(format, loop):
 
 
 def durations_after(durations: list[float], format: str) -> list[float]:
-    """What the durations of an animation become in a format."""
+    """The durations of an animation after it was written in a format."""
     shown = [frame.pixels for frame in animation().frames]
     frames = [Frame(shown[index % 3], duration) for index, duration in enumerate(durations)]
     film = picture(shown[0], frames=frames, frame_count=len(frames), loop=0)
@@ -954,7 +954,7 @@ def test_webp_joins_equal_frames_and_adds_their_durations():
 
 def test_raising_a_gif_frames_duration_does_not_shorten_the_next():
     assert durations_after([1e6, 100.0, 100.0], "gif") == [655_350.0, 100.0, 100.0]
-    # a frame of less than two hundredths would be shown for ten
+    # browsers would show a frame of less than two hundredths of a second for a tenth
     assert durations_after([*(9 * [1000 / 60]), 100.0], "gif") == [*(9 * [20.0]), 100.0]
 
 
@@ -994,17 +994,17 @@ def test_gif_frames_are_composed_for_every_disposal(disposal):
 @pytest.mark.parametrize("blend", [0, 1])
 @pytest.mark.parametrize("disposal", [0, 1, 2])
 def test_apng_frames_are_composed_for_every_disposal_and_blending(disposal, blend):
-    # what is wholly visible or not at all: of half transparency over nothing Pillow has its own idea
+    # only opaque or fully transparent pixels, because Pillow blends partial transparency over nothing differently
     frames = [Image.fromarray(photo()).convert("RGBA")]
     frames += [Image.fromarray(frame.pixels).resize((64, 48), 0) for frame in animation(count=3).frames]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], disposal=disposal, blend=blend)
     with Image.open(io.BytesIO(data)) as again:
         for index, frame in enumerate(open_picture(data).frames):
             again.seek(index)
-            # of going back to what was before, Pillow has its own idea again; there the canvas is empty each time
+            # Pillow also restores the previous state differently; here the canvas is then always empty
             shown = frames[index] if (disposal, blend) == (2, 1) else again.convert("RGBA")
             expected = np.asarray(shown).astype(float)
-            # colours are compared as far as they are seen
+            # compare only the colours of visible pixels
             weight = expected[..., 3:] / 255
             assert np.abs((frame.pixels - expected)[..., :3] * weight).max() < 2
             assert np.abs(frame.pixels[..., 3] - expected[..., 3]).max() <= 1
@@ -1024,7 +1024,7 @@ def test_an_apng_whose_first_frame_is_reverted_becomes_transparent_there():
     second[10:20, 30:40] = 200
     frames = [Image.fromarray(photo()), Image.fromarray(second)]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], disposal=[2, 0], blend=0, duration=50)
-    assert struct.pack(">IIII", 10, 10, 30, 10) in data  # the second frame is the patch alone
+    assert struct.pack(">IIII", 10, 10, 30, 10) in data  # the second frame contains only the patch
     found = open_picture(data)
     first, last = (frame.pixels for frame in found.frames)
     np.testing.assert_array_equal(first, np.dstack([photo(), np.full((48, 64), 255, np.uint8)]))
@@ -1123,7 +1123,7 @@ def test_each_page_keeps_its_own_profile_and_resolution():
 def test_images_that_share_a_directory_are_refused_and_not_lost(tmp_path):
     stack = np.zeros((4, 20, 24), np.uint8)
     tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, truncate=True, metadata={"axes": "ZYX"})
-    with pytest.raises(ImageError, match="several images into one directory"):
+    with pytest.raises(ImageError, match="several images in one directory"):
         open_picture(tmp_path / "stack.tif")
     tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
     assert open_picture(tmp_path / "stack.tif").frame_count == 4
@@ -1222,14 +1222,14 @@ def test_frames_are_read_one_by_one(format):
     assert peak < 2 * len(data) + 12 * pixels.nbytes  # all together would be 24 frames, of three or four channels
 
 
-# --- the real world --------------------------------------------------------------------------------------------------
+# --- real files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted(SKIMAGE.glob("*.[pjtg][npi]*[gf]")), ids=lambda path: path.name)
 def test_real_files_are_decoded_as_by_pillow(path):
     found = open_picture(path)
     frames = list(found.frames)
-    if path.name == "multipage_rgb.tif":  # planes of 64-bit floats, which Pillow does not know
+    if path.name == "multipage_rgb.tif":  # planes of 64-bit floats, which Pillow does not support
         assert [(frame.pixels.shape, frame.pixels.dtype) for frame in frames] == [((10, 10, 3), np.float32)] * 2
         return
     with Image.open(path) as image:
@@ -1265,7 +1265,7 @@ def test_pythons_own_pictures_are_read():
 
 
 def declared(format: str, width: int, height: int) -> bytes:
-    """A file's head that declares a size, and hardly anything after it."""
+    """The beginning of a file that declares a size, with hardly any data after it."""
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     idat = b"IDAT" + zlib.compress(b"\0")
 
@@ -1321,7 +1321,7 @@ def test_decompression_bombs_are_refused_by_their_declared_size(format):
         tracemalloc.stop()
     assert str(caught.value).startswith("bomb: ")
     assert peak < 20e6
-    if format not in ("avif", "heic"):  # their libraries refuse it themselves, as they see that it is a lie
+    if format not in ("avif", "heic"):  # their libraries notice the mismatch and refuse it themselves
         assert "3000 megapixels" in str(caught.value)
         assert "--max-input-megapixels" in str(caught.value.hint)
 
@@ -1352,7 +1352,7 @@ def test_jpegs_with_absurdly_many_scans_are_refused(between):
 
 
 def with_odd_scan(jpeg: bytes, spectrum: bytes) -> bytes:
-    """A JPEG whose scan header ends in other bytes, as some encoders write it."""
+    """A JPEG whose scan header ends in other bytes, as some encoders write them."""
     end = jpeg.index(b"\xff\xda") + 8 + 2 * jpeg[jpeg.index(b"\xff\xda") + 4]
     return jpeg[: end - 3] + spectrum + jpeg[end:]
 
@@ -1448,7 +1448,7 @@ def test_an_existing_file_stays_until_the_new_one_is_complete(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are of another kind there")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has another kind of permissions")
 def test_a_new_file_gets_the_permissions_of_new_files(tmp_path):
     (tmp_path / "model").touch()
     write_picture(picture(photo()), tmp_path / "out.png", "png", EncodeOptions())
@@ -1504,4 +1504,3 @@ def test_a_stream_gets_its_bytes_only_at_the_end():
 
 def test_image_and_output_errors_are_hasn_errors():
     assert issubclass(ImageError, HasnError) and issubclass(OutputError, HasnError)
-    assert XMP and IPTC

@@ -1,4 +1,4 @@
-"""Places and sizes that XMP and EXIF hold follow when a picture is turned and enlarged; what cannot is named."""
+"""Places and sizes in XMP and EXIF are updated when a picture is turned and enlarged, or else removed and named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = (HEIGHT, WIDTH)
 
 
 def enlarged(metadata: Metadata, factor: int = 2, orientation: int = 1) -> Metadata:
-    """What becomes of a 64×48 picture's metadata."""
+    """The metadata of a 64×48 picture after it was turned and enlarged."""
     turned = upright(metadata, SIZE, orientation)
     assert turned.size is not None
     return resized(turned, (turned.size[0] * factor, turned.size[1] * factor))
@@ -290,7 +290,7 @@ def test_pointers_to_a_lost_gain_map_are_removed(apple):
 def test_lost_parts_that_xmp_does_not_announce_are_reported_too():
     plain = jpeg_with(packet())
     assert open_picture(plain).metadata.notices == ()
-    assert open_picture(plain + bytes(100)).metadata.notices == ()  # mere filling
+    assert open_picture(plain + bytes(100)).metadata.notices == ()  # only padding
     assert open_picture(plain + plain).metadata.notices == ("its further pictures are left out",)
     assert open_picture(plain + VIDEO).metadata.notices == ("its video is left out",)
     assert "behind the picture" in open_picture(plain + b"SEFH" + bytes(20) + b"x" * 30 + b"SEFT").metadata.notices[0]

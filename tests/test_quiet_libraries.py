@@ -1,4 +1,4 @@
-"""Nothing but our own lines ever appears on stderr, whatever the libraries in C think of a file."""
+"""Only our own messages appear on stderr, even if a C library wants to complain about a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(shown, format="png") -> bytes:
 
 
 def png_of(*pieces: bytes, extra: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
-    """An 8-bit RGB PNG of the photo, its image data in these pieces."""
+    """An 8-bit RGB PNG with its image data in these pieces."""
     parts = [
         (b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0)),
         *extra,
@@ -50,7 +50,7 @@ def odd_tiff() -> bytes:
 
 
 def sloppy_jpeg() -> bytes:
-    """Bytes between its segments, left-over bytes at its end, and a maker note that is rubbish."""
+    """A JPEG with bytes between its segments, extra bytes at its end, and an invalid maker note."""
     data = encoded(picture(photo(), metadata=Metadata(exif=exif(1))), "jpeg")
     return data[:-2] + b"\x12\x34\xff\xd9" + b"trailing bytes that nobody knows"
 

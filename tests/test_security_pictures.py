@@ -1,4 +1,4 @@
-"""Pictures made to take too much memory or time: each is refused in one line, or read within bounds.
+"""Pictures made to take too much memory or time: each is refused in one line, or read within limits.
 
 Each read runs in a process of its own under a limit of memory and time (`bounded.py`).
 """
@@ -31,8 +31,8 @@ from hasn_cli.images.limits import MAX_METADATA, MAX_TOTAL_PIXELS
 from hasn_cli.images.stream import read_stream
 
 MIB = 2**20
-SMALL = 150 * MIB  # more than any refusal takes beyond the file itself
-SOON = 10.0  # seconds of processor time; what is refused takes a fraction of one
+SMALL = 150 * MIB  # more than any refusal takes in addition to the file itself
+SOON = 10.0  # seconds of processor time; a refusal takes a fraction of a second
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def bounded() -> Iterator[Reader]:
 
 
 def refused(outcome: Outcome, *words: str, size: int = 0) -> None:
-    """One line with these words, soon, and without much memory beyond a few times the file's own bytes."""
+    """Check that it was refused quickly, in one line with these words, with little memory besides the file's bytes."""
     assert outcome.crash is None, outcome
     assert outcome.error is not None and "\n" not in outcome.error, outcome
     assert all(word in outcome.error for word in words), outcome.error
@@ -51,7 +51,7 @@ def refused(outcome: Outcome, *words: str, size: int = 0) -> None:
 
 
 def read_well(outcome: Outcome, *sizes: tuple[int, int], peak: int = SMALL) -> None:
-    """Read, soon, in bounded memory."""
+    """Check that it was read quickly, in limited memory."""
     assert outcome.crash is None and outcome.error is None, outcome
     assert not sizes or outcome.sizes == sizes
     assert outcome.peak < peak, outcome
@@ -88,7 +88,7 @@ def codestream(
     layers: int = 1,
     in_tile: bool = False,
 ) -> bytes:
-    """A JPEG 2000 codestream that declares much and holds nothing; `block` and `precinct` are exponents of sides."""
+    """A JPEG 2000 codestream with a header but no pixels. `block` and `precinct` are exponents of sides."""
     side = tile or max(width, height)
     sizes = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, side, side, 0, 0, components)
     style = struct.pack(">BBHBBBBBB", precinct is not None, 0, layers, 0, levels, block - 2, block - 2, 0, 1)
@@ -213,7 +213,7 @@ def test_exif_values_that_share_their_bytes_take_no_resources(bounded):
 
 @cache
 def zeros(count: int) -> bytes:
-    """So many zeros, packed by zlib."""
+    """`count` zeros, packed by zlib."""
     worker = zlib.compressobj(1)
     packed = [worker.compress(bytes(MIB)) for _ in range(count // MIB)]
     return b"".join([*packed, worker.compress(bytes(count % MIB)), worker.flush()])
@@ -301,7 +301,7 @@ def test_metadata_over_the_limit_is_refused(bounded, name):
 
 
 def profile_of_elements(count: int) -> bytes:
-    """A profile of inks whose processing elements all are the same bytes."""
+    """A CMYK profile whose processing elements all share the same bytes."""
     table = struct.pack(">II", 148 + 8 * count, 60_000) * count
     elements = b"mpet" + bytes(4) + struct.pack(">HHI", 4, 3, count) + table + bytes(60_000)
     icc = bytearray(128) + struct.pack(">I4sII", 1, b"D2B1", 144, len(elements)) + elements
@@ -362,7 +362,7 @@ def tiff(
     extra: Sequence[tuple[int, int, bytes]] = (),
     **tags: int,
 ) -> bytes:
-    """A TIFF of 8-bit RGB (or as `tags` say) whose strips hold these bytes; `extra` are tags, types and values."""
+    """A TIFF of 8-bit RGB (or as `tags` say) with these bytes in its strips. `extra` are tags, types and values."""
     channels = tags.pop("channels", 3)
     rows = tags.pop("rows", height)
     data = b"II*\0" + bytes(4)
@@ -398,7 +398,7 @@ def tiff(
 
 
 def inner(kind: str, side: int) -> bytes:
-    """A picture of one colour, to be put into a strip."""
+    """A picture of one colour, to put into a strip."""
     pixels = np.full((side, side), 77, np.uint8)
     if kind == "jpeg":
         return bytes(imagecodecs.jpeg8_encode(pixels))
@@ -528,7 +528,7 @@ def test_a_long_document_is_read(bounded):
 
 
 def gif(width: int, height: int, frames: int) -> bytes:
-    """Frames of one pixel each on a large canvas."""
+    """Frames of one pixel on a large canvas."""
     one = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"
     return (
         b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff" * 3 + one * frames + b"\x3b"
@@ -693,7 +693,7 @@ def test_items_that_share_their_bytes_do_not_multiply_memory(bounded):
     places = data.index(b"iloc")
     (count,) = struct.unpack_from(">H", data, places + 10)
     assert count == 2
-    # the second item, EXIF, becomes one of many pieces that all are the same 30 MB
+    # the second item, EXIF, gets many pieces, which are all the same 30 MB
     grown = data + bytes(30_000_000)
     at = places + 12 + 14 + 6
     (length,) = struct.unpack_from(">I", data, at + 4)
@@ -707,7 +707,7 @@ def test_a_jpeg_xl_of_thousands_of_channels_is_refused(bounded):
     assert open_picture(data).channels == 4
     start = data.index(b"\xff\x0a")
     bits = int.from_bytes(data[start : start + 64], "little")
-    # size header (1 + 5 + 3 + 5 or more bits) is written anew: 8×8 pixels, then a header that is not the default
+    # size header (1 + 5 + 3 + 5 or more bits) is replaced: 8×8 pixels, then a header that is not the default
     fields = [(1, 1), (5, 0), (3, 1), (1, 0), (1, 0), (1, 0), (2, 0), (1, 1), (2, 3), (12, 4000)]
     value, at = 0x0AFF, 16
     for width, number in fields:
@@ -743,7 +743,7 @@ def test_deeply_nested_boxes_are_handled(bounded):
 
 
 class Endless(io.RawIOBase):
-    """A stream that begins as it is told, goes on for ever, and knows how much of it was read."""
+    """A stream with a given beginning that never ends, and that counts the bytes that were read from it."""
 
     def __init__(self, start: bytes, rest: bytes = b"\0") -> None:
         self._start = start

@@ -1,4 +1,4 @@
-"""Several pictures in one file or pipe: all of them where the format has that, else an error that counts them."""
+"""Several pictures in one file or pipe: all are read if the format allows it; otherwise an error counts them."""
 
 from __future__ import annotations
 

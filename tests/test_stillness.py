@@ -1,4 +1,4 @@
-"""What stands still in an animation stands still in its enlargement, pixel for pixel, in every animated format."""
+"""Parts of an animation that do not move keep exactly the same pixels when it is enlarged, in every animated format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hasn_cli.stillness import RADIUS
 
 
 class Global(Nearest):
-    """An upscaler whose every value depends on the whole frame, as the network's does; never twice the same."""
+    """An upscaler like the network: each value depends on the whole frame. It never gives the same values twice."""
 
     def __init__(self, scale: int) -> None:
         super().__init__(scale)
@@ -50,7 +50,7 @@ def passing(count: int = 5, channels: int = 3, width: int = 120) -> list[np.ndar
 
 
 def still(before: np.ndarray, now: np.ndarray, scale: int) -> np.ndarray:
-    """sH×sW: where two frames are equal as far as `RADIUS` around."""
+    """sH×sW: where two frames are equal within `RADIUS`."""
     differs = (before != now).any(axis=2)
     near = np.zeros_like(differs)
     for row, column in np.argwhere(differs):
@@ -73,7 +73,7 @@ def test_unchanged_surroundings_keep_their_values_and_the_rest_is_recomputed(cha
 def test_sizes_between_the_scales_keep_unchanged_parts_too():
     frames = passing()
     large = enlarged(frames, Global(2), Size(1.6))
-    far = np.s_[:16]  # above the square and what lies near it
+    far = np.s_[:16]  # above the square and its surroundings
     for later in large[1:]:
         np.testing.assert_array_equal(later[far], large[0][far])
 
@@ -89,7 +89,7 @@ def test_every_value_comes_from_a_full_evaluation_of_some_frame():
     frames = passing(9)
     alone = [enlarge_pixels(pixels, lambda scale: Global(2), Size(2)) for pixels in frames]
     for index, pixels in enumerate(enlarged(frames, Global(2))):
-        # `Global` draws other digits each time, and all of them lie within 7 of the pixel itself
+        # `Global` gives other values each time, all of them within 7 of the pixel itself
         assert np.abs(pixels.astype(int) - alone[index]).max() <= 14
 
 
@@ -212,7 +212,7 @@ def test_kept_pixels_are_close_to_the_networks_result_for_the_single_frame(real,
         assert difference.mean() < 0.5 and np.percentile(difference, 99) <= 4
 
 
-# --- WebP that moves -------------------------------------------------------------------------------------------------
+# --- animated WebP ---------------------------------------------------------------------------------------------------
 
 
 @given(

@@ -1,4 +1,4 @@
-"""What a TIFF's fields say besides the pixels: no resolution out of nothing, and the kind of gray that came in."""
+"""Fields of TIFF files: no invented resolution, and the meaning of zero in gray pictures is kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_no_resolution_is_written_if_none_was_read(came):
             if format == "png":
                 assert b"pHYs" not in data
             if format == "jpeg":
-                assert data[13:18] == b"\0\0\1\0\1"  # JFIF cannot leave it out: no unit, square pixels
+                assert data[13:18] == b"\0\0\1\0\1"  # JFIF must state one: no unit, square pixels
             if format == "bmp":
                 assert data[38:46] == bytes(8)
 
