@@ -1,4 +1,4 @@
-"""What a TIFF's fields say besides the pixels: no resolution out of nothing, and the kind of gray that came in."""
+"""Fields of TIFF files: no invented resolution, and the meaning of zero in gray pictures is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encoded(shown, format) -> bytes:
 
 
 @pytest.mark.parametrize("came", FORMATS)
-def test_no_resolution_comes_out_where_none_came_in(came):
+def test_no_resolution_is_written_if_none_was_read(came):
     for metadata in (Metadata(), Metadata(exif=exif(1))):
         found = open_picture(encoded(picture(photo(24, 32), metadata=metadata), came))
         assert found.metadata.dpi is None
@@ -36,12 +36,12 @@ def test_no_resolution_comes_out_where_none_came_in(came):
             if format == "png":
                 assert b"pHYs" not in data
             if format == "jpeg":
-                assert data[13:18] == b"\0\0\1\0\1"  # JFIF cannot leave it out: no unit, square pixels
+                assert data[13:18] == b"\0\0\1\0\1"  # JFIF must state one: no unit, square pixels
             if format == "bmp":
                 assert data[38:46] == bytes(8)
 
 
-def test_a_resolution_without_a_unit_is_one_of_inches_as_the_standard_has_it():
+def test_a_resolution_without_a_unit_is_in_inches_as_the_standard_says():
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, photo(), photometric="rgb", resolution=(300, 150), resolutionunit="inch", metadata=None)
     data = bytearray(buffer.getvalue())
@@ -69,7 +69,7 @@ def min_is_white(samples: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_a_tiff_whose_zero_is_white_comes_out_as_one(dtype):
+def test_a_tiff_in_which_zero_is_white_is_written_as_one(dtype):
     if dtype == np.float32:
         samples = np.linspace(-3.1, 3.1, 48 * 64, dtype=np.float32).reshape(48, 64)
     else:

@@ -145,7 +145,7 @@ def _halve(values: Pixels) -> Pixels:
     return result
 
 
-_PROFILE_TAGS = 100  # Little CMS reads at most so many
+_PROFILE_TAGS = 100  # the number of tags that Little CMS reads
 _RELATIVE_COLORIMETRIC = 1
 _BLACK_POINT_COMPENSATION = 0x2000
 _NO_SHORTCUT = 0x0100
