@@ -1,4 +1,4 @@
-"""`hasn evaluate`: how good the network is on a folder of high-resolution (HR) pictures."""
+"""`hasn evaluate`: measure the network on a folder of high-resolution (HR) pictures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Measure PSNR-Y and SSIM-Y on a folder of high-resolution (HR) pictures, with bicubic for comparison.
 
-    Measured as in the literature: in 8 bits, on MATLAB's luma, with a border cut off that is as wide as the scale.
+    This follows the literature: 8 bits, MATLAB's luma, and without a border that is as wide as the scale.
     """
     from hasn_cli.console import printable, say_skipped
     from hasn_cli.evaluation.benchmark import benchmark, is_finite, mean_score
@@ -113,7 +113,7 @@ def _json(scores: Sequence[Score]) -> str:
     import math
 
     def number(value: float | str) -> float | str | None:
-        return value if isinstance(value, str) or math.isfinite(value) else None  # a perfect result scores infinity
+        return value if isinstance(value, str) or math.isfinite(value) else None  # a perfect result has infinite PSNR
 
     *pictures, mean = ({name: number(value) for name, value in vars(score).items()} for score in scores)
     return json.dumps({"pictures": pictures, "mean": mean}, indent=2, allow_nan=False)
