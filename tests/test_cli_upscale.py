@@ -250,7 +250,7 @@ def test_a_dry_run_prints_and_writes_nothing(hasn, tmp_path):
     result = hasn("upscale", "a.png", "missing.png", "-s", 3, "--dry-run")
     assert result.code == 1
     assert "a.png → a_x3.png  20×16 → 60×48" in result.err
-    assert result.err.splitlines()[-1] == "1 to do, 1 cannot be done"
+    assert result.err.splitlines()[-1] == "1 to do, 1 would fail"
     assert "Traceback" not in result.err
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -153,7 +153,7 @@ class _Naming:
     ) -> None:
         self.output = None if output is None else str(output)
         if suffix is not None and (not suffix.isprintable() or "/" in suffix or "\\" in suffix):
-            raise UsageError(f"{suffix!r} cannot be part of a file name", "give another --suffix")
+            raise UsageError(f"the suffix {suffix!r} cannot be part of a file name")
         self.suffix = suffix
         self.default_suffix = default_suffix
         self.format = format
@@ -299,7 +299,7 @@ def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming, listed: bool) -> 
 def _nothing_in(folder: Place, walk: Walk, own_outputs: bool) -> ImageError:
     if own_outputs:
         hint = "to enlarge these again, name the files themselves"
-        return ImageError(f"{folder}: all pictures in this folder are outputs of hasn", hint)
+        return ImageError(f"{folder}: no pictures in this folder except outputs of hasn", hint)
     hint = "-r includes subfolders"
     return ImageError(f"{folder}: no pictures in this folder", None if walk.recursive else hint)
 

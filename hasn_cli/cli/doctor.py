@@ -1,4 +1,4 @@
-"""`hasn doctor`: what hasn finds on this machine, as tables for people or as JSON for programs."""
+"""`hasn doctor`: show what hasn finds on this machine, as tables for people or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def command(seconds: float, as_json: bool) -> int:
 
 @contextmanager
 def _status() -> Iterator[Callable[[str], None] | None]:
-    """A spinner on stderr that names what is being checked, if stderr is a terminal."""
+    """Show a spinner that names what is being checked, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

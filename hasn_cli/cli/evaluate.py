@@ -1,4 +1,4 @@
-"""`hasn evaluate`: how good the network is on a folder of high-resolution (HR) pictures."""
+"""`hasn evaluate`: measure the network on a folder of high-resolution (HR) pictures."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def command(
 ) -> None:
     """Measure PSNR-Y and SSIM-Y on a folder of high-resolution (HR) pictures, with bicubic for comparison.
 
-    Measured as in the literature: in 8 bits, on MATLAB's luma, with a border cut off that is as wide as the scale.
-    With --jpeg, the table shows the mean over all pictures for each quality, and PSNR-B, which is below PSNR-Y if block
-    edges are visible.
+    This follows the literature: 8 bits, MATLAB's luma, and without a border that is as wide as the scale. With --jpeg,
+    the table shows the mean over all pictures for each quality, and PSNR-B, which is below PSNR-Y if block edges are
+    visible.
     """
     from hasn_cli.console import printable, say_skipped
     from hasn_cli.evaluation.benchmark import benchmark, is_finite, mean_score

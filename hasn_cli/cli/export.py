@@ -1,4 +1,4 @@
-"""`hasn export`: the network as a file for other programs."""
+"""`hasn export`: write the network as a file for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands' options have in common: groups in `--help`, values with units, and options of several commands."""
+"""Options that several commands share, types for their values, and groups in `--help`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from click.types import OptionHelpExtra
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-LARGEST_SCALE = 16  # as in `enlarge`, which takes longer to import than `hasn --help` may
+LARGEST_SCALE = 16  # the same as in `enlarge`, which would make `hasn --help` slow if it were imported here
 
 
 class GroupedOption(click.Option):
@@ -25,7 +25,7 @@ class GroupedOption(click.Option):
         self.group = group
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
-        """What `--help` shows in brackets. The range is left out: the help says it, and so does the error message."""
+        """What `--help` shows in brackets. Ranges are left out, since the help and the error messages state them."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
@@ -163,7 +163,7 @@ memory_option = option(
 
 
 def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
-    """`--device`; `several` where a command can share its pictures between devices."""
+    """`--device`. `several`: whether the command can divide its pictures among devices."""
     more = " Several share the pictures: cuda:0,cuda:1." if several else ""
     return option(
         "-d",
@@ -177,7 +177,7 @@ def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
 
 
 def limit_option(group: str) -> Callable[[Decorated], Decorated]:
-    """`--max-input-megapixels`, for `most_pixels`; `--max-megapixels` is its former name."""
+    """`--max-input-megapixels`, for `most_pixels`. Its old name `--max-megapixels` still works, but is hidden."""
     current = option(
         "--max-input-megapixels",
         "max_input_megapixels",
@@ -196,7 +196,7 @@ def limit_option(group: str) -> Callable[[Decorated], Decorated]:
 
 
 def most_pixels(given: dict[str, Any]) -> int | None:
-    """The limit that `open_picture` takes, from the options of `limit_option`."""
+    """The limit for `open_picture`, from the options of `limit_option`."""
     from hasn_cli.images import DEFAULT_MAX_PIXELS
 
     megapixels = given["max_input_megapixels"]

@@ -186,7 +186,7 @@ def _write_log(trainer: Trainer, plots: bool) -> None:
 
 @contextmanager
 def _view(trainer: Trainer) -> Iterator[Callable[[Report], None]]:
-    """Shows reports on stderr: one line each, and a progress bar if it is a terminal."""
+    """Show reports on stderr: one line each, and a progress bar if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 

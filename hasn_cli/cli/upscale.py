@@ -1,4 +1,4 @@
-"""`hasn upscale`, the main command: turns its options into settings and jobs, runs the batch, and shows it."""
+"""`hasn upscale`, the main command: turn its options into settings and jobs, run the batch, and show its events."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _refuse_contradictions(inputs: tuple[str, ...], given: dict[str, Any]) -> No
 
 
 def make_settings(given: dict[str, Any]) -> Settings:
-    """The batch's settings from the command's options."""
+    """Make the batch's settings from the command's options."""
     from hasn_cli.batch import Settings
     from hasn_cli.enlarge import Size
     from hasn_cli.images import EncodeOptions, format_for_name
@@ -204,7 +204,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
 
 
 def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]) -> list[Job]:
-    """Every picture to upscale, with the name of its output."""
+    """Find all pictures to upscale, and name their outputs."""
     from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
 
     skips = _Skips(given)
@@ -230,7 +230,7 @@ def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]
 
 
 class _Skips:
-    """Told of files and folders that are left out: says it of each with `-v`, else a line for what may surprise."""
+    """Reports what is left out: each file and folder with `-v`, else a line in all for those that may surprise."""
 
     def __init__(self, given: dict[str, Any]) -> None:
         self._each = bool(given["verbose"])
@@ -245,7 +245,7 @@ class _Skips:
             click.echo(f"{printable(path)}  left out: {printable(reason)}", err=True)
 
     def say(self) -> None:
-        """The line, or none if there is nothing to say."""
+        """Print the line, if there is something to report."""
         from hasn_cli.batch.folders import OWN_OUTPUT, SUBFOLDER
 
         folders, outputs = self._counts[SUBFOLDER], self._counts[OWN_OUTPUT]
@@ -286,7 +286,7 @@ def _check_stdout(as_json: bool) -> None:
 
 
 def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Generator[Event]:
-    """The batch, or with `--dry-run` what it would do."""
+    """Start the batch, or with `--dry-run` find out what it would do."""
     from hasn_cli import batch
 
     on_exists: OnExists = "overwrite" if given["overwrite"] else "skip" if given["skip_existing"] else "error"
@@ -305,7 +305,7 @@ def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Ge
 
 
 def make_views(jobs: int, given: dict[str, Any]) -> list[View]:
-    """What shows the batch: bars on a terminal, else lines; JSON as well if asked for."""
+    """Choose how to show the batch: bars on a terminal, else lines; and JSON if requested."""
     from hasn_cli.console import JsonView, LineView, PlanView, QuietView
 
     verbose = given["verbose"]
