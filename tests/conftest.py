@@ -6,11 +6,15 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 from command import hasn  # noqa: F401 (a fixture)
 from quick_hasn import path_with_hasn  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile("hasn", deadline=None)  # no test depends on an idle machine
+hypothesis.settings.load_profile("hasn")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # true in a shell's background, and inherited by processes
     signal.signal(signal.SIGINT, signal.default_int_handler)

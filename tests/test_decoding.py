@@ -265,7 +265,7 @@ def test_a_batch_is_stopped_while_a_decoder_is_busy(harmful, folder, no_network)
         next(running)
     began = time.monotonic()
     running.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # not the hour that the decoder would take
     assert decoding_processes() == []
 
 

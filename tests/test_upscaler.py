@@ -119,10 +119,10 @@ def test_progress_may_cancel_at_once_and_the_next_picture_is_complete(network):
     def cancel(fraction: float) -> None:
         raise GivenUp
 
-    began = time.perf_counter()
+    began = time.process_time()  # the processor's time, which other programs do not lengthen
     with pytest.raises(GivenUp):
         upscaler.upscale(image, cancel)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert np.array_equal(upscaler.upscale(photo(30, 30)), calm)
 
 
