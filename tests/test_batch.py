@@ -610,7 +610,7 @@ def test_a_full_disk_stops_the_batch_with_a_message_and_loses_nothing(folder):
     )
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "out"], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
-    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=300)
     events = [json.loads(line) for line in result.stdout.splitlines()]
     done = {Path(event["output"]).name for event in events if event["event"] == "done"}
     (stopped,) = [event for event in events if event["event"] == "stopped"]

@@ -51,7 +51,7 @@ class Processes:
         self.workers: list[subprocess.Popen] = []
         file = folder / "scheduler.json"
         self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (file.exists() and file.stat().st_size):
             assert time.monotonic() < deadline and self.scheduler.poll() is None
             time.sleep(0.05)
@@ -63,7 +63,7 @@ class Processes:
         while len(self.workers) < count:
             self.workers.append(self._start("worker", self.address, "--no-nanny", "--nthreads", "2"))
         with distributed.Client(self.address, set_as_default=False) as client:
-            client.wait_for_workers(count, timeout=60)
+            client.wait_for_workers(count, timeout=300)
 
     def _start(self, *command: str) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
