@@ -6,11 +6,18 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 from command import hasn  # noqa: F401 (a fixture)
 from quick_hasn import path_with_hasn  # noqa: F401 (a fixture)
 
+# threads that wait take no processor time from the other tests and programs; read when PyTorch is first imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile("hasn", deadline=None)  # no test depends on an idle machine
+hypothesis.settings.load_profile("hasn")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # true in a shell's background, and inherited by processes
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -297,13 +297,13 @@ def fork(fraction):
 upscale(image, 2)
 upscale(image, 2, progress=fork)
 for child in children:
-    child.join(60)
+    child.join(300)
     if child.exitcode is None:
         child.kill()
         raise SystemExit("the child hangs")
 raise SystemExit(max(child.exitcode for child in children))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

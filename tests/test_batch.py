@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import json
 import os
 import shutil
@@ -377,28 +378,25 @@ def test_settings_survive_json_and_the_fingerprint_covers_what_changes_the_resul
 
 
 def test_decoding_and_encoding_run_in_parallel_with_the_network(folder, fake, monkeypatch):
-    jobs = save_many(12)
-    fake(seconds=0.05)
-    slow_down(monkeypatch, "open_source", 0.04), slow_down(monkeypatch, "write_result", 0.04)
-
-    def seconds(workers: int | None) -> float:
-        began = time.perf_counter()
-        assert len(of_type(run_batch(jobs, TWICE, workers=workers, on_exists="overwrite"), Done)) == 12
-        return time.perf_counter() - began
-
-    seconds(1)  # which imports what is imported late
-    # one after the other: 1.56 s, and the start of the process that decodes; the network alone: 0.6 s
-    assert seconds(None) < 0.85 * seconds(1)
+    jobs = save_many(6)
+    fake()
+    together = threading.Barrier(3)  # passed only by three threads at the same time
+    wait_once(monkeypatch, work, "write_result", together, call=1)
+    wait_once(monkeypatch, FakeUpscaler, "upscale", together, call=2)
+    wait_once(monkeypatch, work, "open_source", together, call=3)
+    assert len(of_type(run_batch(jobs, TWICE), Done)) == 6
 
 
-def slow_down(monkeypatch, name: str, seconds: float) -> None:
-    real = getattr(work, name)
+def wait_once(monkeypatch, owner: object, name: str, barrier: threading.Barrier, call: int) -> None:
+    """Make the call of that number wait at the barrier, and fail if the others do not come."""
+    real, calls = getattr(owner, name), itertools.count(1)
 
-    def slowed(*args):
-        time.sleep(seconds)
-        return real(*args)
+    def waiting(*args, **options):
+        if next(calls) == call:
+            barrier.wait(60)
+        return real(*args, **options)
 
-    monkeypatch.setattr(work, name, slowed)
+    monkeypatch.setattr(owner, name, waiting)
 
 
 def test_no_more_pictures_are_processed_at_once_than_there_are_workers(folder, fake, monkeypatch):
@@ -499,7 +497,7 @@ def test_nothing_is_admitted_after_the_memory_limit_is_closed():
         thread.start()
         time.sleep(0.05)
         room.close()
-        thread.join(1)
+        thread.join(60)
     assert outcome == ["turned away"]
 
 
@@ -547,7 +545,7 @@ def test_a_result_is_freed_after_its_picture_is_written(folder, fake, monkeypatc
     monkeypatch.setattr(FakeUpscaler, "upscale", upscale)
     for event in run_batch([job], TWICE):
         if isinstance(event, Done):
-            deadline = time.monotonic() + 1  # wait until its threads are idle
+            deadline = time.monotonic() + 60  # wait until its threads are idle
             while any(result() is not None for result in results) and time.monotonic() < deadline:
                 gc.collect()
                 time.sleep(0.01)
@@ -557,9 +555,9 @@ def test_a_result_is_freed_after_its_picture_is_written(folder, fake, monkeypatc
 # stopping
 
 
-def test_closing_stops_within_two_seconds_and_leaves_no_half_written_file(folder, fake):
+def test_closing_stops_at_once_and_leaves_no_half_written_file(folder, fake):
     jobs = save_many(30)
-    fake(seconds=0.2, steps=20)
+    fake(seconds=1.0, steps=100)
     events = run_batch(jobs, TWICE)
     finished = 0
     for event in events:
@@ -568,7 +566,7 @@ def test_closing_stops_within_two_seconds_and_leaves_no_half_written_file(folder
             break
     began = time.perf_counter()
     events.close()
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 20
     written = list(Path("out").glob("*.png"))
     assert 2 <= len(written) <= 5 and no_halves(folder)
     for path in written:
@@ -586,15 +584,15 @@ def test_a_codec_that_cannot_be_stopped_is_abandoned_and_its_file_removed(folder
         for owner in (unfinished.owner(), "another"):
             target.with_name(f".hasn-{owner}-abc.part").write_text("half")
         writing.set()
-        release.wait(10)
+        release.wait(100)
 
     monkeypatch.setattr(work, "write_picture", write)
     events = run_batch(jobs, TWICE)
     assert isinstance(next(events), Started)
-    assert writing.wait(5)
+    assert writing.wait(60)
     began = time.perf_counter()
     events.close()
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 30
     assert [path.name for path in folder.rglob("*.part")] == [".hasn-another-abc.part"]
     assert not jobs[0].target.exists()
     release.set()
@@ -612,7 +610,7 @@ def test_a_full_disk_stops_the_batch_with_a_message_and_loses_nothing(folder):
     )
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "out"], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
-    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=300)
     events = [json.loads(line) for line in result.stdout.splitlines()]
     done = {Path(event["output"]).name for event in events if event["event"] == "done"}
     (stopped,) = [event for event in events if event["event"] == "stopped"]

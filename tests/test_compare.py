@@ -535,7 +535,7 @@ def on_terminal(answers, **environment):
         [sys.executable, "-c", script], stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=env
     )
     os.close(theirs)
-    written, deadline = b"", time.monotonic() + 60
+    written, deadline = b"", time.monotonic() + 300
     while time.monotonic() < deadline:
         if not select.select([ours], [], [], 0.2)[0]:
             continue
@@ -548,7 +548,7 @@ def on_terminal(answers, **environment):
             found = re.search(query, chunk)
             if found:
                 os.write(ours, answer % found.groups())
-    assert process.wait(10) == 0, process.stderr.read().decode()
+    assert process.wait(60) == 0, process.stderr.read().decode()
     process.stderr.close()
     os.close(ours)
     return written

@@ -61,7 +61,7 @@ class Shell:
     def send(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 30.0) -> str:
+    def wait_for(self, pattern: str, seconds: float = 300.0) -> str:
         """What is shown from now on, up to the pattern."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -145,7 +145,7 @@ def decoding_processes(parent: int | None = None) -> list[psutil.Process]:
     return [child for child in children if any("hasn_cli.decoding.child" in word for word in child.cmdline())]
 
 
-def wait_until(condition, seconds: float = 30) -> None:
+def wait_until(condition, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -218,7 +218,7 @@ def test_the_command_fails_one_picture_of_fifty_by_name(harmful, folder):
     save_fifty(folder, "SEGFAULT")
     for more in ((), ("--resume",)):
         command = [sys.executable, "-m", "hasn_cli", "upscale", "in", "-o", "out/", "-s", "2", *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 1
         assert "in/19.bmp: the decoder crashed (segmentation fault)" in done.stderr
         assert len(list((folder / "out").glob("*.bmp"))) == 49
@@ -230,7 +230,7 @@ def test_on_a_cluster_one_picture_of_fifty_fails_by_name(harmful, folder):
     save_fifty(folder, "SEGFAULT")
     for more in ((), ("--resume",)):
         command = [sys.executable, "-m", "hasn_cli", "upscale", "in", "-o", "out/", "-s", "2", "--cluster", "local:2"]
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=180)
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
         assert done.returncode == 1, done.stderr
         assert "in/19.bmp: the decoder crashed (segmentation fault)" in done.stderr
         assert len(list((folder / "out").glob("*.bmp"))) == 49
@@ -265,7 +265,7 @@ def test_a_batch_is_stopped_while_a_decoder_is_busy(harmful, folder, no_network)
         next(running)
     began = time.monotonic()
     running.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # not the hour that the decoder would take
     assert decoding_processes() == []
 
 
@@ -313,7 +313,7 @@ def test_questions_after_the_end_are_turned_away():
 
 def test_the_process_that_decodes_imports_no_torch():
     code = "import sys, hasn_cli.decoding.child, hasn_cli.decoding.messages; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "False\n", done.stderr
 
 

@@ -219,7 +219,7 @@ def test_a_run_under_nohup_survives_a_closed_terminal(tmp_path):
             if b'"progress"' in line:
                 break
         child.send_signal(signal.SIGHUP)
-        child.communicate(timeout=60)
+        child.communicate(timeout=300)
     finally:
         child.kill()
     assert child.returncode == 0

@@ -170,6 +170,9 @@ class Lie:
     def __init__(self, size: tuple, stride: tuple, offset: int = 0) -> None:
         self.claim = offset, size, stride
 
+    def __repr__(self) -> str:  # names the test, the same in every process
+        return str(self.claim)[:40]
+
     def __reduce__(self) -> tuple:
         function, (storage, *_) = torch.zeros(4).__reduce_ex__(2)
         return function, (storage, *self.claim, False, {})
@@ -228,9 +231,9 @@ def test_a_strange_pickle_is_refused(tmp_path, pickled: bytes):
 
 def test_a_pickle_of_many_instructions_is_refused_before_they_are_carried_out(tmp_path):
     (tmp_path / "w.pth").write_bytes(archive(b"\x80\x02" + b"N0" * checkpoint.MOST_DESCRIPTION + b"N."))
-    began = time.monotonic()
+    began = time.process_time()
     assert "over the limit" in refusal(tmp_path / "w.pth")
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 # safetensors, and values
@@ -332,9 +335,9 @@ BOMB = "\n".join([f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abc
 )
 def test_front_matter_that_means_harm_is_passed_over(tmp_path, matter: str):
     (tmp_path / "README.md").write_text(f"---\n{matter}\n---\n# A card\n")
-    began = time.monotonic()
+    began = time.process_time()
     assert read_front_matter(tmp_path / "README.md") == {}
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_weights_are_listed_beside_a_card_that_means_harm(tmp_path, state):

@@ -97,7 +97,7 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess[str]:
         str(folder / "out"),
         *arguments,
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_only_our_own_lines_are_on_stderr_for_a_folder_of_sloppy_and_broken_files(tmp_path):

@@ -66,7 +66,6 @@ def sandbox(tmp_path):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-@pytest.mark.timeout(300)
 def test_every_command_works_as_printed(page, sandbox, path_with_hasn):
     env = {**os.environ, "PATH": path_with_hasn, "HOME": str(sandbox)}
     runners = {"sh": ["bash", "-euxo", "pipefail", "-c"], "python": [sys.executable, "-c"]}

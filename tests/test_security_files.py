@@ -100,7 +100,6 @@ def as_another_user_s(path: Path) -> None:
 STRANGE = [as_link, as_dangling_link, as_hard_link, as_pipe, as_sparse_file, as_device, as_another_user_s]
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", STRANGE)
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_strange_journal_is_refused_in_one_line_and_neither_followed_nor_read(folder, fake, make, resume):
@@ -115,7 +114,6 @@ def test_a_strange_journal_is_refused_in_one_line_and_neither_followed_nor_read(
     assert not list(Path("in").glob("*_x4*")), "nothing is begun"
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", STRANGE)
 def test_where_nothing_is_written_a_strange_journal_is_told_and_the_batch_goes_on(folder, fake, make):
     save("in/a.png"), save("in/sub/b.png")
@@ -142,7 +140,6 @@ def test_a_journal_is_made_for_its_owner_alone(folder, fake):
     assert mode(Path("out", NAME)) == 0o600
 
 
-@pytest.mark.timeout(60)
 def test_endless_lines_and_other_peoples_outputs_take_no_memory(folder):
     path = folder / NAME
     record = '{"target":"%s","state":"done"}\n'
@@ -464,7 +461,6 @@ def huge_file(name: str, beginning: bytes = b"") -> None:
     os.truncate(name, HUGE)
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("resume", [False, True])
 def test_huge_files_are_looked_at_before_they_are_hashed(folder, fake, monkeypatch, resume):
     Path("in").mkdir()
@@ -514,7 +510,6 @@ def test_a_large_input_that_is_swapped_while_it_is_decoded_fails_and_leaves_noth
     assert not job.target.exists() and no_halves(folder)
 
 
-@pytest.mark.timeout(20)
 def test_a_pipe_that_takes_a_files_place_holds_nothing_up(folder, fake, monkeypatch):
     (job,) = save_many(1)
     real = reading._identity
@@ -531,7 +526,6 @@ def test_a_pipe_that_takes_a_files_place_holds_nothing_up(folder, fake, monkeypa
     assert isinstance(error, ImageError) and not job.target.exists()
 
 
-@pytest.mark.timeout(20)
 def test_a_list_that_never_ends_is_refused(monkeypatch):
     monkeypatch.setattr("hasn_cli.batch.lists.LARGEST", 1 << 20)
     with pytest.raises(UsageError, match="longer than"):
@@ -604,7 +598,6 @@ def test_what_is_no_secret_stays(text):
     assert redacted(text) == text
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     "piece",
     [

@@ -830,12 +830,12 @@ def test_a_named_pipe_that_never_ends_is_read_as_far_as_its_header_says(tmp_path
     writer.start()
     shown, _ = open_source(path, Settings(), "pipe")
     assert shown.size == (30, 40)
-    writer.join(20)
+    writer.join(300)
     assert not writer.is_alive()
     writer = threading.Thread(target=feed, daemon=True)
     writer.start()
     assert open_picture(path).size == (30, 40)
-    writer.join(20)
+    writer.join(300)
     assert not writer.is_alive()
 
 

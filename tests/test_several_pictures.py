@@ -86,7 +86,7 @@ def test_a_stream_of_pfm_becomes_a_tiff():
 def test_a_pnm_pipe_in_gives_a_pnm_pipe_out():
     stream = b"".join(pnm(np.roll(photo(16, 20), 3 * index, axis=1)) for index in range(3))
     command = [sys.executable, "-m", "hasn_cli", "upscale", "-", "-s", "2", "-o", "-"]
-    result = subprocess.run(command, input=stream, capture_output=True, timeout=120, check=True)
+    result = subprocess.run(command, input=stream, capture_output=True, timeout=300, check=True)
     found = open_picture(result.stdout)
     assert (found.format, found.frame_count, found.size) == ("ppm", 3, (32, 40))
     for frame, index in zip(found.frames, range(3), strict=True):

@@ -783,7 +783,7 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     killed = train(tmp_path / "killed")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     log = tmp_path / "killed" / "log.csv"  # a row is written once its step, here the first that is saved, is saved
     while "\n4," not in (log.read_text() if log.exists() else "") and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -791,8 +791,8 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
     _, said = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, said
     resumed, whole = train(tmp_path / "killed"), train(tmp_path / "whole")
-    _, said = resumed.communicate(timeout=100)
-    whole.communicate(timeout=100)
+    _, said = resumed.communicate(timeout=300)
+    whole.communicate(timeout=300)
     assert "continuing from step" in said
     curves = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("killed", "whole")]
     for row in (row for curve in curves for row in curve):
