@@ -259,3 +259,61 @@ def test_an_array_of_another_layout_gets_a_hint(shape, hint):
 
 def test_an_image_is_still_an_image():
     assert upscale(Image.new("RGB", (16, 16)), 2).size == (32, 32)
+
+
+# --- messages that say what to type instead ---
+
+
+def test_a_word_unlike_any_command_is_not_taken_for_one(hasn):
+    result = hasn("foto")
+    assert result.code == 2
+    assert "Did you mean" not in result.err and "hasn photo.jpg" in result.err
+
+
+def test_a_large_scale_is_told_how_to_write_a_percentage(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert "write 200%" in hasn("a.png", "-s", "200").err
+    assert "%" not in hasn("a.png", "-s", "17").err
+
+
+def test_an_unknown_format_is_told_the_known_ones(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    hint = hasn("a.png", "-f", "docx").err.splitlines()[1]
+    assert {"jpg,", "png,", "jxl,"} <= set(hint.split())
+
+
+def test_a_file_used_as_a_folder_is_called_a_file(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert "a.png is a file, not a folder" in hasn("a.png", "-o", "a.png/").err
+
+
+def test_the_memory_named_by_the_hint_is_enough(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    refused = hasn("a.png", "-s", "2", "--memory", "1M").err
+    enough = re.search(r"hint: --memory (\d+M) is enough", refused)
+    assert enough, refused
+    assert hasn("a.png", "-s", "2", "--memory", enough[1]).code == 0
+
+
+def test_a_picture_that_ends_early_is_described_in_plain_words(hasn, tmp_path):
+    (tmp_path / "a.png").write_bytes(save(tmp_path / "whole.png").read_bytes()[:20])
+    error = hasn("a.png").err
+    assert "the file ends too early" in error and "unpack" not in error
+
+
+def test_a_box_that_cannot_be_filled_is_told(hasn, tmp_path):
+    save(tmp_path / "a.png")  # 20×16, so at most 320×256
+    assert "--fit 4000x4000 is not reached: 16 times is the limit" in hasn("a.png", "--fit", "4000x4000").err
+    assert size_of(tmp_path / "a_4000x4000.png") == (320, 256)
+    assert "not reached" not in hasn("a.png", "--fit", "320x4000").err
+
+
+def test_help_shows_defaults_without_ranges_and_brackets(hasn):
+    for command in (["doctor"], ["export"], ["weights", "path"], ["upscale"]):
+        text = hasn(*command, "--help").out.decode()
+        assert "<=" not in text and ">=" not in text and "(5)" not in text
+
+
+def test_a_wrong_box_in_python_is_told_the_right_form():
+    with pytest.raises(UsageError, match="is not a box"):
+        upscale(np.zeros((8, 8), np.uint8), fit="640x480")

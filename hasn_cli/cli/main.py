@@ -29,6 +29,7 @@ COMMANDS = {
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 DEFAULT = "upscale"
+UNKNOWN_HINT = "hasn --help lists the commands; a picture needs its whole name: hasn photo.jpg"
 OWN_OPTIONS = ("-h", "--help", "--version", "-v", "--verbose")
 # endings that a word may have to be taken for a picture's name; what is read is a longer list, and slow to import
 PICTURE_ENDINGS = (
@@ -85,8 +86,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"Did you mean {close[0]}?" if close else "hasn --help lists the commands"
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.65)
+            hint = f"Did you mean {close[0]}?" if close else UNKNOWN_HINT
             raise UnknownCommand(args[0], hint)
         return super().resolve_command(ctx, args)
 

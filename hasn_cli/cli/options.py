@@ -67,7 +67,8 @@ class Factor(click.ParamType[Fraction]):
         except (ValueError, ZeroDivisionError):
             self.fail(f"{value!r} is not a scale such as 2, 1.5 or 200%", param, ctx)
         if not 1 < factor <= LARGEST_SCALE:
-            self.fail(f"{value} is not above 1 and at most {LARGEST_SCALE}", param, ctx)
+            advice = f"; for a percentage, write {value}%" if 100 < factor <= 100 * LARGEST_SCALE else ""
+            self.fail(f"the scale must be above 1 and at most {LARGEST_SCALE}, not {value}{advice}", param, ctx)
         return factor
 
 
@@ -162,6 +163,18 @@ memory_option = option(
 )
 
 
+def complete_formats(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The names of formats that begin with `incomplete`, for a shell."""
+    from hasn_cli.images.formats import format_names
+
+    return [name for name in format_names() if name.startswith(incomplete)]
+
+
+def complete_devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The kinds of devices that begin with `incomplete`, for a shell."""
+    return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
 def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
     """`--device`; `several` where a command can share its pictures between devices."""
     more = " Several share the pictures: cuda:0,cuda:1." if several else ""
@@ -172,6 +185,7 @@ def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
         default="auto",
         show_default=True,
         metavar="DEVICE",
+        shell_complete=complete_devices,
         help=f"cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.{more}",
     )
 
