@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Number
 from hasn_cli.errors import install_command
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seconds",
     cls=GroupedOption,
-    type=click.FloatRange(0, 600),
+    type=Number(0, 600),
     default=5.0,
     metavar="N",
     help="Length of the speed test in seconds, up to 600; 0: no test.  [default: 5]",

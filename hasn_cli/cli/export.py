@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Whole
 from hasn_cli.errors import OutputError, UsageError
 
 
 @click.command("export", context_settings=HELP_SETTINGS)
 @click.option("--onnx", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-@click.option("-s", "--scale", cls=GroupedOption, type=click.IntRange(2, 4), default=4, show_default=True, metavar="N",
+@click.option("-s", "--scale", cls=GroupedOption, type=Whole(2, 4), default=4, show_default=True, metavar="N",
               help="2, 3 or 4.")  # fmt: skip
 @click.option("-w", "--weights", default="hasn", show_default=True, metavar="WEIGHTS",
               type=click.Path(readable=False, path_type=str),
@@ -21,7 +21,7 @@ from hasn_cli.errors import OutputError, UsageError
 @click.option(
     "--opset",
     cls=GroupedOption,
-    type=click.IntRange(18),
+    type=Whole(18),
     default=18,
     show_default=True,
     metavar="N",

@@ -18,6 +18,7 @@ from hasn_cli.cli.options import (
     Megapixels,
     Quality,
     TileSide,
+    Whole,
     complete_formats,
     device_option,
     limit_option,
@@ -44,8 +45,8 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @click.argument("inputs", nargs=-1, metavar="INPUT...", type=FILES_ARGUMENT)
 @option("-s", "--scale", group=SIZE, type=Factor(), help="How many times larger: 2, 1.5, 300%; at most 16. Above 4, "
         "the network runs twice.  [default: 4]")  # fmt: skip
-@option("--width", group=SIZE, type=click.IntRange(1), metavar="N", help="Width in pixels, instead of a scale.")
-@option("--height", group=SIZE, type=click.IntRange(1), metavar="N", help="Height in pixels, instead of a scale.")
+@option("--width", group=SIZE, type=Whole(1), metavar="N", help="Width in pixels, instead of a scale.")
+@option("--height", group=SIZE, type=Whole(1), metavar="N", help="Height in pixels, instead of a scale.")
 @option("--stretch", group=SIZE, is_flag=True, help="Let --width and --height together change the proportions.")
 @option(
     "--fit",
@@ -89,14 +90,14 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @memory_option
 @option("-t", "--tile", group=NETWORK, type=TileSide(), default="auto", metavar="N",
         help="Side of the tiles in input pixels; 0: no tiles.  [default: auto, if memory is short]")  # fmt: skip
-@option("--overlap", group=NETWORK, type=click.IntRange(0), metavar="N",
+@option("--overlap", group=NETWORK, type=Whole(0), metavar="N",
         help="Pixels that neighbouring tiles share.  [default: 32, or less for small tiles]")  # fmt: skip
 @option("-x", "--tta", group=NETWORK, is_flag=True,
         help="Average over eight flips and rotations: slightly better, 8 times slower.")  # fmt: skip
 @option("--consistent", group=NETWORK, is_flag=True,
         help="Adjust the result so that reducing it by bicubic gives the input again.")  # fmt: skip
 @option("--compile", group=NETWORK, is_flag=True, help="Compile the network first (torch.compile), for GPUs.")
-@option("-j", "--jobs", group=BATCH, type=click.IntRange(1), metavar="N",
+@option("-j", "--jobs", group=BATCH, type=Whole(1), metavar="N",
         help="Pictures to work on at once.  [default: 4, or more on a GPU]")  # fmt: skip
 @option("--resume", group=BATCH, is_flag=True, help="Continue a batch that was interrupted.")
 @option("--no-journal", group=BATCH, is_flag=True, help="Keep no journal, which --resume needs, beside the outputs.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Whole
 from hasn_cli.console import printable
 from hasn_cli.errors import UsageError, WeightsError
 
@@ -27,7 +27,7 @@ scale_option = click.option(
     "-s",
     "--scale",
     cls=GroupedOption,
-    type=click.IntRange(2, 4),
+    type=Whole(2, 4),
     metavar="N",
     help="2, 3 or 4.  [default: all that exist]",
 )
