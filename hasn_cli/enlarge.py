@@ -109,6 +109,12 @@ class Size:
             raise ImageError(message, f"use --fit {width}x{height} to keep the proportions, or --stretch to distort it")
         return height, width
 
+    def notices(self, lr_size: tuple[int, int]) -> tuple[str, ...]:
+        """What may surprise about the size of the result: `fit` asks for more than is possible."""
+        if self.fit is None or any(LARGEST * side >= limit for side, limit in zip(lr_size, self.fit, strict=True)):
+            return ()
+        return (f"--fit {self.fit[1]}x{self.fit[0]} is not reached: {LARGEST} times is the limit",)
+
     def network_scale(self, lr_size: tuple[int, int]) -> int:
         """The smallest scale, of those in `PASSES`, that reaches the target in both directions.
 

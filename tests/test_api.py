@@ -244,7 +244,7 @@ def test_any_scale_from_one_to_four(scale: float, size: tuple[int, int]):
         (np.zeros(4, np.uint8), r"shape \(4,\) is not a picture"),
         (np.zeros((0, 4), np.uint8), r"shape \(0, 4\) is not a picture"),
         (np.zeros((4, 4), np.int64), "int64 is not a picture"),
-        (7, "a int is not a picture"),
+        (7, "int is not a kind of picture"),
         ("nowhere.png", "nowhere.png"),
     ],
 )

@@ -73,7 +73,8 @@ def do_job(
         started = plan_job(job, picture, settings, pool)
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)
     seconds = time.perf_counter() - began - waited - upscaler.waited
-    notices = notices_of(replace(picture, size=target_size), started.format, settings.encode)
+    notices = settings.size.notices(picture.size)
+    notices += notices_of(replace(picture, size=target_size), started.format, settings.encode)
     done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length, notices)
     scale = settings.size.network_scale(picture.size)
     return done, Receipt(mark, state, scale, pool.digest(scale))

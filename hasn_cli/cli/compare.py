@@ -37,7 +37,21 @@ WHAT, OUTPUT, NETWORK, MESSAGES = "What to compare", "Output", "Network", "Messa
 PAGE_SUFFIXES = (".html", ".htm")
 
 
-@click.command("compare", cls=GroupedCommand, context_settings=HELP_SETTINGS)
+class OnePicture(GroupedCommand):
+    """A command whose error for a second picture says where that belongs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as wrong:
+            if "unexpected extra argument" in wrong.message:
+                raise UsageError(
+                    "compare takes one picture", "-o names the output, --reference the large original"
+                ) from wrong
+            raise
+
+
+@click.command("compare", cls=OnePicture, context_settings=HELP_SETTINGS)
 @click.argument("picture", metavar="PICTURE", type=click.Path(path_type=Path))
 @option("-s", "--scale", group=WHAT, type=Factor(), default="4", show_default=True,
         help="How many times larger: 2, 1.5, 300%; at most 16.")  # fmt: skip

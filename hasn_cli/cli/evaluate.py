@@ -45,7 +45,7 @@ class Qualities(click.ParamType[tuple[int, ...]]):
               help="cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.")  # fmt: skip
 @click.option("-f", "--format", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
               help="Format of the result.")  # fmt: skip
-@click.option("-o", "--output", type=FOLDER, metavar="FILE", help="File to write.  [default: -, stdout]")
+@click.option("-o", "--output", type=FOLDER, metavar="FILE", help="File to write.  [default: stdout]")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 def command(
     hr_dir: Path,

@@ -29,6 +29,7 @@ COMMANDS = {
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 DEFAULT = "upscale"
+UNKNOWN_HINT = "hasn --help lists the commands; a picture needs its whole name: hasn photo.jpg"
 OWN_OPTIONS = ("-h", "--help", "--version", "-v", "--verbose")
 # A word with one of these endings is taken for a picture's name. The list of all formats would be slow to import.
 PICTURE_ENDINGS = (
@@ -85,8 +86,10 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"Did you mean {close[0]}?" if close else "hasn --help lists the commands"
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.65)
+            if args[0] in ("help", "version"):
+                close = [f"hasn --{args[0]}"]
+            hint = f"Did you mean {close[0]}?" if close else UNKNOWN_HINT
             raise UnknownCommand(args[0], hint)
         return super().resolve_command(ctx, args)
 
@@ -117,7 +120,8 @@ def _means_upscale(words: Sequence[str]) -> bool:
 
 def _names_input(word: str) -> bool:
     return (
-        word == "-"
+        word in ("-", "--files-from")
+        or word.startswith("--files-from=")
         or (not word.startswith("-") and os.path.lexists(word))
         or "://" in word
         or PurePath(word).suffix.lower() in PICTURE_ENDINGS

@@ -67,7 +67,8 @@ class Factor(click.ParamType[Fraction]):
         except (ValueError, ZeroDivisionError):
             self.fail(f"{value!r} is not a scale such as 2, 1.5 or 200%", param, ctx)
         if not 1 < factor <= LARGEST_SCALE:
-            self.fail(f"{value} is not above 1 and at most {LARGEST_SCALE}", param, ctx)
+            advice = f"; for a percentage, write {value}%" if 100 < factor <= 100 * LARGEST_SCALE else ""
+            self.fail(f"the scale must be above 1 and at most {LARGEST_SCALE}, not {value}{advice}", param, ctx)
         return factor
 
 
@@ -103,23 +104,47 @@ class Box(click.ParamType[tuple[int, int]]):
         return int(match[2]), int(match[1])
 
 
-class Quality(click.IntRange):
+class Whole(click.IntRange):
+    """A whole number in a range, with an error message in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number: int = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a whole number{self._range()}", param, ctx)
+        return number
+
+    def _range(self) -> str:
+        return f" from {self.min} to {self.max}" if self.max is not None else f" of at least {self.min}"
+
+
+class Number(click.FloatRange):
+    """A number from 0 up or above 0, or in a range, with an error message in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number: float = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a number {self._range()}", param, ctx)
+        return number
+
+    def _range(self) -> str:
+        if self.max is not None:
+            return f"from {self.min:g} to {self.max:g}"
+        return f"above {self.min:g}" if self.min_open else f"of at least {self.min:g}"
+
+
+class Quality(Whole):
     """The quality of lossy formats, a number from 1 to 100."""
 
     def __init__(self) -> None:
         super().__init__(1, 100)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            quality = int(value)
-        except ValueError:
-            quality = 0
-        if not 1 <= quality <= 100:
-            self.fail(f"{value!r} is not a whole number from 1 (smallest file) to 100 (best picture)", param, ctx)
-        return quality
+    def _range(self) -> str:
+        return " from 1 (smallest file) to 100 (best picture)"
 
 
-class Megapixels(click.FloatRange):
+class Megapixels(Number):
     """Millions of pixels: a finite number from 0 up."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -162,6 +187,18 @@ memory_option = option(
 )
 
 
+def complete_formats(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The names of formats that begin with `incomplete`, for a shell."""
+    from hasn_cli.images.formats import format_names
+
+    return [name for name in format_names() if name.startswith(incomplete)]
+
+
+def complete_devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The kinds of devices that begin with `incomplete`, for a shell."""
+    return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
 def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
     """`--device`. `several`: whether the command can divide its pictures among devices."""
     more = " Several share the pictures: cuda:0,cuda:1." if several else ""
@@ -172,6 +209,7 @@ def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
         default="auto",
         show_default=True,
         metavar="DEVICE",
+        shell_complete=complete_devices,
         help=f"cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.{more}",
     )
 

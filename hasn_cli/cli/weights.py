@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Whole
 from hasn_cli.console import printable
 from hasn_cli.errors import UsageError, WeightsError
 
@@ -24,7 +24,12 @@ WEIGHTS = click.Path(readable=False, path_type=str)  # unchecked: it lets shells
 names_argument = click.argument("names", nargs=-1, metavar="[WEIGHTS]...", type=WEIGHTS)
 weights_argument = click.argument("weights", metavar="[WEIGHTS]", default="hasn", type=WEIGHTS)
 scale_option = click.option(
-    "-s", "--scale", type=click.IntRange(2, 4), metavar="N", help="2, 3 or 4.  [default: all that exist]"
+    "-s",
+    "--scale",
+    cls=GroupedOption,
+    type=Whole(2, 4),
+    metavar="N",
+    help="2, 3 or 4.  [default: all that exist]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

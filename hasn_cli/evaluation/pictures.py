@@ -49,7 +49,7 @@ def read_all(paths: list[Path], min_side: int, on_skip: OnSkip) -> Iterator[NDAr
         try:
             image = read_rgb(path)
         except (HasnError, OSError) as error:
-            on_skip(str(path), str(error))
+            on_skip(str(path), str(error).removeprefix(f"{path}: "))
             continue
         if min(image.shape[:2]) < min_side:
             on_skip(str(path), f"smaller than {min_side} pixels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -88,6 +89,8 @@ def guarded(name: str, read: Callable[[], T]) -> T:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:  # decoders raise OSError too, but without an error number
             raise ImageError(f"{name}: {error.strerror}") from error
+        if isinstance(error, struct.error | IndexError):  # a header was read beyond the end of what the file contains
+            raise ImageError(f"{name}: broken: the file ends too early, or its header is damaged") from error
         words = str(error).split()
         detail = " ".join(words)[:200] if words else type(error).__name__
         raise ImageError(f"{name}: broken or not supported ({detail})") from error

@@ -92,11 +92,13 @@ def check_target(target: Path) -> None:
 
     Raises:
         OutputError: `target` exists and is not a regular file or a link to one; or it is a link of the system, such as
-            /dev/stdout; or its folder (or the closest existing one above it) is not writable.
+            /dev/stdout; or its folder (or the closest existing one above it) is a file, or is not writable.
     """
     if (target.exists() and not target.is_file()) or _is_system_link(target):
         raise OutputError(f"{target}: is not a regular file", "to write to a pipe or device, use -o - and redirect it")
     folder = next(folder for folder in target.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file, not a folder", "choose another folder with -o")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: {os.strerror(errno.EACCES)}", "choose another folder with -o")
 

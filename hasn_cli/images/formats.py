@@ -82,6 +82,11 @@ def format_for_name(name: str) -> str | None:
     return SUFFIXES.get(suffix) or (bare if bare in FORMATS else _ALIASES.get(bare))
 
 
+def format_names() -> list[str]:
+    """A short name of each format, such as `jpg`, for messages and completion."""
+    return [entry.suffixes[0].removeprefix(".") for entry in FORMATS.values()]
+
+
 def suffix_for_format(name: str) -> str:
     """The suffix, with its dot, for new files of a format."""
     return FORMATS[name].suffixes[0]

@@ -99,7 +99,7 @@ def resolve(weights: str, scale: int, *, progress: Progress | None = None, downl
         raise WeightsError(f"there are no weights at {weights}", "check the path given to -w")
     raise WeightsError(
         f"there are no weights called '{weights}'",
-        f"give one of {', '.join(NAMES)}, a path, or a hub id OWNER/REPO; see: hasn weights list",
+        f"give one of {', '.join(NAMES)}, a path, or OWNER/REPO on the Hugging Face Hub",
     )
 
 

@@ -280,6 +280,7 @@ def _no_bars() -> Iterator[None]:
 def _explained(source: HubId, filename: str = "") -> Iterator[None]:
     """Turn the client's exceptions into clear errors, and keep its log messages off stderr."""
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging as _  # noqa: F401  (importing it sets the level that is replaced below)
 
     client_log = logging.getLogger("huggingface_hub")
     level = client_log.level
@@ -321,7 +322,7 @@ def _explain(error: Exception, source: HubId, filename: str) -> DownloadError:
     if isinstance(error, ValueError):  # from the client, for a malformed name
         return DownloadError(f"'{source}' is not valid: {_first_line(error)}", "the form is OWNER/REPO[@REVISION]")
     return DownloadError(
-        f"cannot download {source} from {host}: {_first_line(error)}", "check the connection and try again"
+        f"the connection to {host} for {source} failed: {_first_line(error)}", "check the connection and try again"
     )
 
 
