@@ -1101,7 +1101,7 @@ def test_a_batch_counts_the_largest_page():
 
 def test_a_page_that_is_out_of_reach_does_not_count():
     pages = open_picture(encoded(document(photo(20, 20), photo(20, 4)), "tiff"))
-    settings = Settings(size=Size(width=40))
+    settings = Settings(size=Size(width=80))
     assert bytes_needed(pages, settings) == bytes_needed(picture(photo(20, 20)), settings)
 
 
