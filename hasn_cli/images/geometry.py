@@ -54,10 +54,6 @@ class Geometry:
         across, down = (down, across) if self.aside else (across, down)
         return across * self.scales[0], down * self.scales[1]
 
-    def densities(self, across: float, down: float) -> tuple[float, float]:
-        """Map pixels per length on the sensor: there are more pixels in the same length."""
-        return self.lengths(across, down)
-
     def point(self, x: float, y: float, frame: tuple[float, float] | None = None) -> tuple[float, float]:
         """Map a point in pixels, in the picture or in a larger `frame` (height, width) that is turned as a whole."""
         turned = _turn(self.orientation, x, y, frame or self.before)
