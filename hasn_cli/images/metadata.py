@@ -20,6 +20,7 @@ from hasn_cli.images.pixel_properties import follow, follow_in_exif
 from hasn_cli.images.pointers import GAIN_MAP, OTHERS, drop_pointers
 from hasn_cli.images.xmp import Packet
 
+INCHES_PER_METRE = 1 / 0.0254
 _XMP_ORIENTATION = ("http://ns.adobe.com/tiff/1.0/", "Orientation")
 
 
