@@ -62,10 +62,10 @@ def upright(metadata: Metadata, size: tuple[int, int], orientation: int | None =
     lost: tuple[str, ...] = ()
     if block is not None:
         block.set_number(block.first, ORIENTATION, 1)
-        if geometry.aside:
+        if geometry.swaps_axes:
             block.exchange(block.first, X_RESOLUTION, Y_RESOLUTION)
         lost = follow_in_exif(block, geometry)
-    if geometry.aside and metadata.dpi is not None:
+    if geometry.swaps_axes and metadata.dpi is not None:
         metadata = replace(metadata, dpi=metadata.dpi[::-1])
     if metadata.dpi is None and block is not None:
         metadata = replace(metadata, dpi=_resolution(block))

@@ -72,7 +72,7 @@ class _File:
         return 1 if gray and self.icc is None else 3  # a GIF's profile is an RGB profile
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     file = _File(0, 0)
     try:
         _walk(data, file)
@@ -156,7 +156,7 @@ def read(source: Source, limit: Limit) -> Picture:
     """Read a GIF. The frames of an animation are composed on the canvas, as RGBA."""
     width, height = struct.unpack_from("<HH", source.head, 6)
     limit.check(source.name, height or 1, width or 1)
-    file = _take_apart(source.read())
+    file = _parse(source.read())
     limit.check(source.name, file.height, file.width)
     count = len(file.frames)
     texts = [Text("Comment", decoded_comment(comment)) for comment in file.comments]
@@ -166,7 +166,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(file.height, file.width),
         channels=file.channels,
         dtype=np.dtype(np.uint8),
-        frames=ReplayableFrames(lambda: _compose(_take_apart(source.read()))),
+        frames=ReplayableFrames(lambda: _compose(_parse(source.read()))),
         frame_count=count,
         one_palette=all(frame.palette == file.frames[0].palette for frame in file.frames),
         broken=file.broken,

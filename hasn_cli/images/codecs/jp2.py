@@ -51,7 +51,7 @@ class _File:
 def read(source: Source, limit: Limit) -> Picture:
     """Read a JP2 file or a bare codestream, 1 to 16 bits deep."""
     contents = source.read()
-    file = _take_apart(contents)
+    file = _parse(contents)
     limit.check(source.name, file.height, file.width)
     check_structure(contents)
     channels = _channels(file)
@@ -75,7 +75,7 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     if not data.startswith(_SIGNATURE):
         return _codestream(memoryview(data))
     found = list(boxes(data))

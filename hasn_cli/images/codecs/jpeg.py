@@ -100,7 +100,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if depth != 8:
         raise ValueError(f"{depth} bits a sample are not supported")
     check_scans(data)
-    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _beside(data, parts)))
+    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _other_parts(data, parts)))
 
     def frames() -> Iterator[Frame]:
         yield Frame(_decode(source.read(), metadata.icc))
@@ -163,7 +163,7 @@ def _markers(data: bytes) -> Iterator[tuple[int, int]]:
             at += max(2, struct.unpack_from(">H", data, at)[0])
 
 
-def _beside(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
+def _other_parts(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
     """The kinds of further parts in the file, which are not copied."""
     end = next((at + 2 for marker, at in _markers(data) if marker == _EOI), len(data))
     kinds = kinds_behind(memoryview(data)[end:])
