@@ -117,7 +117,7 @@ def test_concatenated_files_are_counted_and_refused(format):
     other = encoded(picture(photo(20, 30)), "png")
     for data, count in ((one * 3, 3), (one + other, 2), (one + other + one, 3)):
         found = open_picture(data)
-        with pytest.raises(ImageError, match=f"holds {count} files") as caught:
+        with pytest.raises(ImageError, match=f"contains {count} pictures") as caught:
             check_can_hold(found, found.size, "png", EncodeOptions())
         assert "--first-frame" in caught.value.hint
         check_can_hold(found, found.size, "png", EncodeOptions(first_frame=True))
@@ -163,7 +163,7 @@ def test_the_command_counts_the_pictures_and_takes_the_first_on_request(tmp_path
     command = ["upscale", str(source), "-s", "2", "-o", str(target), "-q"]
     assert run(command) == 1
     said = capsys.readouterr().err
-    assert "holds 3 files" in said and "--first-frame" in said
+    assert "contains 3 pictures" in said and "--first-frame" in said
     assert not target.exists()
     assert run([*command, "--first-frame"]) == 0
     assert open_picture(target).size == (32, 40)

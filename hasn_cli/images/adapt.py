@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasn_cli.errors import ImageError
-from hasn_cli.images.color import is_opaque, lay_on, profile_of, to_dtype, to_srgb
+from hasn_cli.images.color import flatten, is_opaque, profile_of, to_dtype, to_srgb
 from hasn_cli.images.formats import FORMATS, Format
 from hasn_cli.images.metadata import resized, without_extension
 from hasn_cli.images.picture import (
@@ -81,7 +81,7 @@ def _without_alpha(picture: Picture, background: tuple[int, int, int] | None) ->
     profile = profile_of(metadata, picture.channels)
     if profile is not None and background is not None and not is_opaque(pixels):
         pixels, metadata = to_srgb(pixels, profile), _of_srgb(metadata)
-    pixels = lay_on(pixels, background)
+    pixels = flatten(pixels, background)
     frames = [replace(frame, pixels=pixels)]
     return replace(picture, channels=pixels.shape[2], frames=frames, metadata=metadata)
 

@@ -28,7 +28,7 @@ def opaque_if_unused(pixels: Pixels) -> Pixels:
     return np.concatenate([pixels[..., :-1], np.full_like(pixels[..., -1:], top(pixels))], axis=2)
 
 
-def lay_on(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
+def flatten(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
     """Remove the alpha channel: pixels are blended with `background`, an 8-bit RGB colour.
 
     Returns:

@@ -32,7 +32,7 @@ def split_first(source: Source, format: str) -> tuple[Source, int]:
         return source, 0
     with source.view() as data:
         end = at = _end(data, 0, format)
-        if at is None or (format == "jpeg" and _brings_others(data, at)):
+        if at is None or (format == "jpeg" and _owns_rest(data, at)):
             return source, 0
         count = 0
         while at is not None and (kind := _kind(data[at : at + 64])) is not None:
@@ -51,7 +51,7 @@ def _kind(head: bytes) -> str | None:
     return kind
 
 
-def _brings_others(data: Data, end: int) -> bool:
+def _owns_rest(data: Data, end: int) -> bool:
     """Whether the data after a JPEG, which ends at `end`, belongs to it."""
     head, size = _head_of_jpeg(data, 0)
     if any(mark in head for mark in _ITS_OWN):

@@ -29,7 +29,7 @@ class Geometry:
         return cls(orientation, size, size if orientation < 5 else size[::-1])
 
     @property
-    def aside(self) -> bool:
+    def swaps_axes(self) -> bool:
         """Whether rows become columns."""
         return self.orientation >= 5
 
@@ -46,17 +46,13 @@ class Geometry:
     @property
     def scales(self) -> tuple[float, float]:
         """The factors for horizontal and vertical lengths, in the directions that they have after the turn."""
-        height, width = self.before[::-1] if self.aside else self.before
+        height, width = self.before[::-1] if self.swaps_axes else self.before
         return self.after[1] / width, self.after[0] / height
 
     def lengths(self, across: float, down: float) -> tuple[float, float]:
         """Map a width and a height in pixels."""
-        across, down = (down, across) if self.aside else (across, down)
+        across, down = (down, across) if self.swaps_axes else (across, down)
         return across * self.scales[0], down * self.scales[1]
-
-    def densities(self, across: float, down: float) -> tuple[float, float]:
-        """Map pixels per length on the sensor: there are more pixels in the same length."""
-        return self.lengths(across, down)
 
     def point(self, x: float, y: float, frame: tuple[float, float] | None = None) -> tuple[float, float]:
         """Map a point in pixels, in the picture or in a larger `frame` (height, width) that is turned as a whole."""
@@ -83,7 +79,7 @@ class Geometry:
 
     def relative_centred_box(self, x: float, y: float, width: float, height: float) -> Numbers:
         """Map centre, width and height of a box, as fractions of the picture's size."""
-        return *self.relative_point(x, y), *((height, width) if self.aside else (width, height))
+        return *self.relative_point(x, y), *((height, width) if self.swaps_axes else (width, height))
 
 
 def _turn(orientation: int, x: float, y: float, size: tuple[float, float]) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from hasn_cli.images.pixel_properties import follow, follow_in_exif
 from hasn_cli.images.pointers import GAIN_MAP, OTHERS, drop_pointers
 from hasn_cli.images.xmp import Packet
 
+INCHES_PER_METRE = 1 / 0.0254
 _XMP_ORIENTATION = ("http://ns.adobe.com/tiff/1.0/", "Orientation")
 
 
@@ -61,10 +62,10 @@ def upright(metadata: Metadata, size: tuple[int, int], orientation: int | None =
     lost: tuple[str, ...] = ()
     if block is not None:
         block.set_number(block.first, ORIENTATION, 1)
-        if geometry.aside:
+        if geometry.swaps_axes:
             block.exchange(block.first, X_RESOLUTION, Y_RESOLUTION)
         lost = follow_in_exif(block, geometry)
-    if geometry.aside and metadata.dpi is not None:
+    if geometry.swaps_axes and metadata.dpi is not None:
         metadata = replace(metadata, dpi=metadata.dpi[::-1])
     if metadata.dpi is None and block is not None:
         metadata = replace(metadata, dpi=_resolution(block))

@@ -21,7 +21,7 @@ def _read_umask() -> int:
 _UMASK = _read_umask()  # read at import, when the process has few other threads
 
 
-def settle(file: int, replaced: os.stat_result | None, models: Sequence[os.stat_result] | None) -> None:
+def set_permissions(file: int, replaced: os.stat_result | None, models: Sequence[os.stat_result] | None) -> None:
     """Give a finished file its final permissions. While it was written, only its owner could read it.
 
     A new file gets what the umask allows; a file that replaces another gets the permissions of that one. Then the group

@@ -78,14 +78,14 @@ def _unit(namespace: str, *units: str) -> Applies:
     return applies
 
 
-def _crop_waits(packet: Packet, node: Node) -> bool:
+def _crop_is_pending(packet: Packet, node: Node) -> bool:
     """Whether Camera Raw's crop has not been applied to the pixels yet; otherwise it refers to an older picture."""
     return not any(packet.text(found) == "True" for found in packet.find((_CAMERA_RAW, "AlreadyApplied")))
 
 
 def _crop_in_pixels(packet: Packet, node: Node) -> bool:
     units = _names(_CAMERA_RAW, "CropUnit", "CropUnits")
-    return _crop_waits(packet, node) and any(packet.text(found) == "0" for found in packet.find(*units))
+    return _crop_is_pending(packet, node) and any(packet.text(found) == "0" for found in packet.find(*units))
 
 
 def _picture_size(geometry: Geometry, _: Numbers) -> Numbers:
@@ -93,7 +93,7 @@ def _picture_size(geometry: Geometry, _: Numbers) -> Numbers:
 
 
 def _swapped(geometry: Geometry, values: Numbers) -> Numbers:
-    return values[::-1] if geometry.aside else values
+    return values[::-1] if geometry.swaps_axes else values
 
 
 def _lengths(geometry: Geometry, values: Numbers) -> Numbers:
@@ -181,9 +181,9 @@ _RULES: tuple[_Rule, ...] = (
         ((_PAGED_TEXT, "MaxPageSize"), (_DYNAMIC_MEDIA, "videoFrameSize")),
         applies=_unit(_DIMENSIONS, "pixel", "pixels"),
     ),
-    _Rule(_names(_CAMERA_RAW, "CropLeft", "CropTop", "CropRight", "CropBottom"), _edges, applies=_crop_waits),
+    _Rule(_names(_CAMERA_RAW, "CropLeft", "CropTop", "CropRight", "CropBottom"), _edges, applies=_crop_is_pending),
     _Rule(_names(_CAMERA_RAW, "CropWidth", "CropHeight"), _lengths, applies=_crop_in_pixels),
-    _Rule(_names(_CAMERA_RAW, "CropAngle"), _angle, applies=_crop_waits),
+    _Rule(_names(_CAMERA_RAW, "CropAngle"), _angle, applies=_crop_is_pending),
     _Rule(_names(_DJI, "CalibratedOpticalCenterX", "CalibratedOpticalCenterY"), lambda g, v: g.point(v[0], v[1])),
     _Rule(_names(_DJI, "CalibratedFocalLength"), _length),
 )
@@ -196,9 +196,9 @@ _LISTS: dict[Name, tuple[Transform, tuple[int, ...]]] = {
 # a box as a string of fractions: left, top, width, height
 _STRINGS = (_MICROSOFT, "Rectangle")
 # calibration data for the camera's own size and orientation
-_NEVER_TRUE_AFTER = ((_DJI, "DewarpData"),)
+_CALIBRATION = ((_DJI, "DewarpData"),)
 # embedded pictures, which are not turned with the main one
-_UNTURNED = ((_XMP, "Thumbnails"), (_DEPTH, "Data"), (_DEPTH, "ImageWidth"), (_DEPTH, "ImageHeight"))
+_EMBEDDED_PICTURES = ((_XMP, "Thumbnails"), (_DEPTH, "Data"), (_DEPTH, "ImageWidth"), (_DEPTH, "ImageHeight"))
 
 
 def follow(packet: Packet, geometry: Geometry) -> tuple[str, ...]:
@@ -219,7 +219,7 @@ def follow(packet: Packet, geometry: Geometry) -> tuple[str, ...]:
     for node in list(packet.find((_IPTC_EXT, "RegionBoundary"))):
         lost += _follow_boundary(packet, node, geometry)
     if geometry.changes:
-        for node in list(packet.find(*_NEVER_TRUE_AFTER, *(_UNTURNED if geometry.orientation != 1 else ()))):
+        for node in list(packet.find(*_CALIBRATION, *(_EMBEDDED_PICTURES if geometry.orientation != 1 else ()))):
             lost += _remove(packet, node)
     return tuple(dict.fromkeys(lost))
 
@@ -283,7 +283,7 @@ def _follow_boundary(packet: Packet, boundary: Node, geometry: Geometry) -> Iter
 
 def _relative_radius(geometry: Geometry, values: Numbers) -> Numbers:
     """Transform a radius given as a fraction of the width. A turn by 90° makes the old height the new width."""
-    return (values[0] * geometry.before[1] / geometry.before[0],) if geometry.aside else values
+    return (values[0] * geometry.before[1] / geometry.before[0],) if geometry.swaps_axes else values
 
 
 def _numbers(packet: Packet, nodes: Iterable[Node | None]) -> Numbers | None:

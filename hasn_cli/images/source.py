@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hasn_cli.errors import ImageError
-from hasn_cli.images.limits import MAX_FILE_BYTES, Limit
-
-__all__ = ["Limit", "Source"]
+from hasn_cli.images.limits import MAX_FILE_BYTES
 
 
 class Source:

@@ -30,22 +30,22 @@ def read_stream(stream: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS
         ImageError: the stream is over a limit, or it cannot be read.
     """
     limit = Limit(max_pixels or None)
-    taken = _Taken(stream, None if limit.max_pixels is None else MAX_FILE_BYTES)
+    reader = _StreamReader(stream, None if limit.max_pixels is None else MAX_FILE_BYTES)
     try:
-        format = sniff(taken.up_to(_HEAD))
+        format = sniff(reader.up_to(_HEAD))
         if format in ("ppm", "pfm"):
-            guarded(name, lambda: _read_netpbm(taken, limit, name))
+            guarded(name, lambda: _read_netpbm(reader, limit, name))
         elif format is not None:
-            taken.rest()
+            reader.rest()
     except TooMuch as error:
         raise ImageError(f"{name}: {error}", "save it to a file and pass that") from error
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from error
-    return taken.bytes()
+    return reader.bytes()
 
 
-class _Taken:
-    """The bytes that have been read from a stream so far."""
+class _StreamReader:
+    """Reads a stream, and keeps all the bytes that have been read from it."""
 
     def __init__(self, stream: BinaryIO, most: int | None) -> None:
         self._stream = stream
@@ -78,12 +78,12 @@ class _Taken:
         return self._read.getvalue()
 
 
-def _read_netpbm(taken: _Taken, limit: Limit, name: str) -> None:
+def _read_netpbm(reader: _StreamReader, limit: Limit, name: str) -> None:
     """Read one picture after another, each as long as its header says."""
     start = pixels = 0
-    while sniff(taken.up_to(start + _HEAD, start)) in ("ppm", "pfm"):
+    while sniff(reader.up_to(start + _HEAD, start)) in ("ppm", "pfm"):
         try:
-            header = _header(taken, start)
+            header = _header(reader, start)
         except ValueError:
             if start:  # the data after a picture need not be another picture
                 return
@@ -92,15 +92,15 @@ def _read_netpbm(taken: _Taken, limit: Limit, name: str) -> None:
         pixels += header.height * header.width
         limit.check_total(name, pixels)
         start += netpbm.extent(header)
-        if not taken.skip_to(start):
+        if not reader.skip_to(start):
             return
 
 
-def _header(taken: _Taken, start: int) -> netpbm.Header:
+def _header(reader: _StreamReader, start: int) -> netpbm.Header:
     """The header that begins at an offset, without reading far beyond it."""
     length = _HEAD
     while True:
-        known = taken.up_to(start + length, start)
+        known = reader.up_to(start + length, start)
         try:
             return netpbm.parse_header(known)
         except ValueError:

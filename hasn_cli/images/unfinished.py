@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from hasn_cli.errors import OutputError
-from hasn_cli.images.permissions import PRIVATE, settle
+from hasn_cli.images.permissions import PRIVATE, set_permissions
 
 if sys.platform != "win32":
     import fcntl
@@ -96,7 +96,7 @@ def replacing(target: Path, placing: Placing | None = None) -> Iterator[BinaryIO
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-                settle(stream.fileno(), _regular_file_at(folder, target.name), placing.models)
+                set_permissions(stream.fileno(), _regular_file_at(folder, target.name), placing.models)
                 if LOCKS:
                     _move(folder, stream, name, target, placing.overwrite)  # still locked, so nobody deletes it
             if not LOCKS:

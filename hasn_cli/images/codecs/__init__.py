@@ -10,8 +10,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, BinaryIO
 
+from hasn_cli.images.limits import Limit
 from hasn_cli.images.picture import EncodeOptions, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
 # format → module, and the ending of its functions' names if the module serves several formats
 _CODECS = {

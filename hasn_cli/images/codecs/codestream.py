@@ -79,13 +79,13 @@ def _finest(data: bytes) -> _Style:
         if marker == _COD:
             (layers,) = struct.unpack_from(">H", body, 2)
             style.layers = max(style.layers, layers)
-            _take_in(style, bytes(body[5:]), stated=bool(body[0] & 1))
+            _add_style(style, bytes(body[5:]), stated=bool(body[0] & 1))
         elif marker == _COC:  # the component's number takes one byte if there are fewer than 257
-            _take_in(style, bytes(body[2:]), stated=bool(body[1] & 1))
+            _add_style(style, bytes(body[2:]), stated=bool(body[1] & 1))
     return style
 
 
-def _take_in(style: _Style, body: bytes, stated: bool) -> None:
+def _add_style(style: _Style, body: bytes, stated: bool) -> None:
     levels, width, height = body[0], (body[1] & 15) + 2, (body[2] & 15) + 2
     if levels > 32 or width + height > 12 or (stated and len(body) < 6 + levels):
         raise ValueError("its header states an invalid coding style")

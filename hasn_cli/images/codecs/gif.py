@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import imagecodecs
 import numpy as np
 
+from hasn_cli.images.codecs.gif_palette import table_length
 from hasn_cli.images.codecs.gif_writing import write
 from hasn_cli.images.limits import MAX_FRAMES, MAX_PARTS, Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment
@@ -71,7 +72,7 @@ class _File:
         return 1 if gray and self.icc is None else 3  # a GIF's profile is an RGB profile
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     file = _File(0, 0)
     try:
         _walk(data, file)
@@ -91,7 +92,7 @@ def _take_apart(data: bytes) -> _File:
 def _walk(data: bytes, file: _File) -> None:
     """Add the blocks of a GIF to `file`. Raises IndexError or struct.error at the end of a truncated file."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + _table_length(flags)
+    at = 13 + table_length(flags)
     file.width, file.height, shared = width, height, data[13:at]
     control = _NO_CONTROL
     frames, extensions, room = Count("frames", MAX_FRAMES), Count("extensions"), Room()
@@ -109,7 +110,7 @@ def _walk(data: bytes, file: _File) -> None:
                 _note_extension(file, data[at + 1], body)
         elif kind == _IMAGE:
             place = struct.unpack_from("<HHHHB", data, at + 1)
-            start = at + 10 + _table_length(place[4])
+            start = at + 10 + table_length(place[4])
             end = _end_of_sub_blocks(data, start + 1, pieces)
             frames.add()
             palette = data[at + 10 : start] or shared
@@ -118,10 +119,6 @@ def _walk(data: bytes, file: _File) -> None:
         else:
             raise ValueError("it contains an invalid block")
         at = end
-
-
-def _table_length(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _end_of_sub_blocks(data: bytes, at: int, pieces: Count) -> int:
@@ -160,7 +157,7 @@ def read(source: Source, limit: Limit) -> Picture:
     """Read a GIF. The frames of an animation are composed on the canvas, as RGBA."""
     width, height = struct.unpack_from("<HH", source.head, 6)
     limit.check(source.name, height or 1, width or 1)
-    file = _take_apart(source.read())
+    file = _parse(source.read())
     limit.check(source.name, file.height, file.width)
     count = len(file.frames)
     texts = [Text("Comment", decoded_comment(comment)) for comment in file.comments]
@@ -170,7 +167,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(file.height, file.width),
         channels=file.channels,
         dtype=np.dtype(np.uint8),
-        frames=ReplayableFrames(lambda: _compose(_take_apart(source.read()))),
+        frames=ReplayableFrames(lambda: _compose(_parse(source.read()))),
         frame_count=count,
         one_palette=all(frame.palette == file.frames[0].palette for frame in file.frames),
         broken=file.broken,

@@ -21,6 +21,11 @@ def packed(pixels: Pixels) -> NDArray[np.uint32]:
     return colors
 
 
+def table_length(flags: int) -> int:
+    """Bytes of a colour table, according to the flags of a GIF's screen or image descriptor; 0 if there is none."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
 def _unpacked(colors: NDArray[np.uint32]) -> Pixels:
     """Unpack numbers to N×3 bytes."""
     return np.stack([colors >> 16 & 255, colors >> 8 & 255, colors & 255], axis=1).astype(np.uint8)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.animation import Ticks, changed_area, to_image
-from hasn_cli.images.codecs.gif_palette import Colors, few_colors, frame_colors, nearest
+from hasn_cli.images.codecs.gif_palette import Colors, few_colors, frame_colors, nearest, table_length
 from hasn_cli.images.picture import EncodeOptions, Picture, Pixels
 
 _KEEP, _CLEAR = 1, 2  # what happens to a frame's rectangle before the next frame
@@ -228,18 +228,14 @@ def _compressed(indices: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(indices).save(buffer, "GIF", optimize=False, interlace=0)
     alone = buffer.getvalue()
-    start = 13 + _table_length(alone[10])
+    start = 13 + table_length(alone[10])
     while alone[start] == 0x21:
         start += 2
         while length := alone[start]:
             start += 1 + length
         start += 1
-    start += 10 + _table_length(alone[start + 9])
+    start += 10 + table_length(alone[start + 9])
     return alone[start:-1]
-
-
-def _table_length(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _sub_blocks(data: bytes) -> bytes:

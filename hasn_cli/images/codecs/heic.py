@@ -42,7 +42,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if metadata.icc is None and colors:
         cicp = code_points(colors["color_primaries"], colors["transfer_characteristics"])
         metadata = replace(metadata, cicp=cicp)
-    metadata = with_notices(metadata, *map(left_out, _beside(image.info, len(file), data)))
+    metadata = with_notices(metadata, *map(left_out, _other_parts(image.info, len(file), data)))
 
     def frames() -> Iterator[Frame]:
         again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
@@ -63,7 +63,7 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _beside(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:
+def _other_parts(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:
     """The kinds of further pictures in the file, which are not copied."""
     if any("gainmap" in str(kind).lower() for kind in info.get("aux") or ()):
         yield GAIN_MAP

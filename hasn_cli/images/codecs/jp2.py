@@ -17,7 +17,7 @@ from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
 from hasn_cli.images.limits import MAX_CHANNELS, Limit
-from hasn_cli.images.metadata import with_whole_profile
+from hasn_cli.images.metadata import INCHES_PER_METRE, with_whole_profile
 from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 from hasn_cli.images.spaces import ycc_to_rgb
@@ -30,7 +30,6 @@ _UUIDS = {
 }
 _CMYK, _SRGB, _GRAY, _SYCC = 12, 16, 17, 18
 _COLOR, _OPACITY, _PREMULTIPLIED = range(3)  # the types of components in a channel definition
-_METRE = 1 / 0.0254  # inches
 
 
 @dataclass
@@ -52,7 +51,7 @@ class _File:
 def read(source: Source, limit: Limit) -> Picture:
     """Read a JP2 file or a bare codestream, 1 to 16 bits deep."""
     contents = source.read()
-    file = _take_apart(contents)
+    file = _parse(contents)
     limit.check(source.name, file.height, file.width)
     check_structure(contents)
     channels = _channels(file)
@@ -76,7 +75,7 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     if not data.startswith(_SIGNATURE):
         return _codestream(memoryview(data))
     found = list(boxes(data))
@@ -205,8 +204,9 @@ def _resolution(body: memoryview) -> dict[str, Any]:
     for _, values in boxes(body):
         top_y, bottom_y, top_x, bottom_x, power_y, power_x = struct.unpack_from(">HHHHbb", values)
         if bottom_x and bottom_y:
-            dots = (top_x / bottom_x * 10.0**power_x / _METRE, top_y / bottom_y * 10.0**power_y / _METRE)
-            return {"dpi": dots} if min(dots) > 0 else {}
+            per_metre = (top_x / bottom_x * 10.0**power_x, top_y / bottom_y * 10.0**power_y)
+            dpi = (per_metre[0] / INCHES_PER_METRE, per_metre[1] / INCHES_PER_METRE)
+            return {"dpi": dpi} if min(dpi) > 0 else {}
     return {}
 
 
@@ -243,7 +243,7 @@ def _header_boxes(pixels: Pixels, metadata: Metadata) -> Iterator[bytes]:
         uses = [(number, 0, number + 1) for number in range(colors)] + [(colors, 1, 0)]
         yield box(b"cdef", struct.pack(">H", channels), *(struct.pack(">HHH", *use) for use in uses))
     if metadata.dpi:
-        (*x, x_power), (*y, y_power) = (_scaled(value * _METRE) for value in metadata.dpi)
+        (*x, x_power), (*y, y_power) = (_scaled(value * INCHES_PER_METRE) for value in metadata.dpi)
         yield box(b"res ", box(b"resc", struct.pack(">HHHHbb", *y, *x, y_power, x_power)))
 
 

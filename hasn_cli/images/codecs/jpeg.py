@@ -19,6 +19,7 @@ from PIL import JpegImagePlugin
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
+from hasn_cli.images.extended_xmp import HEADER as EXTENSION_HEADER
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
 from hasn_cli.images.limits import Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment, left_out, whole_resolution, with_notices, with_whole_profile
@@ -28,7 +29,6 @@ from hasn_cli.images.source import Source
 
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
 _ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
@@ -100,7 +100,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if depth != 8:
         raise ValueError(f"{depth} bits a sample are not supported")
     check_scans(data)
-    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _beside(data, parts)))
+    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _other_parts(data, parts)))
 
     def frames() -> Iterator[Frame]:
         yield Frame(_decode(source.read(), metadata.icc))
@@ -163,7 +163,7 @@ def _markers(data: bytes) -> Iterator[tuple[int, int]]:
             at += max(2, struct.unpack_from(">H", data, at)[0])
 
 
-def _beside(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
+def _other_parts(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
     """The kinds of further parts in the file, which are not copied."""
     end = next((at + 2 for marker, at in _markers(data) if marker == _EOI), len(data))
     kinds = kinds_behind(memoryview(data)[end:])
@@ -267,7 +267,7 @@ def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
             found.setdefault("exif", body[len(_EXIF) :])
         elif marker == _APP1 and body.startswith(_XMP):
             found.setdefault("xmp", body[len(_XMP) :])
-        elif marker == _APP1 and body.startswith(_EXTENDED_XMP):
+        elif marker == _APP1 and body.startswith(EXTENSION_HEADER):
             extended.append(body)
         elif marker == _APP2 and body.startswith(_ICC) and len(body) > 14:
             profile.setdefault(body[12], body[14:])

@@ -20,7 +20,7 @@ from hasn_cli.images.codecs.bmp_color import read_colors
 from hasn_cli.images.codecs.webp_writing import write_animation
 from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
-from hasn_cli.images.metadata import left_out, whole_resolution, with_notices, without_orientation
+from hasn_cli.images.metadata import INCHES_PER_METRE, left_out, whole_resolution, with_notices, without_orientation
 from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.pointers import GAIN_MAP
 from hasn_cli.images.source import Source
@@ -32,7 +32,6 @@ _TGA_ATTRIBUTES = 494  # offset in a TGA's extension area of the byte that says 
 _TGA_UNUSED, _TGA_PREMULTIPLIED = (0, 1, 2), 4  # no alpha or undefined; colour multiplied by alpha
 _BMP_RESOLUTION = 38  # its offset in the file
 _WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
-_METRE = 1 / 0.0254  # inches
 
 
 def read_webp(source: Source, limit: Limit) -> Picture:
@@ -291,7 +290,7 @@ def write_bmp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> Non
     """Write a BMP: 8-bit gray, 24-bit RGB, or 32-bit RGBA with a header that declares the alpha channel."""
     pixels = np.asarray(to_image(next(iter(picture.frames)).pixels))
     encoded = bytearray(imagecodecs.bmp_encode(pixels))
-    resolution = whole_resolution(picture.metadata.dpi, _METRE, 2**31 - 1)
+    resolution = whole_resolution(picture.metadata.dpi, INCHES_PER_METRE, 2**31 - 1)
     struct.pack_into("<ll", encoded, _BMP_RESOLUTION, *(resolution or (0, 0)))
     stream.write(encoded)
 

@@ -116,14 +116,14 @@ class _File:
 def read(source: Source, limit: Limit) -> Picture:
     """Read a PNG. The frames of an APNG are composed on its canvas."""
     limit.check(source.name, *struct.unpack_from(">II", source.head, 16)[::-1])
-    file = _take_apart(source.read())
+    file = _parse(source.read())
     return Picture(
         name=source.name,
         format="png",
         size=(file.height, file.width),
         channels=(1 if file.is_gray else 3) + file.has_alpha,
         dtype=np.dtype(np.uint16 if file.depth == 16 else np.uint8),
-        frames=ReplayableFrames(lambda: _compose(_take_apart(source.read()))),
+        frames=ReplayableFrames(lambda: _compose(_parse(source.read()))),
         frame_count=len(file.frames),
         one_palette=file.ihdr[9] == 3,
         loop=file.loop,
@@ -132,7 +132,7 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     damaged: list[bytes] = []
     parts = iter(chunks(data, damaged))
     kind, first = next(parts)

@@ -11,13 +11,12 @@ from typing import Any
 
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
 from hasn_cli.images.limits import Room
-from hasn_cli.images.metadata import whole_resolution
+from hasn_cli.images.metadata import INCHES_PER_METRE, whole_resolution
 from hasn_cli.images.picture import Metadata, Text
 
 _XMP_KEY = "XML:com.adobe.xmp"
 METADATA_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"cICP")
 _MAX_INTEGER = 2**31 - 1
-_INCHES_PER_METRE = 1 / 0.0254
 
 
 def read_metadata(chunks: Iterable[tuple[bytes, bytes]]) -> Metadata:
@@ -45,7 +44,7 @@ def _read_chunk(kind: bytes, body: bytes) -> dict[str, Any]:
         return {"exif": body.removeprefix(b"Exif\0\0")}
     if kind == b"pHYs":
         x, y, unit = struct.unpack(">IIB", body)
-        return {"dpi": (x / _INCHES_PER_METRE, y / _INCHES_PER_METRE)} if unit == 1 and x and y else {}
+        return {"dpi": (x / INCHES_PER_METRE, y / INCHES_PER_METRE)} if unit == 1 and x and y else {}
     if kind == b"gAMA":
         return {"gamma": struct.unpack(">I", body)[0] / 100_000}
     if kind == b"cHRM":
@@ -118,7 +117,7 @@ def metadata_chunks(metadata: Metadata, channels: int) -> Iterator[tuple[bytes, 
         yield b"gAMA", struct.pack(">I", round(metadata.gamma * 100_000))
     if metadata.chromaticities is not None:
         yield b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in metadata.chromaticities))
-    if (resolution := whole_resolution(metadata.dpi, _INCHES_PER_METRE, _MAX_INTEGER)) is not None:
+    if (resolution := whole_resolution(metadata.dpi, INCHES_PER_METRE, _MAX_INTEGER)) is not None:
         yield b"pHYs", struct.pack(">IIB", *resolution, 1)
     if metadata.exif:
         yield b"eXIf", metadata.exif
