@@ -139,6 +139,7 @@ def test_a_cluster_gives_the_same_pictures_loads_the_model_once_per_worker_and_r
         assert sorted(client.run(loads).values()) == [1, 1]
 
     assert {type(event) for event in events} == {Started, Progress, Done, Failed}
+    assert all(event.plan and event.details for event in of_type(events, Started))
     assert [event.job.name for event in of_type(events, Failed)] == ["in/bad.png"]
     assert isinstance(of_type(events, Failed)[0].error, ImageError)
     assert sorted(event.job.index for event in of_type(events, Done)) == sorted(

@@ -241,7 +241,9 @@ class _Run:
             return None
         self._started.add(job.index)
         size, target_size = tuple(message["size"]), tuple(message["target_size"])
-        return Started(job, size, target_size, message["frames"], message["format"], message["plan"])
+        return Started(
+            job, size, target_size, message["frames"], message["format"], message["plan"], message["details"]
+        )
 
     def _finished(self, future: Future, job: Job) -> Event:
         self._by_index.pop(job.index)
