@@ -177,7 +177,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_done_twice(folder, process
     assert processes.workers[0].wait() == -signal.SIGKILL
 
 
-def test_a_dead_workers_half_written_file_is_removed(folder, processes):
+def test_a_dead_workers_unfinished_file_is_removed(folder, processes):
     jobs = save_many(2)
     half = Path("out") / f"{unfinished.PREFIX}0123abcd-0{unfinished.SUFFIX}"
     half.parent.mkdir(exist_ok=True)
@@ -269,7 +269,7 @@ def test_closing_stops_the_work_of_a_cluster_within_two_seconds(folder, processe
         assert not any(client.processing().values()), "the workers still work for a batch that is over"
 
 
-def test_processes_on_this_machine(folder):
+def test_a_batch_runs_in_processes_on_this_machine(folder):
     jobs = save_many(6)
     Path("w.safetensors").write_bytes(bundled_path(2).read_bytes())
     settings = Settings(size=Size(factor=2), weights="w.safetensors", memory=10**9)

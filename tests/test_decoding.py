@@ -175,7 +175,7 @@ def test_the_error_says_what_happened_and_the_next_picture_is_decoded(harmful, w
         assert opened(picture()).size == (4, 4)
 
 
-def test_a_picture_that_suffers_from_an_earlier_one_is_tried_again_in_a_fresh_process(harmful):
+def test_a_picture_that_fails_because_of_an_earlier_one_is_tried_again_in_a_fresh_process(harmful):
     with decoders():
         assert opened(picture()).size == (4, 4)
         assert opened(picture("SECOND")).size == (4, 4)
@@ -194,13 +194,13 @@ def test_pictures_that_are_open_survive_the_crash_of_another(harmful, tmp_path):
         assert shades == [10, 90, 170, 250]
 
 
-def test_what_a_library_prints_goes_nowhere(harmful, capfd):
+def test_output_printed_by_a_library_is_discarded(harmful, capfd):
     with decoders():
         assert opened(picture("PRINTS")).size == (4, 4)
     assert capfd.readouterr() == ("", "")
 
 
-def test_in_a_folder_of_fifty_one_fails_by_name_and_so_it_does_when_the_run_is_resumed(harmful, folder, no_network):
+def test_one_of_fifty_pictures_fails_by_name_also_when_the_run_is_resumed(harmful, folder, no_network):
     jobs = find_jobs([save_fifty(folder, "SEGFAULT")], "out/")
     events = list(run_batch(jobs, TWICE))
     failed = [event for event in events if isinstance(event, Failed)]
@@ -298,7 +298,7 @@ with in_use(Decoders(1)):
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_questions_after_the_end_are_turned_away():
+def test_questions_after_the_end_are_refused():
     found = Decoders(1)
     with in_use(found):
         kept = open_picture(picture(), max_pixels=MOST, name="a")
@@ -323,7 +323,7 @@ def test_modules_of_the_working_folder_are_not_imported(folder):
         assert opened(picture()).size == (4, 4)
 
 
-def test_where_no_process_can_be_started_pictures_are_decoded_here(monkeypatch):
+def test_if_no_process_can_be_started_pictures_are_decoded_in_this_one(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with decoders():
         assert opened(picture()).size == (4, 4)
@@ -338,7 +338,7 @@ def test_a_single_picture_starts_no_process(folder, no_network, monkeypatch):
     assert any(isinstance(event, Done) for event in run_batch(find_jobs(["a.bmp"]), TWICE))
 
 
-def test_errors_of_the_decoder_come_as_they_are(tmp_path):
+def test_errors_of_the_decoder_arrive_unchanged(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with decoders():
         with pytest.raises(ImageError, match=r"a\.png: not a picture of a known format") as caught:
@@ -374,7 +374,7 @@ def through_a_pipe(content: dict, blobs: list) -> tuple[dict, list]:
     return receive(pipe.readinto)
 
 
-def test_a_header_comes_back_as_it_was():
+def test_a_header_arrives_unchanged():
     blobs: list = []
     content, received = through_a_pipe({"picture": to_plain(whole(), blobs)}, blobs)
     assert vars(header_from(Picture, content["picture"], received, {"frames": ()})) == vars(whole())
@@ -404,7 +404,7 @@ def test_a_header_comes_back_as_it_was():
     ],
     ids=str,
 )
-def test_a_strange_header_is_refused(change: dict):
+def test_an_invalid_header_is_refused(change: dict):
     blobs: list = []
     plain = to_plain(whole(), blobs)
     with pytest.raises(InvalidMessage):
@@ -425,7 +425,7 @@ def test_a_strange_header_is_refused(change: dict):
         ),
     ],
 )
-def test_a_strange_message_is_refused(data: bytes):
+def test_an_invalid_message_is_refused(data: bytes):
     with pytest.raises(InvalidMessage):
         receive(io.BytesIO(data).readinto)
 
@@ -444,7 +444,7 @@ def test_a_strange_message_is_refused(data: bytes):
     ],
     ids=str,
 )
-def test_a_decoder_that_answers_nonsense_over_a_frame_is_ended(monkeypatch, answer: dict):
+def test_a_decoder_that_sends_an_invalid_frame_is_ended(monkeypatch, answer: dict):
     with decoders():
         kept = open_picture(picture(), max_pixels=MOST, name="a.bmp")
         monkeypatch.setattr(pool._Child, "ask", lambda *_: ({"frame": {}, **answer}, []))

@@ -53,7 +53,7 @@ def client(address: str, security: Security | None):
         yield connected
 
 
-def test_only_who_has_the_runs_certificate_can_talk_to_a_local_cluster(private):
+def test_only_clients_with_the_runs_certificate_can_connect_to_a_local_cluster(private):
     worker = next(iter(private.workers.values())).worker_address
     with client(private.scheduler_address, private.security) as ours:
         assert ours.submit(sum, [1, 2]).result(timeout=20) == 3
@@ -69,7 +69,7 @@ def test_only_who_has_the_runs_certificate_can_talk_to_a_local_cluster(private):
                 pytest.fail(f"{where} took a stranger in")
 
 
-def test_a_local_cluster_opens_no_port_that_does_not_ask_for_a_certificate(private):
+def test_every_port_of_a_local_cluster_asks_for_a_certificate(private):
     ours = psutil.Process()
     ports = set().union(*(listening(process) for process in (ours, *ours.children(recursive=True))))
     assert ports, "the scheduler, the nanny and the worker listen"
@@ -83,7 +83,7 @@ def test_a_local_cluster_opens_no_port_that_does_not_ask_for_a_certificate(priva
         assert not answer.startswith(b"HTTP"), f"a web server answers at {port}"
 
 
-def test_a_local_cluster_s_key_is_in_no_command_line_and_its_files_are_private(private):
+def test_the_key_of_a_local_cluster_is_in_no_command_line_and_its_files_are_private(private):
     assert Path(private.scratch).stat().st_mode & 0o777 == 0o700
     for process in psutil.Process().children(recursive=True):
         assert "PRIVATE KEY" not in " ".join([*process.cmdline(), *process.environ().values()])
@@ -96,7 +96,7 @@ def test_a_local_cluster_s_key_is_in_no_command_line_and_its_files_are_private(p
 
 
 @pytest.mark.slow
-def test_a_scratch_folder_that_somebody_prepared_is_not_used(folder):
+def test_a_scratch_folder_prepared_by_somebody_else_is_not_used(folder):
     save_many(2)
     prepared = folder / "tmp" / "dask-scratch-space"
     prepared.mkdir(parents=True)
@@ -110,7 +110,7 @@ def test_a_scratch_folder_that_somebody_prepared_is_not_used(folder):
     assert [path.name for path in (folder / "tmp").iterdir()] == ["dask-scratch-space"], "nothing is left lying"
 
 
-def test_hostile_names_go_through_a_cluster_and_its_journal(folder, private, monkeypatch):
+def test_hostile_names_work_on_a_cluster_and_in_its_journal(folder, private, monkeypatch):
     monkeypatch.setattr(local_cluster, "start", lambda *args, **options: private)  # and its connections, by TLS
     monkeypatch.setattr(local_cluster, "end", lambda cluster: None)
     for name in EVIL:
