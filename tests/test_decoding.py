@@ -1,4 +1,4 @@
-"""A decoder that takes its process down takes one picture with it: by name, in the same run, here and on a cluster."""
+"""A decoder that crashes fails one picture, which is named, and the run continues, here and on a cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hasn_cli.images.picture import Shape
 TWICE = Settings(size=Size(factor=2))
 MOST = 256_000_000
 
-# put into the decoders' import path, and only there: pictures whose bytes hold one of these words fare badly
+# Put into the import path of the decoding processes: pictures that contain one of these words make them misbehave.
 HARM = """
 import sys
 
@@ -77,7 +77,7 @@ if any("hasn_cli.decoding.child" in argument for argument in sys.orig_argv):
 
 @pytest.fixture
 def harmful(tmp_path_factory, monkeypatch) -> Path:
-    """Decoders crash over pictures that ask for it."""
+    """Make decoders misbehave with pictures that contain the words of `HARM`."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "sitecustomize.py").write_text(HARM)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
@@ -98,7 +98,7 @@ def picture(word: str = "", size: int = 4, seed: int = 0) -> bytes:
 
 
 def save_fifty(folder: Path, word: str) -> Path:
-    """50 pictures, of which the 20th is harmful."""
+    """Save 50 pictures, of which the 20th contains `word`."""
     (folder / "in").mkdir()
     for index in range(50):
         (folder / "in" / f"{index:02}.bmp").write_bytes(picture(word if index == 19 else "", seed=index))
@@ -106,7 +106,7 @@ def save_fifty(folder: Path, word: str) -> Path:
 
 
 class Nearest:
-    """Enlarges by repeating pixels, in the place of the network."""
+    """Enlarges by repeating pixels, instead of the network."""
 
     device = SimpleNamespace(type="cpu")
 
@@ -287,11 +287,11 @@ with in_use(Decoders(1)):
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout.readline() == b"opened\n"
         if word:
-            time.sleep(0.2)  # for it to fall asleep over b
+            time.sleep(0.2)  # until it sleeps while decoding b
         else:
             assert parent.stdout.readline() == b"idle\n"
         (child,) = decoding_processes(parent.pid)
-        child.send_signal(signal.SIGINT)  # which the terminal sends to both
+        child.send_signal(signal.SIGINT)  # a terminal sends it to both
         time.sleep(0.1)
         assert child.is_running()
         parent.kill()

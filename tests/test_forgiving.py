@@ -1,4 +1,4 @@
-"""What a person in a hurry types: guessed where it is safe, and else told what to type instead."""
+"""What people type in a hurry is guessed if that is safe; otherwise the error says what to type instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights, and the texts beside them, from people who mean harm: one clear line, and little time and memory."""
+"""Malicious weights, and malicious texts beside them, give one clear line and take little time and memory."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def refusal(path: Path | str, scale: int = 2) -> str:
 
 
 def grown_by(path: Path) -> tuple[str, int]:
-    """What loading a file says, and by how many MB this process had to grow beyond what it ever took."""
+    """The error from loading a file, and by how many MB the peak memory of this process grew."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = refusal(path)
     return message, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
 
 
 def archive(pickled: bytes, **members: bytes) -> bytes:
-    """A file as `torch.save` lays it out."""
+    """A file with the layout of `torch.save`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         zipped.writestr("w/data.pkl", pickled)
@@ -138,7 +138,7 @@ def test_members_that_share_their_bytes_are_refused(tmp_path):
 
 
 class Call:
-    """Pickled, it asks the reader to call something."""
+    """An object whose pickle asks the reader to call something."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments
@@ -165,7 +165,7 @@ def test_a_kilobyte_that_asks_for_gigabytes_is_refused(tmp_path, call: Call):
 
 
 class Lie:
-    """A tensor that claims another size than it has."""
+    """A tensor that claims a wrong size."""
 
     def __init__(self, size: tuple, stride: tuple, offset: int = 0) -> None:
         self.claim = offset, size, stride
@@ -207,12 +207,12 @@ def test_tensors_that_share_their_bytes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "pickled",
     [
-        b"\x80\x02r\xff\xff\xff\x7f.",  # remembers something under number 2,147,483,647
+        b"\x80\x02r\xff\xff\xff\x7f.",  # stores something under number 2,147,483,647
         b"\x80\x02" + b")" + b"\x85" * 150_000 + b".",  # tuples within tuples
-        b"\x80\x02}(" + b")" + b"\x85" * 150_000 + b"K\x01u.",  # as a key: hashing it goes as deep
+        b"\x80\x02}(" + b")" + b"\x85" * 150_000 + b"K\x01u.",  # the same as a key, which would be hashed recursively
         b"\x80\x02" + b"]q\x00" + b"(h\x00" * 100_000 + b"e" * 100_000 + b".",  # lists of lists
         b"\x80\x02X\xff\xff\xff\x7fabc.",  # a text of two gigabytes
-        b"\x80\x02\x8b\xff\xff\xff\x7fabc.",  # an integer of as many
+        b"\x80\x02\x8b\xff\xff\xff\x7fabc.",  # an integer of two gigabytes
         b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb.",  # a dict whose methods are replaced
         b"\x80\x02}X\x06\x00\x00\x00paramsNs.",
         b"\x80\x02",

@@ -539,7 +539,7 @@ def test_outputs_recorded_in_the_journal_of_a_url_are_left_out(bucket):
         bucket(job.target.removeprefix("memory://bucket/"))
     for journal in journals.values():
         journal.close()
-    # another suffix now, so that only the journal knows them as outputs
+    # without the suffix, only the journal shows that they are outputs
     found = pairs(["memory://bucket/in"], recursive=True)
     assert sorted(found) == ["memory://bucket/in/a.png", "memory://bucket/in/sub/b.png"]
 

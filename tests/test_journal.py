@@ -25,7 +25,7 @@ from hasn_cli.errors import OutputError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.weights import bundled_path
 
-RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes, as POSIX has them")
+RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes by POSIX signals")
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_files_of_a_running_process_are_left_alone_even_with_the_same_process_id
     assert Path("out/living.png").read_bytes() == b"half, and whole" and no_halves(Path("out"))
 
 
-WRITES_FOR_EVER = """
+WRITES_ENDLESSLY = """
 import time
 from pathlib import Path
 from hasn_cli.images import unfinished
@@ -225,7 +225,7 @@ with unfinished.replacing(Path("out/other.png")):
 
 
 def test_files_of_another_run_are_removed_once_it_is_killed(finished):
-    with subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", WRITES_ENDLESSLY], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()
         resume(finished)
         assert not no_halves(Path("out"))
@@ -310,7 +310,7 @@ def test_weights_that_are_replaced_while_a_batch_runs_are_not_taken_for_those_it
     settings = Settings(size=Size(factor=2), weights="w.safetensors")
     for event in run_batch(jobs, settings, workers=1):
         if isinstance(event, Started) and other.exists():
-            other.replace("w.safetensors")  # as training does
+            other.replace("w.safetensors")  # training replaces weights in this way
     assert resume(jobs, settings) == (ALL, [])
     assert resume(jobs, settings) == ([], ALL)
 
@@ -355,7 +355,7 @@ def test_outputs_beside_the_inputs_are_remembered_per_folder(folder):
     jobs = find_jobs(["in"], recursive=True, suffix="-big")
     list(run_batch(jobs, TWICE))
     assert set(journal.read(Path("in") / NAME)) == {"a-big.png", "sub/b-big.png"}
-    # another suffix now, so that only the journal knows them as outputs
+    # without the suffix, only the journal shows that they are outputs
     assert len(find_jobs(["in"], recursive=True)) == 2
 
 
@@ -455,7 +455,7 @@ def test_if_killed_at_random_moments_nothing_is_lost_done_twice_or_left_behind(r
 
         assert hasn_runs.run(*command, "--resume") == 0
         assert {path.name: path.read_bytes() for path in out.glob("*.png")} == wanted
-        assert {path.name for path in out.iterdir()} == {*wanted, NAME}, "something was left lying"
+        assert {path.name for path in out.iterdir()} == {*wanted, NAME}, "something was left behind"
         for name in known:
             assert identity(out / name) == before[name], "something was done twice"
     assert len(stages) > 1, "every kill fell on the same moment"

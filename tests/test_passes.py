@@ -1,4 +1,4 @@
-"""Sizes beyond x4 take two passes, planned for the larger one; plans need no PyTorch."""
+"""Sizes beyond x4 take two passes and are planned for the larger one. Plans need no PyTorch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hasn_cli.weights import header
 
 
 class Repeating:
-    """An upscaler that repeats pixels, and notes what it was given."""
+    """An upscaler that repeats pixels and records its inputs."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, tuple[int, ...]]] = []

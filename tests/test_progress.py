@@ -1,4 +1,4 @@
-"""The time left is right from the first second, said in words, and fits any terminal."""
+"""The time left is right from the first second, is shown in words, and fits into any terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where servers send us: never to files, to less safety, or from the internet into a private network."""
+"""Redirects are never followed to files, from https to http, or from the internet into a private network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ETAG = hashlib.sha256(CONTENT).hexdigest()
 
 @contextmanager
 def answering(status: int, headers: dict[str, str], body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
-    """A server on loopback that gives every request the same answer; its address, and the paths asked for."""
+    """A server on loopback that gives every request the same answer. Yields its address and the requested paths."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ def outside(monkeypatch) -> None:
 
 @pytest.fixture
 def hub_at(monkeypatch, tmp_path):
-    """Make the hub's client take a server for the hub."""
+    """A function that makes the hub's client use a server as the hub."""
     from huggingface_hub import close_session, constants
 
     def use(url: str) -> None:
@@ -77,7 +77,7 @@ def hub_at(monkeypatch, tmp_path):
 
 @pytest.fixture
 def released_from(monkeypatch, tmp_path):
-    """Fetch the released checkpoint, for which `CONTENT` stands, from an address."""
+    """A function that downloads the released checkpoint, replaced by `CONTENT`, from an address."""
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setattr(weights, "RELEASED_SHA256", ETAG)
     monkeypatch.setattr(weights, "RELEASED_SIZE", len(CONTENT))
@@ -90,7 +90,7 @@ def released_from(monkeypatch, tmp_path):
 
 
 def kept(folder: Path) -> list[Path]:
-    """Files that hold anything but the hub client's own notes."""
+    """The files that are not empty, without the hub client's own records."""
     found = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
     return [path for path in found if "refs" not in path.parts and path.name != "CACHEDIR.TAG"]
 
@@ -233,6 +233,6 @@ def test_other_users_of_the_hubs_client_are_not_restricted(outside, hub_at):
     with answering(200, {}, CONTENT) as (store, _), serving() as server:
         hub_at(server.url)
         with pytest.raises(WeightsError):
-            weights.resolve("o/absent", 2)  # which sets up the watch
+            weights.resolve("o/absent", 2)  # installs the check
         response = huggingface_hub.get_session().get(store.replace("127.0.0.1", "localhost"))
     assert response.content == CONTENT

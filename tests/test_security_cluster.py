@@ -1,4 +1,4 @@
-"""A cluster on a machine with other users: who has no certificate gets nothing, and nothing of theirs is run."""
+"""A local cluster on a machine with other users: nobody can connect without its certificate, or make it run code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_only_clients_with_the_runs_certificate_can_connect_to_a_local_cluster(p
         ]
         for where, security in strangers:
             with pytest.raises((OSError, TypeError, ValueError)), client(where, security):
-                pytest.fail(f"{where} took a stranger in")
+                pytest.fail(f"{where} accepted a stranger")
 
 
 def test_every_port_of_a_local_cluster_asks_for_a_certificate(private):
@@ -91,7 +91,7 @@ def test_the_key_of_a_local_cluster_is_in_no_command_line_and_its_files_are_priv
         (place,) = ours.run(lambda dask_worker: dask_worker.local_directory).values()
         (theirs,) = ours.run(lambda: sys.path).values()
     assert place.startswith(private.scratch)
-    for folder in (*sys.path, *theirs):  # Dask looks for modules in its scratch folder, which is in /tmp by default
+    for folder in (*sys.path, *theirs):  # Dask loads modules from its scratch folder, which is in /tmp by default
         assert "dask-scratch-space" not in folder or folder.startswith(private.scratch)
 
 
@@ -100,18 +100,18 @@ def test_a_scratch_folder_prepared_by_somebody_else_is_not_used(folder):
     save_many(2)
     prepared = folder / "tmp" / "dask-scratch-space"
     prepared.mkdir(parents=True)
-    for name in ("natsort", "simplejpeg", "tifffile", "json"):  # Dask looks for modules in its scratch folder
+    for name in ("natsort", "simplejpeg", "tifffile", "json"):  # Dask loads modules from its scratch folder
         (prepared / f"{name}.py").write_text(f"open({str(folder / 'pwned')!r}, 'w').close()")
     command = [sys.executable, "-m", "hasn_cli", "upscale", "in", "-s", "2", "-o", "out", "--cluster", "local:1"]
     environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     assert not (folder / "pwned").exists() and len(list(Path("out").glob("*.png"))) == 2
-    assert [path.name for path in (folder / "tmp").iterdir()] == ["dask-scratch-space"], "nothing is left lying"
+    assert [path.name for path in (folder / "tmp").iterdir()] == ["dask-scratch-space"], "something was left behind"
 
 
 def test_hostile_names_work_on_a_cluster_and_in_its_journal(folder, private, monkeypatch):
-    monkeypatch.setattr(local_cluster, "start", lambda *args, **options: private)  # and its connections, by TLS
+    monkeypatch.setattr(local_cluster, "start", lambda *args, **options: private)  # whose connections use TLS
     monkeypatch.setattr(local_cluster, "end", lambda cluster: None)
     for name in EVIL:
         save(f"in/{name.removesuffix('.png')}.png")

@@ -1,4 +1,4 @@
-"""A folder from a stranger does no harm: journals, links, names, permissions, and files that change under our hands."""
+"""A folder from a stranger does no harm: journals, links, names, permissions, and files that change meanwhile."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hasn_cli.redaction import redacted, without_secrets
 from hasn_cli.weights import bundled_path
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="about links, pipes and permissions as POSIX has them")
-HUGE = 25 << 30  # bytes, of which none takes room on the disk
+HUGE = 25 << 30  # bytes of a sparse file, which takes no space on the disk
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A network that doubles by repetition, in place of the real one."""
+    """Replace the network by one that repeats pixels."""
     monkeypatch.setattr(UpscalerPool, "_load", lambda *args: FakeUpscaler())
 
 
@@ -57,7 +57,7 @@ def failures(jobs, settings=TWICE, **options) -> list[HasnError]:
     return [event.error for event in of_type(run_batch(jobs, settings, **options), Failed)]
 
 
-# --- journals that are none ---
+# --- journals that cannot be trusted ---
 
 
 def as_link(path: Path) -> None:
@@ -97,11 +97,11 @@ def as_another_user_s(path: Path) -> None:
         pytest.skip("only root may give files away")
 
 
-STRANGE = [as_link, as_dangling_link, as_hard_link, as_pipe, as_sparse_file, as_device, as_another_user_s]
+UNTRUSTED = [as_link, as_dangling_link, as_hard_link, as_pipe, as_sparse_file, as_device, as_another_user_s]
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("make", STRANGE)
+@pytest.mark.parametrize("make", UNTRUSTED)
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_untrusted_journal_is_refused_in_one_line_and_neither_followed_nor_read(folder, fake, make, resume):
     save("in/a.png"), save("in/$(touch pwned).png")
@@ -112,11 +112,11 @@ def test_an_untrusted_journal_is_refused_in_one_line_and_neither_followed_nor_re
         list(run_batch(find_jobs(["in"]), TWICE, resume=resume))
     assert "--no-journal" in caught.value.hint and "\n" not in str(caught.value)
     assert profile.read_text() == "export A=1\n" and not Path("in/nowhere").exists()
-    assert not list(Path("in").glob("*_x4*")), "nothing is begun"
+    assert not list(Path("in").glob("*_x4*")), "the batch was begun"
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("make", STRANGE)
+@pytest.mark.parametrize("make", UNTRUSTED)
 def test_an_untrusted_journal_in_an_input_folder_is_reported_and_the_batch_continues(folder, fake, make):
     save("in/a.png"), save("in/sub/b.png")
     Path("in/sub/profile").write_text("export A=1\n")
@@ -151,7 +151,7 @@ def test_endless_lines_and_other_peoples_outputs_take_no_memory(folder):
         file.write("x" * 1_000_000 + "\n")
         file.writelines(record % f"{number}.png" for number in range(20_000))
         file.write(record % "b.png")
-        file.truncate(file.tell() + (20 << 20))  # one line of zeros that has no end
+        file.truncate(file.tell() + (20 << 20))  # one long line of zeros
     tracemalloc.start()
     try:
         assert set(journal.read(path, {"a.png", "b.png"})) == {"a.png", "b.png"}
@@ -244,7 +244,7 @@ def test_a_run_killed_while_it_replaced_pictures_can_still_replace_the_old_ones(
     (job,) = save_many(1)
     list(run_batch([job], TWICE, resume=True))
     entry = Journal(Path("out"))
-    entry.start(job.target, str(Path("in/0.png").resolve()))  # and then it was killed
+    entry.start(job.target, str(Path("in/0.png").resolve()))  # the run was killed after this
     entry.close()
     other = Settings(size=Size(width=30))
     assert len(of_type(run_batch([job], other, resume=True), Done)) == 1
@@ -252,7 +252,7 @@ def test_a_run_killed_while_it_replaced_pictures_can_still_replace_the_old_ones(
         assert image.width == 30
 
 
-# --- links where outputs go ---
+# --- links at the places of outputs ---
 
 
 def test_a_dangling_link_is_an_output_that_exists_and_is_replaced_but_not_followed(folder, fake):
@@ -471,8 +471,8 @@ def test_huge_files_are_checked_before_they_are_hashed(folder, fake, monkeypatch
     huge_file("in/zeros.png")
     huge_file("in/declares.ppm", b"P6 100000 100000 255\n")
     huge_file("in/bitmap.bmp", b"BM" + bytes(60))
-    monkeypatch.setattr(marks.hashlib, "file_digest", lambda *args: pytest.fail("it was read to its end"))
-    if resume:  # with a journal that asks for a look at them
+    monkeypatch.setattr(marks.hashlib, "file_digest", lambda *args: pytest.fail("a file was read to its end"))
+    if resume:  # with a journal that makes hasn examine them
         Path("out").mkdir()
         facts = {"input": {"size": HUGE}, "output": {"size": 3}, "settings": TWICE.fingerprint(), "scale": 2}
         names = ["zeros.png", "declares.ppm", "bitmap.bmp"]
@@ -501,7 +501,7 @@ def test_an_input_that_is_replaced_while_it_is_read_fails(folder, fake, monkeypa
 def test_a_large_input_that_is_replaced_while_it_is_decoded_fails_and_leaves_nothing(folder, fake, monkeypatch):
     (job,) = save_many(1)
     save("other.png", seed=7)
-    monkeypatch.setattr(reading, "READ_WHOLE", 0)  # every file is a large one
+    monkeypatch.setattr(reading, "READ_WHOLE", 0)  # every file counts as large
     real = work.plan_job
 
     def plan_job(*args):
@@ -538,7 +538,7 @@ def test_a_list_that_never_ends_is_refused(monkeypatch):
         read_list("/dev/zero", null=True)
 
 
-# --- names and secrets in what is shown ---
+# --- names and secrets in messages ---
 
 EVIL = os.fsdecode(b"\x1b]0;owned\x07\x1b[2J\xff\n\xe2\x80\xae.png")
 

@@ -1,4 +1,4 @@
-"""Weights from the package and from files: found by name, read safely, refused with the reason, written whole."""
+"""Weights from the package and from files: found by name, read safely, refused with a reason, written completely."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
-    """A state dict for x2, of random numbers."""
+    """A state dict for x2 with random values."""
     torch.manual_seed(0)
     return HASN(2).state_dict()
 
 
 def refusal(path: Path, scale: int = 2) -> WeightsError:
-    """The error that loading `path` ends in."""
+    """The error from loading `path`."""
     with pytest.raises(WeightsError) as caught:
         weights.load_network(str(path), scale)
     return caught.value
@@ -132,7 +132,7 @@ def test_the_released_checkpoint_loads_as_the_authors_published_it(shared):
 
 
 class Payload:
-    """Pickled, it writes a file when it is loaded by somebody careless."""
+    """An object whose pickle writes a file when it is loaded without care."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -153,12 +153,12 @@ def test_a_pickle_with_more_than_tensors_is_refused_and_not_run(tmp_path, state,
         torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=saver == "torch")
     error = refusal(path)
     assert "contains more than tensors" in error.message
-    if protocol == 2:  # torch reads later ones no further than their first opcodes, and damaged files look the same
+    if protocol == 2:  # later protocols are refused at their first opcodes, which a damaged file may contain, too
         assert "is refused: loading it could run any code" in error.message
     assert "safetensors" in (error.hint or "")
     assert not trace.exists()
     torch.load(path, weights_only=False) if saver != "pickle" else pickle.loads(path.read_bytes())
-    assert trace.exists()  # the payload works where it is let
+    assert trace.exists()  # the payload works if it is allowed to run
 
 
 def without(state: dict, *names: str) -> dict:
@@ -192,7 +192,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, state, change, message: str
 
 
 def test_a_file_that_claims_to_be_huge_takes_no_memory(tmp_path, state):
-    wide = {**state, "conv_1.weight": torch.zeros(200_000, 3, 1, 1)}  # a network so wide would fill 500 GB
+    wide = {**state, "conv_1.weight": torch.zeros(200_000, 3, 1, 1)}  # such a wide network would fill 500 GB
     save_file(wide, tmp_path / "w.safetensors")
     assert "does not fit HASN" in refusal(tmp_path / "w.safetensors").message
 
@@ -217,7 +217,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     message, grown = done.stdout.splitlines()
     assert "contains less than it claims in conv_1.weight" in message
-    assert int(grown) < 500_000  # KiB; one tensor of them would fill a gigabyte
+    assert int(grown) < 500_000  # KiB; a single one of these tensors would fill a gigabyte
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -269,7 +269,7 @@ def test_a_damaged_pytorch_file_is_refused_but_not_called_dangerous(tmp_path):
                 content[place] = rng.randrange(256)
             path.write_bytes(content)
             accused += "could run any code" in refusal(path).message
-    assert accused < 60  # those where the damage spells the name of something to import
+    assert accused < 60  # files in which the damage happens to name something to import
 
 
 def test_a_compressed_file_is_refused_before_it_grows(tmp_path):
@@ -362,7 +362,7 @@ def hasn_weights(*args: str) -> str:
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
-    """No released checkpoint of the machine's owner's is met."""
+    """Hide a released checkpoint that is in the cache of this machine."""
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
 
 
