@@ -42,7 +42,8 @@ from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
 from hasn_cli.images import EncodeOptions, unfinished
-from hasn_cli.images.picture import Again
+from hasn_cli.images.picture import ReplayableFrames
+from hasn_cli.inference.planning import plan_on_cpu
 
 TWICE = Settings(size=Size(factor=2))
 
@@ -81,7 +82,7 @@ class FakeUpscaler:
         self.threads: set[int] = set()
 
     def plan(self, size, channels=3, itemsize=1):
-        return "repeated"
+        return plan_on_cpu(size, channels, itemsize, self.scale)
 
     def upscale(self, image, progress=None):
         self.calls += 1
@@ -524,7 +525,7 @@ def test_no_more_is_decoded_at_once_than_fits_into_memory(folder, fake, monkeypa
                 with lock:
                     inside -= 1
 
-        return replace(picture, frames=Again(frames)), mark
+        return replace(picture, frames=ReplayableFrames(frames)), mark
 
     monkeypatch.setattr(work, "open_source", open_source)
     jobs = find_jobs([f"{number}.png" for number in range(4)], "out/", format="jpeg")

@@ -29,6 +29,7 @@ from hasn_cli.enlarge import Size
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import Frame, Metadata, Picture, Text
 from hasn_cli.images.picture import Shape
+from hasn_cli.inference.planning import Plan, plan_on_cpu
 
 TWICE = Settings(size=Size(factor=2))
 MOST = 256_000_000
@@ -113,8 +114,8 @@ class Nearest:
     def __init__(self, scale: int) -> None:
         self.scale = scale
 
-    def plan(self, *_: object) -> str:
-        return "whole"
+    def plan(self, size: tuple[int, int], channels: int, itemsize: int) -> Plan:
+        return plan_on_cpu(size, channels, itemsize, self.scale)
 
     def upscale(self, image, progress=None):
         return image.repeat(self.scale, 0).repeat(self.scale, 1)

@@ -180,7 +180,7 @@ def test_json_contains_everything_that_the_tables_show(capsys):
 def test_the_tables_name_what_matters(capsys):
     assert run(["doctor", "--seconds", "0.1"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("PyTorch", "← auto", "JPEG", "exact up to", "s a megapixel of input", "threads"):
+    for text in ("PyTorch", "← auto", "JPEG", "exact up to", "s for each megapixel of input", "threads"):
         assert text in shown
 
 

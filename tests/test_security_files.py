@@ -296,7 +296,7 @@ def test_a_link_to_an_input_at_an_outputs_name_fails_one_picture_and_harms_no_in
 def test_system_links_are_never_replaced():
     for path in (Path("/dev/stdout"), Path("/dev/fd/1"), Path("/proc/self/exe")):
         if path.is_symlink():
-            with pytest.raises(OutputError, match="no regular file"):
+            with pytest.raises(OutputError, match="is not a regular file"):
                 check_target(path)
 
 

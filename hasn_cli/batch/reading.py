@@ -21,7 +21,7 @@ from hasn_cli.decoding.pool import open_picture
 from hasn_cli.errors import ImageError
 from hasn_cli.images import Picture
 from hasn_cli.images.formats import sniff
-from hasn_cli.images.picture import Again, Frame
+from hasn_cli.images.picture import Frame, ReplayableFrames
 from hasn_cli.images.stream import read_stream
 from hasn_cli.images.unfinished import READ_REGULAR
 
@@ -57,7 +57,7 @@ def _open_file(path: Path, max_pixels: int | None, name: str) -> tuple[Picture, 
     if before is None or identity is None or before["size"] > READ_WHOLE:
         picture = open_picture(path, max_pixels=max_pixels, name=name)
         mark = mark_input(path, before=before)
-        return replace(picture, frames=Again(lambda: _unless_changed(picture, path, identity))), mark
+        return replace(picture, frames=ReplayableFrames(lambda: _unless_changed(picture, path, identity))), mark
     try:
         data = _read_small(path, max_pixels, name, wait=len(identity) == 2)
     except OSError as error:

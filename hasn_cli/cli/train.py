@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -74,6 +74,9 @@ FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
         help="Seed for choosing and turning patches.")  # fmt: skip
 @option("--loss", group=RECIPE, type=click.Choice(["l1", "rmse"]), default="l1", show_default=True,
         help="rmse is the root mean square error of each patch, which PSNR is computed from.")  # fmt: skip
+@option("--degrade", group=RECIPE, type=click.Choice(["bicubic", "photo"]), default="bicubic", show_default=True,
+        help="How the small pictures are made. photo: by several programs, compressed as JPEG or WebP, and with "
+        "graphics.")  # fmt: skip
 @option("--renew", group=RECIPE, is_flag=True,
         help="Reinitialise the weak parts of the --from weights.")  # fmt: skip
 @option("--adam", group=RECIPE, is_flag=True, help="Use Adam for all weights, instead of SOAP for the kernels.")
@@ -140,6 +143,7 @@ def _recipe(
     device: str,
     precision: str,
     workers: int | None,
+    degrade: Literal["bicubic", "photo"],
     **others: Any,
 ) -> Recipe:
     """Build the recipe. What the options leave open is chosen for the device."""
@@ -152,16 +156,23 @@ def _recipe(
     on_cpu = (found := resolve_device(device)).type == "cpu"
     return Recipe(
         scales=tuple(dict.fromkeys(scales)),
-        patches=PatchPlan(side=patch, batch=batch, seed=seed),
+        patches=PatchPlan(side=patch, batch=batch, seed=seed, degrade=degrade),
         device=str(found),
         half=precision == "bf16" or (precision == "auto" and found.type == "cuda"),
         lanes=cores if on_cpu else 1,
         piece=max(1, min(4, batch // cores)) if on_cpu else batch,
-        workers=(workers or 0) if on_cpu else 0,
+        workers=_workers(workers, cores, on_cpu, degrade),
         own_depthwise=on_cpu,
         kernels=not adam,
         **others,
     )
+
+
+def _workers(asked: int | None, cores: int, on_cpu: bool, degrade: str) -> int:
+    """Processes that cut patches. A GPU cuts clean patches itself, but not degraded ones."""
+    if on_cpu:
+        return asked or 0
+    return 0 if degrade == "bicubic" else min(8, cores) if asked is None else asked
 
 
 def _write_log(trainer: Trainer, plots: bool) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from hasn_cli import errors, images
 from hasn_cli.decoding.messages import DTYPES, InvalidMessage, fill, header_from, receive, send
 from hasn_cli.errors import HasnError, ImageError
-from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
 
 START_COST = 0.5  # seconds that starting a process takes, about; another one is started after as much waiting
 PIPE_BYTES = 1 << 20
@@ -268,7 +268,7 @@ class _Remote:
         assert self._header is not None
         content, blobs = self._header
         picture = header_from(Picture, content.get("picture"), blobs, {"frames": ()})
-        return replace(picture, frames=Again(self._frames))
+        return replace(picture, frames=ReplayableFrames(self._frames))
 
     def _frames(self) -> Iterator[Frame]:
         iteration = _Iteration()

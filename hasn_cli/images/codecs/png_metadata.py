@@ -1,4 +1,4 @@
-"""PNG's ancillary chunks to `Metadata` and back."""
+"""Converts PNG's ancillary chunks to `Metadata` and back."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _INCHES_PER_METRE = 1 / 0.0254
 
 
 def read_metadata(chunks: Iterable[tuple[bytes, bytes]]) -> Metadata:
-    """What chunks (types and bodies) say; one that is malformed in itself is left out, as viewers do.
+    """Read metadata from chunks (types and bodies). Like viewers, this ignores malformed chunks.
 
     Raises:
-        TooMuch: they unpack to more than is taken.
+        TooMuch: the chunks unpack to more than `limits.MAX_METADATA`.
     """
     found: dict[str, Any] = {}
     texts: list[Text] = []
@@ -68,7 +68,7 @@ def _read_text(kind: bytes, body: bytes, inflate: _Inflater) -> Text:
 
 
 def _sort_text(text: Text, texts: list[Text], found: dict[str, Any]) -> None:
-    """Texts that are really XMP, EXIF or IPTC go where those belong."""
+    """Add a text to `texts`, or to `found` if it is really XMP, EXIF or IPTC."""
     raw = text.key.removeprefix("Raw profile type ") if text.key.startswith("Raw profile type ") else ""
     if text.key == _XMP_KEY:
         found["xmp"] = text.value.encode()
@@ -79,7 +79,7 @@ def _sort_text(text: Text, texts: list[Text], found: dict[str, Any]) -> None:
 
 
 def _sort_raw_profile(name: str, value: str, found: dict[str, Any]) -> None:
-    """ImageMagick's way: a line with the name, one with the length, then hexadecimal."""
+    """Read a profile as ImageMagick stores it: a line with the name, one with the length, then hexadecimal digits."""
     digits = value.split("\n", 3)[3]
     profile = binascii.unhexlify(digits.replace("\n", "").replace(" ", ""))
     if profile.startswith(b"Exif\0\0"):
@@ -91,7 +91,7 @@ def _sort_raw_profile(name: str, value: str, found: dict[str, Any]) -> None:
 
 
 class _Inflater:
-    """Inflates, up to a limit that all chunks of a file share."""
+    """Decompresses data, up to a limit that all chunks of a file share."""
 
     def __init__(self) -> None:
         self._room = Room()
@@ -106,7 +106,7 @@ class _Inflater:
 
 
 def metadata_chunks(metadata: Metadata, channels: int) -> Iterator[tuple[bytes, bytes]]:
-    """Types and bodies of the chunks that hold metadata, all of which may stand before the image data."""
+    """Types and bodies of the metadata chunks, which may all come before the image data."""
     if metadata.cicp:
         yield b"cICP", metadata.cicp
     fits = metadata.icc is not None and (metadata.icc[16:20] == b"GRAY") == (channels <= 2)
