@@ -463,11 +463,11 @@ def test_several_devices_share_a_batch_one_thread_each(folder, fake):
 
 
 def test_pictures_that_fit_run_together_and_a_too_large_one_runs_alone():
-    limit = MemoryLimit(100)
+    room = MemoryLimit(100)
     order, inside, most = [], [], []
 
     def visit(name, amount):
-        with limit.take(amount):
+        with room.take(amount):
             order.append(name), inside.append(amount), most.append(sum(inside))
             time.sleep(0.05)
             inside.remove(amount)
@@ -484,21 +484,21 @@ def test_pictures_that_fit_run_together_and_a_too_large_one_runs_alone():
 
 
 def test_nothing_is_admitted_after_the_memory_limit_is_closed():
-    limit = MemoryLimit(100)
+    room = MemoryLimit(100)
     outcome = []
 
     def wait():
         try:
-            with limit.take(100):
+            with room.take(100):
                 outcome.append("in")
         except Cancelled:
             outcome.append("turned away")
 
-    with limit.take(100):
+    with room.take(100):
         thread = threading.Thread(target=wait)
         thread.start()
         time.sleep(0.05)
-        limit.close()
+        room.close()
         thread.join(1)
     assert outcome == ["turned away"]
 
