@@ -387,7 +387,7 @@ def test_no_command_writes_through_a_link(folder, capfd, command, names):
         target.symlink_to(folder / "away")
         assert run([word.format(target=target) for word in command]) == 1
         said = capfd.readouterr().err
-        assert ("exists already" in said or "which a run would replace" in said) and len(said.splitlines()) <= 2
+        assert ("exists already" in said or "which training would replace" in said) and len(said.splitlines()) <= 2
         assert target.is_symlink() and not Path("away").exists()
         target.unlink()
 
