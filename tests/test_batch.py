@@ -249,7 +249,7 @@ def test_a_file_that_appears_meanwhile_at_a_url_is_not_replaced(folder, fake, mo
     assert server.store["/large/a.png"].getvalue() == MEANWHILE
 
 
-def test_streams(folder, monkeypatch):
+def test_stdin_and_stdout_can_be_input_and_output(folder, monkeypatch):
     path = save("a.png")
     out = io.BytesIO()
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
@@ -266,7 +266,7 @@ def test_times_are_kept_on_request(folder):
     assert Path("b.png").stat().st_mtime_ns == 10**18
 
 
-def test_urls_in_and_out(folder):
+def test_urls_can_be_input_and_output(folder):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/shop/a.png", save("a.png").read_bytes())

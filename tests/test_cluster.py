@@ -139,6 +139,7 @@ def test_a_cluster_gives_the_same_pictures_loads_the_model_once_per_worker_and_r
         assert sorted(client.run(loads).values()) == [1, 1]
 
     assert {type(event) for event in events} == {Started, Progress, Done, Failed}
+    assert all(event.plan and event.details for event in of_type(events, Started))
     assert [event.job.name for event in of_type(events, Failed)] == ["in/bad.png"]
     assert isinstance(of_type(events, Failed)[0].error, ImageError)
     assert sorted(event.job.index for event in of_type(events, Done)) == sorted(
@@ -176,7 +177,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_done_twice(folder, process
     assert processes.workers[0].wait() == -signal.SIGKILL
 
 
-def test_a_dead_workers_half_written_file_is_removed(folder, processes):
+def test_a_dead_workers_unfinished_file_is_removed(folder, processes):
     jobs = save_many(2)
     half = Path("out") / f"{unfinished.PREFIX}0123abcd-0{unfinished.SUFFIX}"
     half.parent.mkdir(exist_ok=True)
@@ -268,7 +269,7 @@ def test_closing_stops_the_work_of_a_cluster(folder, processes):
         assert not any(client.processing().values()), "the workers still work for a batch that is over"
 
 
-def test_processes_on_this_machine(folder):
+def test_a_batch_runs_in_processes_on_this_machine(folder):
     jobs = save_many(6)
     Path("w.safetensors").write_bytes(bundled_path(2).read_bytes())
     settings = Settings(size=Size(factor=2), weights="w.safetensors", memory=10**9)

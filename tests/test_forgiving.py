@@ -1,4 +1,4 @@
-"""What a person in a hurry types: guessed where it is safe, and else told what to type instead."""
+"""What people type in a hurry is guessed if that is safe; otherwise the error says what to type instead."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_pipe_alone_means_upscale(hasn, tmp_path):
     assert hasn("-", "-s", "2", stdin=data).out.startswith(b"\x89PNG")
 
 
-def test_a_missing_picture_is_told_what_was_assumed(hasn):
+def test_the_error_for_a_missing_picture_says_that_upscale_was_assumed(hasn):
     result = hasn("gone.jpg")
     assert result.code == 1
     assert "gone.jpg: no such file" in result.err and "hasn upscale" in result.err
@@ -99,7 +99,7 @@ def test_a_second_name_that_does_not_exist_may_be_the_output(hasn, tmp_path, out
     assert f"-o {output}" in hasn("upscale", "a.png", output, "--dry-run").err
 
 
-def test_subfolders_that_are_left_out_are_told(hasn, tmp_path):
+def test_subfolders_that_are_left_out_are_reported(hasn, tmp_path):
     for name in ("a.png", "x/b.png", "y/c.png", ".hidden/d.png"):
         save(tmp_path / "in" / name)
     assert "2 subfolders left out; -r includes them" in hasn("upscale", "in", "-s", "2", "--dry-run").err
@@ -198,7 +198,7 @@ def test_a_long_name_leaves_the_reason_in_view(hasn, tmp_path, name):
     assert len(line) < 130
 
 
-def test_a_line_keeps_both_its_ends():
+def test_a_shortened_line_keeps_both_ends():
     text = printable("a" * 600 + " exists already")
     assert text.startswith("aaa") and text.endswith("exists already") and len(text) < 130
 

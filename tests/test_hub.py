@@ -115,7 +115,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, monkeypatch):
     assert seen[-1] == (f"{REPO}/hasn_x2.safetensors", len(SMALL), len(SMALL))
 
 
-def test_of_two_bars_for_one_file_the_first_counts():
+def test_if_a_file_has_two_bars_the_first_counts():
     seen = []
     bar_class = hub_module._bar_class("file", lambda *event: seen.append(event))
     first, second = bar_class(total=10, initial=2), bar_class(total=4)

@@ -56,7 +56,7 @@ def test_a_single_output_name_is_taken_as_it_is(tree):
     assert pairs(["a.jpg"], "-") == {"a.jpg": "-"}
 
 
-def test_a_given_suffix_is_always_put(tree):
+def test_a_given_suffix_is_always_added(tree):
     tree("a.jpg")
     assert pairs(["a.jpg"], suffix="-large") == {"a.jpg": "a-large.jpg"}
     with pytest.raises(UsageError, match="--suffix has no effect if -o names the output file"):
@@ -64,7 +64,7 @@ def test_a_given_suffix_is_always_put(tree):
     assert pairs(["a.jpg"], "out/", suffix="-large") == {"a.jpg": "out/a-large.jpg"}
 
 
-def test_the_format_changes_the_ending_only_where_it_must(tree):
+def test_the_format_changes_the_ending_only_if_necessary(tree):
     tree("a.jpeg", "b.png", "c.JPG")
     assert pairs(["a.jpeg", "b.png", "c.JPG"], "out", format="jpeg") == {
         "a.jpeg": "out/a.jpeg",
@@ -73,7 +73,7 @@ def test_the_format_changes_the_ending_only_where_it_must(tree):
     }
 
 
-def test_a_file_without_an_ending_is_named_by_what_it_holds(tree):
+def test_a_file_without_an_ending_is_named_by_its_content(tree):
     Path("scan").write_bytes(b"\xff\xd8\xff\xe0 and so on")
     Path("v1.2").write_bytes(b"GIF89a and so on")
     assert pairs(["scan", "v1.2"]) == {"scan": "scan_x4.jpg", "v1.2": "v1.2_x4.gif"}
@@ -91,7 +91,7 @@ def test_a_file_without_an_ending_is_named_by_what_it_holds(tree):
         (Size(megapixels=8), "_8mp"),
     ],
 )
-def test_the_suffix_tells_the_size_and_is_known_again(tree, size, suffix):
+def test_the_suffix_tells_the_size_and_is_recognised(tree, size, suffix):
     assert size_suffix(size) == suffix
     tree("in/a.jpg", f"in/a{suffix}.jpg")
     assert list(pairs(["in"])) == ["in/a.jpg"]
@@ -206,7 +206,7 @@ def test_links_out_of_the_tree_are_followed_only_when_asked(tree):
     assert sorted(followed) == ["in/a.png", "in/folder/b.png", "in/folder/c.png", "in/inner.png", "in/outer.png"]
 
 
-def test_circular_links_are_not_followed_for_ever(tree):
+def test_circular_links_are_not_followed_endlessly(tree):
     tree("in/sub/a.png")
     Path("in/sub/up").symlink_to("..")
     assert list(pairs(["in"], recursive=True, follow_links=True)) == ["in/sub/a.png"]
@@ -333,7 +333,7 @@ def test_an_unusable_input_becomes_a_job_with_a_problem(tree):
     assert [job.index for job in jobs] == [0, 1, 2, 3]
 
 
-def test_a_folder_with_nothing_but_own_outputs_is_reported(tree):
+def test_a_folder_that_contains_only_own_outputs_is_reported(tree):
     tree("out/a.png", "out/b.png")
     journal = Journal(Path("out"))
     journal.start(Path("out/a.png")), journal.start(Path("out/b.png"))
@@ -389,7 +389,7 @@ def test_a_folder_in_a_list_keeps_its_relative_path_too(tree):
     assert pairs([], "out", listed=["x/../y/deep"]) == {"x/../y/deep/a.png": "out/a.png"}
 
 
-def test_one_folder_in_a_list_is_as_good_as_several_files(tree):
+def test_one_folder_in_a_list_counts_as_several_files(tree):
     tree("x/a.png")
     assert pairs([], "new", listed=["x"]) == {"x/a.png": "new/x/a.png"}
     assert pairs([], "new", listed=["."], recursive=True) == {"x/a.png": "new/x/a.png"}
@@ -539,12 +539,12 @@ def test_outputs_recorded_in_the_journal_of_a_url_are_left_out(bucket):
         bucket(job.target.removeprefix("memory://bucket/"))
     for journal in journals.values():
         journal.close()
-    # another suffix now, so that only the journal knows them as outputs
+    # without the suffix, only the journal shows that they are outputs
     found = pairs(["memory://bucket/in"], recursive=True)
     assert sorted(found) == ["memory://bucket/in/a.png", "memory://bucket/in/sub/b.png"]
 
 
-def test_a_folder_of_outputs_alone_at_a_url_can_be_the_input_of_another_run(bucket):
+def test_a_folder_with_only_outputs_at_a_url_can_be_the_input_of_another_run(bucket):
     bucket("in/a.png")
     (job,) = find_jobs(["memory://bucket/in"], "memory://bucket/out")
     journal = Journal(job.root)
@@ -580,7 +580,7 @@ def test_an_unreachable_input_is_one_job_that_fails(tmp_path, path):
     assert bad.problem is not None and good.problem is None
 
 
-def test_a_list_with_nul_bytes_needs_the_option_for_it_and_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+def test_a_list_with_nul_bytes_needs_its_option_and_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "list").write_bytes(b"a.png\0b.png\0")
     with pytest.raises(UsageError, match="NUL"):
         read_list(str(tmp_path / "list"))
@@ -589,13 +589,13 @@ def test_a_list_with_nul_bytes_needs_the_option_for_it_and_a_byte_order_mark_is_
 
 
 @pytest.mark.parametrize("suffix", ["/../x", "a\\b", "\n"])
-def test_a_suffix_is_part_of_a_name(tmp_path, suffix):
+def test_a_suffix_that_cannot_be_part_of_a_name_is_refused(tmp_path, suffix):
     (tmp_path / "a.png").touch()
     with pytest.raises(UsageError, match="suffix"):
         find_jobs([str(tmp_path / "a.png")], suffix=suffix)
 
 
-def test_a_folder_of_outputs_alone_can_be_the_input_of_another_run(tmp_path):
+def test_a_folder_with_only_outputs_can_be_the_input_of_another_run(tmp_path):
     from hasn_cli.batch.journal import Journal
 
     journal = Journal(tmp_path)

@@ -480,7 +480,9 @@ def test_pages_that_share_a_long_list_are_refused(bounded):
         following = len(data) + 2 + 12 * len(entries) + 4 if index + 1 < count else 0
         data += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHLL", *entry) for entry in entries)
         data += struct.pack("<L", following)
-    refused(bounded.read(data[:4] + struct.pack("<L", first) + data[8:]), "more data than the file contains", size=len(data))
+    refused(
+        bounded.read(data[:4] + struct.pack("<L", first) + data[8:]), "more data than the file contains", size=len(data)
+    )
 
 
 def test_strips_that_share_a_long_piece_of_the_file_are_refused(bounded):

@@ -180,7 +180,7 @@ class _Crew:
         full: str | None = None
         while True:
             while waiting and full is None and under_way < self._limit():
-                self._hand_out(waiting.popleft())
+                self._assign(waiting.popleft())
                 under_way += 1
             if under_way == 0:
                 break
@@ -217,7 +217,7 @@ class _Crew:
             return max(1, self._workers)
         return min(MOST_WORKERS, 2 * count_cores()) if self._pool.accelerated else WORKERS
 
-    def _hand_out(self, job: Job) -> None:
+    def _assign(self, job: Job) -> None:
         if isinstance(job.target, Path):
             self._folders.add(job.target.parent)
         self._inbox.put(job)

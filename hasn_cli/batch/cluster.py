@@ -52,7 +52,7 @@ GPU_SHARE = 1 / PICTURES_PER_WORKER  # the part of a worker's GPU that each pict
 CONNECT_TIMEOUT = 10.0  # seconds
 CLEANUP_TIMEOUT = 0.5  # seconds for each of at most four steps after Ctrl-C
 WORKERS_TIMEOUT = 300.0  # seconds to wait for workers; a cluster that grows on demand takes a while
-AGAIN = "start it again, and add --resume"
+RESUME_HINT = "start it again with --resume"
 
 
 def run_on_cluster(
@@ -123,7 +123,7 @@ class _Run:
         """Give pictures to the workers, and yield the events that come back."""
         self._client.subscribe_topic(self.id, self._receive)
         self._client.register_plugin(WorkerState(self.id, self._settings, self._threads), name=self.id)
-        self._see_that_workers_see(jobs)
+        self._check_shared_disk(jobs)
         waiting = deque(jobs)
         full: str | None = None
         while (waiting and full is None) or self._flight:
@@ -168,7 +168,7 @@ class _Run:
             try:
                 self._known = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
             except Exception as error:
-                raise HasnError("the cluster is lost: its scheduler does not answer", AGAIN) from error
+                raise HasnError("the cluster is lost: its scheduler does not answer", RESUME_HINT) from error
             self._asked = time.monotonic()
         return self._known
 
@@ -177,7 +177,7 @@ class _Run:
         carried = sum(min(int(worker["nthreads"]), PICTURES_PER_WORKER) + 1 for worker in self._workers())
         return max(1, carried if self._most is None else min(carried, self._most))
 
-    def _see_that_workers_see(self, jobs: Sequence[Job]) -> None:
+    def _check_shared_disk(self, jobs: Sequence[Job]) -> None:
         """Check that the workers can see local paths, which requires a disk that all machines share."""
         path = next((job.source.absolute() for job in jobs if isinstance(job.source, Path) and not job.problem), None)
         if path is None or not path.exists():
@@ -213,21 +213,21 @@ class _Run:
         try:
             item = self._inbox.get(timeout=0.5)
         except queue.Empty:
-            self._see_that_cluster_lives()
+            self._check_connection()
             return None
         if isinstance(item, Future):
             return self._finished(item, self._flight.pop(item))
-        return self._told(item)
+        return self._event_from(item)
 
-    def _see_that_cluster_lives(self) -> None:
+    def _check_connection(self) -> None:
         if self._client.status != "running":
-            raise HasnError("the cluster is lost: its scheduler does not answer", AGAIN)
+            raise HasnError("the cluster is lost: its scheduler does not answer", RESUME_HINT)
         if self._workers():
             self._deadline = time.monotonic() + WORKERS_TIMEOUT
         elif time.monotonic() > self._deadline:
             raise HasnError("the cluster has no workers", "start some: dask worker ADDRESS")
 
-    def _told(self, message: dict[str, Any]) -> Event | None:
+    def _event_from(self, message: dict[str, Any]) -> Event | None:
         """The event for a message of a running task. Late messages, and a second start elsewhere, are ignored."""
         if "process" in message:
             self._processes.add(message["process"])
@@ -241,7 +241,9 @@ class _Run:
             return None
         self._started.add(job.index)
         size, target_size = tuple(message["size"]), tuple(message["target_size"])
-        return Started(job, size, target_size, message["frames"], message["format"], message["plan"])
+        return Started(
+            job, size, target_size, message["frames"], message["format"], message["plan"], message["details"]
+        )
 
     def _finished(self, future: Future, job: Job) -> Event:
         self._by_index.pop(job.index)
@@ -251,7 +253,7 @@ class _Run:
             hint = "they may have run out of memory: give a smaller --memory"
             return Failed(job, HasnError(f"{job.name}: every worker that tried it died", hint))
         except CancelledError as error:
-            raise HasnError("the cluster is lost: it dropped a picture", AGAIN) from error
+            raise HasnError("the cluster is lost: it dropped a picture", RESUME_HINT) from error
         except Exception as error:
             return Failed(job, error)
         finally:

@@ -70,10 +70,10 @@ class Walk:
         visited: list[Path] = []
         found = set(self._below(root, root, visited, (root.resolve(),)))
         for folder in visited:
-            found -= self._told_of_in(folder, found)
+            found -= self._recorded_outputs(folder, found)
         return sort_naturally(found, root)
 
-    def _told_of_in(self, folder: Path, found: Collection[Path]) -> frozenset[Path]:
+    def _recorded_outputs(self, folder: Path, found: Collection[Path]) -> frozenset[Path]:
         """Those of the files found that the journal in `folder` records as outputs."""
         try:
             own = journal.outputs_recorded(folder, found)
@@ -97,7 +97,7 @@ class Walk:
         stems: dict[PurePosixPath, set[str]] = {PurePosixPath(): set()}
         for name in pictures:
             stems.setdefault(name.parent, set()).add(name.stem)
-        own = frozenset[str]().union(*map(self._urls_told_of, (remote.join(url, folder) for folder in stems)))
+        own = frozenset[str]().union(*map(self._recorded_urls, (remote.join(url, folder) for folder in stems)))
         outputs = remote.relative(self.avoid, url) if isinstance(self.avoid, str) else None
         return [
             name
@@ -108,7 +108,7 @@ class Walk:
             and self._wanted_at(url, name, own, stems[name.parent])
         ]
 
-    def _urls_told_of(self, url: str) -> frozenset[str]:
+    def _recorded_urls(self, url: str) -> frozenset[str]:
         try:
             return journal.urls_recorded(url)
         except OutputError as error:

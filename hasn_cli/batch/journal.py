@@ -146,18 +146,18 @@ def _open_own(path: Path, flags: int) -> int:
         raise
     except OSError as error:
         if path.is_symlink():
-            raise _strange(path, "is a link") from None
+            raise _untrusted(path, "is a link") from None
         if not path.is_file():  # for example a socket
-            raise _strange(path, "is not a regular file") from None
+            raise _untrusted(path, "is not a regular file") from None
         raise OutputError(f"{path}: {error.strerror}", "--no-journal runs without one") from error
     reason = "is a link" if path.is_symlink() else refusal(file)  # is_symlink: for systems without O_NOFOLLOW
     if reason is not None:
         os.close(file)
-        raise _strange(path, reason)
+        raise _untrusted(path, reason)
     return file
 
 
-def _strange(path: Path, reason: str) -> OutputError:
+def _untrusted(path: Path, reason: str) -> OutputError:
     return OutputError(f"{path}: {reason}, so it is not used as a journal", "delete it, or use --no-journal")
 
 

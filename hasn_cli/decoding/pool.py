@@ -199,7 +199,7 @@ class _Child:
         """
         forgotten = {name: _drained(getattr(self, name)) for name in ("closed", "dropped")}
         if not self._ready:
-            self._see_that_it_starts()
+            self._wait_until_ready()
         try:
             send(self._questions.write, question | forgotten, () if data is None else (data,))
             self._questions.flush()
@@ -240,7 +240,7 @@ class _Child:
             with suppress(OSError, ValueError):
                 pipe.close()
 
-    def _see_that_it_starts(self) -> None:
+    def _wait_until_ready(self) -> None:
         if self._process is None:
             raise _CannotStart
         try:
