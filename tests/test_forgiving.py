@@ -371,3 +371,27 @@ with _explained(HubId("owner/repo")):
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stderr == ""
+
+
+def test_a_picture_that_memory_forces_into_tiles_is_told_and_one_in_chosen_tiles_is_not(hasn, tmp_path):
+    save(tmp_path / "a.png", size=(200, 150))
+    needed = re.search(r"--memory (\d+)M is enough", hasn("a.png", "-s", "2", "--memory", "1M").err)
+    assert needed
+    forced = hasn("a.png", "-s", "2", "--memory", f"{needed[1]}M")
+    assert re.search(r"warning: computed in \d+ tiles, because memory is short", forced.err)
+    assert "warning" not in hasn("a.png", "-s", "2", "--tile", "64", "--overwrite").err
+
+
+def test_a_training_run_is_told_at_once_that_its_folder_is_a_file(hasn, tmp_path):
+    (tmp_path / "run").write_text("")
+    (tmp_path / "in").mkdir()
+    result = hasn("train", "in", "-o", "run", "--iterations", "1")
+    assert result.code == 2
+    assert "is a file, not a folder" in result.err
+
+
+def test_a_folder_without_a_selected_picture_blames_the_selection(hasn, tmp_path):
+    save(tmp_path / "in/a.png")
+    assert "no pictures in this folder that --include and --exclude select" in hasn("in", "--include", "*.gif").err
+    (tmp_path / "in/a.png").unlink()
+    assert "select" not in hasn("in").err

@@ -19,6 +19,7 @@ class Started:
         format: the format of the output.
         plan: whether the picture is computed whole or in tiles, and in how much memory, in one line.
         details: device, precision and strips, in one line.
+        tiles: the number of tiles that the picture is cut into. 1: it is computed whole.
     """
 
     job: Job
@@ -28,6 +29,7 @@ class Started:
     format: str
     plan: str
     details: str = ""
+    tiles: int = 1
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
@@ -38,6 +40,7 @@ class Started:
             "format": self.format,
             "plan": self.plan,
             "details": self.details,
+            "tiles": self.tiles,
         }
 
 

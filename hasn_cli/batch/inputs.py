@@ -299,9 +299,10 @@ def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming, listed: bool) -> 
 def _nothing_in(folder: Place, walk: Walk, own_outputs: bool) -> ImageError:
     if own_outputs:
         hint = "to enlarge these again, name the files themselves"
-        return ImageError(f"{folder}: no pictures in this folder except outputs of hasn", hint)
+        return ImageError(f"{folder}: all pictures in this folder are outputs of hasn", hint)
+    which = " that --include and --exclude select" if walk.include or walk.exclude else ""
     hint = "-r includes subfolders"
-    return ImageError(f"{folder}: no pictures in this folder", None if walk.recursive else hint)
+    return ImageError(f"{folder}: no pictures in this folder{which}", None if walk.recursive else hint)
 
 
 def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:

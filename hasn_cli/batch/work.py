@@ -74,6 +74,8 @@ def do_job(
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)
     seconds = time.perf_counter() - began - waited - upscaler.waited
     notices = settings.size.notices(picture.size)
+    if started.tiles > 1 and settings.tile is None:  # the user did not ask for tiles
+        notices += (f"computed in {started.tiles} tiles, because memory is short",)
     notices += notices_of(replace(picture, size=target_size), started.format, settings.encode)
     done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length, notices)
     scale = settings.size.network_scale(picture.size)
@@ -138,7 +140,9 @@ def plan_job(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool 
     channels = 1 if picture.channels < 3 else 3
     plans = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     plan, details = plan_in_words(PASSES[scale], plans)
-    return Started(job, picture.size, target_size, picture.frame_count, format, plan, details)
+    return Started(
+        job, picture.size, target_size, picture.frame_count, format, plan, details, max(p.tiles for p in plans)
+    )
 
 
 def plan_in_words(scales: Sequence[int], plans: Sequence[Plan]) -> tuple[str, str]:
