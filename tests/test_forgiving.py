@@ -374,7 +374,7 @@ with _explained(HubId("owner/repo")):
 
 
 def test_a_picture_that_memory_forces_into_tiles_is_told_and_one_in_chosen_tiles_is_not(hasn, tmp_path):
-    save(tmp_path / "a.png", size=(200, 150))
+    save(tmp_path / "a.png", size=(400, 300))
     needed = re.search(r"--memory (\d+)M is enough", hasn("a.png", "-s", "2", "--memory", "1M").err)
     assert needed
     forced = hasn("a.png", "-s", "2", "--memory", f"{needed[1]}M")
