@@ -74,12 +74,18 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(block: str) -> bool:
-    """Whether a YAML text has no aliases and is nested no deeper than `DEEPEST`; raises `yaml.YAMLError`."""
+    """Whether a YAML text has no aliases and no types of its own, and is nested no deeper than `DEEPEST`.
+
+    Some types that a value can be said to have make the YAML library fail in ways of its own.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
     import yaml
 
     depth = 0
     for event in yaml.parse(block, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
             return False
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
