@@ -147,6 +147,8 @@ def _size(
 def _opened(image: Any) -> Any:
     """A Pillow image of a path, bytes or a file; anything else as it is."""
     if isinstance(image, (str, os.PathLike)):
+        if "\0" in str(image):
+            raise ImageError(f"{str(image)!r}: a path cannot contain NUL")
         return _open(Path(image), Path(image).name)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _open(bytes(image), "the picture")

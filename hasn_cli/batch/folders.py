@@ -68,9 +68,14 @@ class Walk:
             OSError: `root` itself cannot be listed. Subfolders that cannot be listed are passed to `on_closed`.
         """
         visited: list[Path] = []
-        found = set(self._below(root, root, visited, (root.resolve(),)))
-        for folder in visited:
-            found -= self._recorded_outputs(folder, found)
+        found = set(self._below(root, visited))
+        below: dict[Path, list[Path]] = {folder: [] for folder in visited if os.path.lexists(folder / journal.NAME)}
+        for path in found if below else ():
+            for parent in path.parents:
+                if parent in below:
+                    below[parent].append(path)
+        for folder, paths in below.items():
+            found -= self._recorded_outputs(folder, found.intersection(paths))
         return sort_naturally(found, root)
 
     def _recorded_outputs(self, folder: Path, found: Collection[Path]) -> frozenset[Path]:
@@ -124,47 +129,57 @@ class Walk:
             return False
         return True
 
-    def _below(self, folder: Path, root: Path, visited: list[Path], above: tuple[Path, ...]) -> Iterator[Path]:
-        visited.append(folder)
-        entries = list(os.scandir(folder))
-        stems = {Path(entry.name).stem for entry in entries if is_picture(entry.name, self.readable)}
-        for entry in entries:
-            path = folder / entry.name
-            if entry.name.startswith(".") or self._excluded(path.relative_to(root)):
-                continue
+    def _below(self, root: Path, visited: list[Path]) -> Iterator[Path]:
+        """The pictures in `root` and, if wanted, below it; a loop, since folders may lie deeper than Python's stack."""
+        true = root.resolve()
+        waiting = [(root, true, frozenset({true}))]
+        while waiting:
+            folder, true, above = waiting.pop()
+            visited.append(folder)
             try:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError as error:  # a link to itself, or into a folder that cannot be read
-                meant = is_picture(entry.name, self.readable) and self._included(path.relative_to(root))
-                (self.on_closed if meant else self.on_skip)(str(path), error.strerror or str(error))
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                if folder is root:
+                    raise
+                self.on_closed(str(folder), error.strerror or str(error))
                 continue
-            if is_folder:
-                yield from self._folder(entry, path, root, visited, above)
-            elif is_picture(entry.name, self.readable) and self._wanted(path, root, stems):
-                if is_file:
-                    yield path
-                elif entry.is_symlink() and not path.exists():
-                    self.on_closed(str(path), f"a link to {path.readlink()}, which does not exist")
-                else:
-                    self.on_skip(str(path), "a pipe, socket or device")
+            stems = {Path(entry.name).stem for entry in entries if is_picture(entry.name, self.readable)}
+            for entry in entries:
+                path = folder / entry.name
+                if entry.name.startswith(".") or self._excluded(path.relative_to(root)):
+                    continue
+                try:
+                    if not entry.is_dir():
+                        if self._is_wanted_picture(entry, path, root, stems):
+                            yield path
+                    elif self._to_enter(entry, path):
+                        real = path.resolve() if entry.is_symlink() else true / entry.name
+                        # not into the outputs' folder, nor by a link into a folder that we are in
+                        if real != self.avoid and real not in above:
+                            waiting.append((path, real, above | {real}))
+                except OSError as error:  # a link that leads round to itself, or to where nobody may look
+                    meant = is_picture(entry.name, self.readable) and self._included(path.relative_to(root))
+                    (self.on_closed if meant else self.on_skip)(str(path), error.strerror or str(error))
 
-    def _folder(
-        self, entry: os.DirEntry[str], path: Path, root: Path, visited: list[Path], above: tuple[Path, ...]
-    ) -> Iterator[Path]:
+    def _is_wanted_picture(self, entry: os.DirEntry[str], path: Path, root: Path, stems: set[str]) -> bool:
+        is_file = entry.is_file()
+        if not is_picture(entry.name, self.readable) or not self._wanted(path, root, stems):
+            return False
+        if not is_file and entry.is_symlink() and not path.exists():
+            self.on_closed(str(path), f"a link to {path.readlink()}, which does not exist")
+        elif not is_file:
+            self.on_skip(str(path), "a pipe, socket or device")
+        return is_file
+
+    def _to_enter(self, entry: os.DirEntry[str], path: Path) -> bool:
         if not self.recursive:
             if path.resolve() != self.avoid:
                 self.on_skip(str(path), SUBFOLDER)
-            return
+            return False
         if entry.is_symlink() and not self.follow_links:
             self.on_skip(str(path), "a link to a folder")
-            return
-        real = path.resolve()
-        if real == self.avoid or real in above:  # the output folder, or a link to a folder above this one
-            return
-        try:
-            yield from self._below(path, root, visited, (*above, real))
-        except OSError as error:
-            self.on_closed(str(path), error.strerror or str(error))
+            return False
+        return True
 
     def _wanted(self, path: Path, root: Path, stems: set[str]) -> bool:
         if not self._included(path.relative_to(root)):

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError, install_packages
+from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError, UsageError, install_packages
 from hasn_cli.images import unfinished
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -57,6 +57,8 @@ def local_path(place: Path | str) -> str:
     text = str(place)
     if text.startswith("file://"):  # its path is percent-encoded (RFC 8089)
         path = unquote(text.removeprefix("file://").removeprefix("localhost"))
+        if "\0" in path:
+            raise UsageError(f"{text}: a path cannot contain NUL", "%00 in a file:// address stands for it")
         return path.removeprefix("/") if sys.platform == "win32" else path
     return text.removeprefix("local://")
 

@@ -72,6 +72,9 @@ class Factor(click.ParamType[Fraction]):
         return factor
 
 
+_MOST_BYTES = 1 << 60
+
+
 class Bytes(click.ParamType[int]):
     """An amount of memory: 800M, 2G, 1.5GiB. K, M and G are powers of 1024."""
 
@@ -84,7 +87,10 @@ class Bytes(click.ParamType[int]):
         match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
         if match is None:
             self.fail(f"{value!r} is not an amount of memory such as 800M or 2G", param, ctx)
-        amount = int(float(match[1]) * 1024 ** self.units[match[2].upper()])
+        exact = float(match[1]) * 1024 ** self.units[match[2].upper()]
+        if exact > _MOST_BYTES:
+            self.fail("that is more memory than any machine has", param, ctx)
+        amount = int(exact)
         if amount == 0:
             self.fail("the amount of memory must be above 0", param, ctx)
         return amount
@@ -98,7 +104,7 @@ class Box(click.ParamType[tuple[int, int]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", value.strip().lower())
+        match = re.fullmatch(r"([1-9]\d{0,11})[x×]([1-9]\d{0,11})", value.strip().lower())
         if match is None:
             self.fail(f"{value!r} is not a size such as 1920x1080", param, ctx)
         return int(match[2]), int(match[1])

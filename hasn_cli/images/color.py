@@ -146,6 +146,8 @@ def _halve(values: Pixels) -> Pixels:
 
 
 _PROFILE_TAGS = 100  # the number of tags that Little CMS reads
+_MAX_ELEMENTS = 64  # in one chain of processing elements; profiles have three to five
+_MAX_SEGMENTS = 1024  # in all curves of one such chain; a curve has one to three
 _RELATIVE_COLORIMETRIC = 1
 _BLACK_POINT_COMPENSATION = 0x2000
 _NO_SHORTCUT = 0x0100
@@ -169,14 +171,15 @@ def lab_profile() -> bytes:
 
 
 def is_profile(icc: bytes) -> bool:
-    """Whether Little CMS accepts the bytes as an ICC profile."""
+    """Whether Little CMS accepts the bytes as an ICC profile, and needs only a reasonable time for it."""
     import imagecodecs
 
     if len(icc) < 132 or icc[36:40] != b"acsp" or int.from_bytes(icc[:4], "big") > len(icc):
         return False
     try:
         imagecodecs.cms_profile_validate(icc)
-    except imagecodecs.CmsError:
+        _check_elements(icc)
+    except (imagecodecs.CmsError, ValueError):
         return False
     return True
 
@@ -351,10 +354,13 @@ def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space
 
 
 def _check_elements(icc: bytes) -> None:
-    """Check that the processing elements of a profile do not overlap: Little CMS builds a table for each of them.
+    """Check that the processing elements of a profile are few and do not overlap.
+
+    Little CMS builds a table for each element, and its time grows with the square of their number. For a curve, it
+    searches all segments for each of the table's thousands of values.
 
     Raises:
-        ValueError: they overlap, or the profile is broken.
+        ValueError: they are too many or overlap, or the profile is broken.
     """
     if len(icc) < 132:
         raise ValueError("its colour profile is broken")
@@ -367,5 +373,25 @@ def _check_elements(icc: bytes) -> None:
         (count,) = struct.unpack_from(">I", icc, start + 12)
         if 16 + 8 * count > length or start + 16 + 8 * count > len(icc):
             raise ValueError("its colour profile is broken")
-        if sum(struct.unpack_from(f">{2 * count}I", icc, start + 16)[1::2]) > length:
+        if count > _MAX_ELEMENTS:
+            raise ValueError(f"its colour profile has more than {_MAX_ELEMENTS} elements")
+        places = struct.unpack_from(f">{2 * count}I", icc, start + 16)
+        if sum(places[1::2]) > length:
             raise ValueError("the elements of its colour profile overlap")
+        if sum(_curve_segments(icc, start + place) for place in places[::2]) > _MAX_SEGMENTS:
+            raise ValueError(f"the curves of its colour profile have more than {_MAX_SEGMENTS} segments")
+
+
+def _curve_segments(icc: bytes, element: int) -> int:
+    """How many segments the curves of an element have together; 0 if it is no set of curves."""
+    if icc[element : element + 4] != b"cvst" or element + 12 > len(icc):
+        return 0
+    (curves,) = struct.unpack_from(">H", icc, element + 8)
+    if element + 12 + 8 * curves > len(icc):
+        raise ValueError("its colour profile is broken")
+    total = 0
+    for place in struct.unpack_from(f">{2 * curves}I", icc, element + 12)[::2]:
+        if element + place + 10 > len(icc):
+            raise ValueError("its colour profile is broken")
+        total += struct.unpack_from(">H", icc, element + place + 8)[0]
+    return total

@@ -237,8 +237,13 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Hex SHA-256 of a file of weights.
+
+    Raises:
+        WeightsError: it is not a regular file, or too large.
+        OSError: it cannot be read.
+    """
+    with header.open_weights(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

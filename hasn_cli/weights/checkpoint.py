@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from hasn_cli.errors import WeightsError
 from hasn_cli.network import HASN, SCALES
+from hasn_cli.weights.header import open_weights
 from hasn_cli.weights.pytorch import PICKLE_MAGIC, ZIP_MAGIC, read_pytorch_file
 
 StateDict = dict[str, Tensor]
@@ -25,7 +25,6 @@ StateDict = dict[str, Tensor]
 WRAPPERS = ("params_ema", "params", "state_dict")  # the averaged weights before the raw ones
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 NAMED_KEYS = 4  # how many keys an error message names
-MOST_BYTES = 256 << 20  # in a file of weights; HASN's own take 1.8 MB
 MOST_DESCRIPTION = 1 << 20  # bytes that describe the tensors; 11 KB in HASN's own files
 
 
@@ -56,18 +55,10 @@ def load_state_dict_file(path: Path) -> StateDict:
 def _head(path: Path) -> bytes:
     """The first 8 bytes of a file, after checking its size."""
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:
-                return file.read(8)
+        with open_weights(path) as file:
+            return file.read(8)
     except OSError as error:
         raise _unreadable(path, error) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise WeightsError(f"{path} is not a regular file", "check the path given to -w")
-    raise WeightsError(
-        f"{path} has {status.st_size / 1e6:.0f} MB; the limit is {MOST_BYTES / 1e6:.0f} MB, and HASN's weights take 2",
-        "check the path given to -w",
-    )
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:

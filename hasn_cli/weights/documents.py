@@ -75,12 +75,18 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(block: str) -> bool:
-    """Whether a YAML text has no aliases and at most `DEEPEST` levels; raises `yaml.YAMLError` if it is invalid."""
+    """Whether a YAML text has no aliases, no tags, and at most `DEEPEST` levels.
+
+    Some tags make the YAML library fail with errors of its own.
+
+    Raises:
+        yaml.YAMLError: it is not valid YAML.
+    """
     import yaml
 
     depth = 0
     for event in yaml.parse(block, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
             return False
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:

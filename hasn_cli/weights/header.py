@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
+from hasn_cli.errors import WeightsError
+
+MOST_BYTES = 256 << 20  # of a file of weights; HASN's own take 1.8 MB
 SCALES = {3 * scale**2: scale for scale in (2, 3, 4)}  # channels of the last convolution → scale
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[BufferedReader]:
+    """A file of weights, open for reading: never one that does not end, or that is too large for what it should hold.
+
+    Raises:
+        WeightsError: it is a pipe, a device or a folder, or larger than `MOST_BYTES`.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:  # a pipe would have waited for its other end without O_NONBLOCK
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise WeightsError(f"{path} is no regular file", "check the path given to -w")
+        if status.st_size > MOST_BYTES:
+            raise WeightsError(
+                f"{path} has {status.st_size / 1e6:.0f} MB, and weights of HASN take 2: they may have "
+                f"{MOST_BYTES / 1e6:.0f}",
+                "check the path given to -w",
+            )
+        yield file
 
 
 def read_shapes(path: Path) -> Shapes | None:
@@ -21,9 +50,11 @@ def read_shapes(path: Path) -> Shapes | None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with open_weights(path):
+            pass
         with safe_open(path, framework="np") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, UnicodeEncodeError):
+    except (WeightsError, SafetensorError, OSError, UnicodeEncodeError):
         return None
     return shapes if _names_hasn(shapes) else None
 

@@ -17,7 +17,13 @@ import numpy as np
 import tifffile
 
 from hasn_cli.images.codecs.tiff_limits import check_directories, check_pieces
-from hasn_cli.images.codecs.tiff_structure import decode_fax, remove_tags, repair_lengths, without_broken_end
+from hasn_cli.images.codecs.tiff_structure import (
+    decode_fax,
+    piece_count,
+    remove_tags,
+    repair_lengths,
+    without_broken_end,
+)
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.limits import Limit
@@ -132,6 +138,8 @@ def _check(source: Source, limit: Limit, page: Any) -> None:
     plain = page.compression == tifffile.COMPRESSION.JPEG or (page.bitspersample == 8 and page.subsampling == (1, 1))
     if page.photometric not in _SHOWN and not (plain and page.photometric == _PHOTOMETRIC.YCBCR):
         raise ValueError(f"the colour space {getattr(page.photometric, 'name', page.photometric)} is not supported")
+    if page.is_tiled and len(page.dataoffsets) < piece_count(page):
+        raise ValueError("some of its tiles are missing")
     length = page.parent.filehandle.size
     repair_lengths(page, length)
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))

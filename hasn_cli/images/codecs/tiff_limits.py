@@ -26,6 +26,7 @@ _TABLES, _MAX_TABLES = 347, 65_536  # JPEG's tables: a few hundred bytes, which 
 _METADATA = (270, 305, 700, 33723, 34377, 34675)  # description, software, XMP, IPTC, Photoshop, ICC
 _COLOR_MAPS = (301, 320)
 _BIG_TYPES = {16: 8, 17: 8, 18: 8}
+_MAX_PIECE_TABLES = 1 << 20  # bytes by which tables of strips and tiles may exceed the file: pages do not share them
 _SHARED = 2**30  # bytes by which all values together may exceed the file, because pages may share a profile
 _MAX_ENTRIES = 40 * MAX_FRAMES  # of all directories
 _MAX_SUB_IFDS = 1000  # of one directory: smaller versions of a picture, and masks
@@ -50,6 +51,7 @@ class _Walk:
     data: bytes | mmap
     seen: set[int] = field(default_factory=set)
     value_bytes: int = 0
+    table_bytes: int = 0
     piece_bytes: int = 0
     sample_bytes: int = 0
 
@@ -117,6 +119,8 @@ def _check_directory(walk: _Walk, directory: int) -> int:
             declared[tag] = walk.number({2: "H", 4: "L", 8: "Q"}[length], offset)
         if tag in (*_PIECES, *_SHORT_LISTS, *_METADATA, *_COLOR_MAPS, *_OTHERS):
             walk.value_bytes += length
+        if tag in _PIECES:
+            walk.table_bytes += length
         if tag == _TABLES and length > _MAX_TABLES:
             raise TooMuch("its JPEG tables are too long")
         if tag in _BYTE_COUNTS and length and offset + length <= len(walk.data):
@@ -124,7 +128,7 @@ def _check_directory(walk: _Walk, directory: int) -> int:
             walk.piece_bytes += int(numbers.sum(dtype=np.float64))
         if tag in _METADATA and length > MAX_METADATA and tag != 270:  # OME describes a whole series of pictures there
             raise TooMuch(f"its metadata takes more than {MAX_METADATA / 2**20:.4g} MiB")
-    if walk.value_bytes > len(walk.data) + _SHARED:
+    if walk.value_bytes > len(walk.data) + _SHARED or walk.table_bytes > len(walk.data) + _MAX_PIECE_TABLES:
         raise TooMuch("its directories declare more data than the file contains")
     height, width = declared.get(_LENGTH, 0), declared.get(_WIDTH, 0)
     walk.sample_bytes += height * width * 8 * max(1, declared.get(_SAMPLES, 1))

@@ -97,9 +97,9 @@ def repair_lengths(page: Any, size: int) -> None:
     """
     offsets, counts = list(page.dataoffsets), list(page.databytecounts)
     known = counts + [0] * (len(offsets) - len(counts))
-    lengths = _uncompressed_lengths(page) if page.compression == 1 else [0] * len(offsets)
-    if len(lengths) != len(offsets):
+    if page.compression == 1 and piece_count(page) != len(offsets):
         return
+    lengths = _uncompressed_lengths(page) if page.compression == 1 else [0] * len(offsets)
     ends = [*sorted(set(offsets)), size]
     repaired = []
     for offset, count, length in zip(offsets, known, lengths, strict=True):
@@ -135,16 +135,30 @@ def decode_fax(page: Any) -> Any:
     return imagecodecs.tiff_decode(alone + pack_directory("<", entries, at))
 
 
+def piece_count(page: Any) -> int:
+    """How many strips or tiles a page of its size consists of."""
+    width: int = page.imagewidth
+    height: int = page.imagelength
+    planes: int = page.samplesperpixel if page.planarconfig == 2 else 1
+    across, rows = (-(-width // int(page.tilewidth)), int(page.tilelength)) if page.is_tiled else (1, _rows(page))
+    return across * -(-height // rows) * planes
+
+
+def _rows(page: Any) -> int:
+    """Of a strip."""
+    length: int = page.imagelength
+    return max(1, min(page.rowsperstrip or length, length))
+
+
 def _uncompressed_lengths(page: Any) -> list[int]:
     """The length in bytes of each strip or tile of an uncompressed page."""
     samples = 1 if page.planarconfig == 2 else page.samplesperpixel
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     if page.is_tiled:
         row = (page.tilewidth * samples * page.bitspersample + 7) // 8
-        across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-        return [row * page.tilelength] * (across * down * planes)
+        return [row * page.tilelength] * piece_count(page)
     row = (page.imagewidth * samples * page.bitspersample + 7) // 8
-    rows = max(1, min(page.rowsperstrip or page.imagelength, page.imagelength))
+    rows = _rows(page)
     starts = range(0, page.imagelength, rows)
     return [row * min(rows, page.imagelength - start) for start in starts] * planes
 
