@@ -145,6 +145,7 @@ def train(args: argparse.Namespace) -> None:
         report_every=args.report_every, validate_every=args.validate_every, loss="rmse",
         initial="weights" if args.start else None,
     )  # fmt: skip
+    torch.backends.cudnn.allow_tf32 = False  # what is not in bfloat16 is to be exact
     recipe = fastest(recipe, pictures, args, left)
     states = {scale: load_state_dict_file(args.start / f"hasn_x{scale}.safetensors") for scale in args.scale} \
         if args.start else None  # fmt: skip
@@ -288,9 +289,12 @@ def exactness(
         for name, image in (("photo", photos[0][:side, :side]), ("noise", noise)):
             exact = plain(network.double(), image, "cpu", torch.float64)
             network.float()
-            for precision in ("fp32", "fp16", "bf16"):
-                row: dict[str, object] = {"what": "exactness", "scale": scale, "picture": name, "precision": precision}
+            for precision, tf32 in (("fp32", True), ("fp32", False), ("fp16", True), ("bf16", True)):
+                torch.backends.cudnn.allow_tf32 = tf32  # PyTorch's default is True
+                row: dict[str, object] = {"what": "exactness", "scale": scale, "picture": name,
+                                          "precision": precision, "TF32 allowed": tf32}  # fmt: skip
                 yield row | attempt(lambda n=network, i=image, p=precision, e=exact: difference(n, i, p, e, args), left)
+                torch.backends.cudnn.allow_tf32 = True
 
 
 def difference(

@@ -52,12 +52,12 @@ def main() -> int:
 
 def table(command: click.Command, ctx: click.Context) -> str:
     """A command's options as a Markdown table, with a row before each group that names it."""
-    lines, last = [HEADER], ""
+    lines, last = [HEADER], "Options"
     for param in command.get_params(ctx):
         record = None if isinstance(param, click.Argument) else param.get_help_record(ctx)
         if record is None or "--help" in param.opts:
             continue
-        group = getattr(param, "group", "")
+        group = getattr(param, "group", "Options")
         if group and group != last:
             lines.append(f"| **{group}** | |")
             last = group

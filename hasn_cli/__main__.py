@@ -16,9 +16,11 @@ def main() -> None:
     _open_closed_streams()
     _replace_what_cannot_be_printed()
     _keep_stderr_to_ourselves()
-    from hasn_cli.cli.main import run
-    from hasn_cli.console import INTERRUPTED
-
+    try:
+        from hasn_cli.cli.main import run
+        from hasn_cli.console import INTERRUPTED
+    except KeyboardInterrupt:  # nothing has begun yet
+        os._exit(130)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems send it: end as cleanly as by Ctrl-C
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
         signal.signal(signal.SIGHUP, _hang_up)

@@ -135,6 +135,8 @@ def upscale(
 def _size(
     scale: float | None, width: int | None, height: int | None, fit: tuple[int, int] | None, stretch: bool
 ) -> Size:
+    if fit is not None and not (isinstance(fit, tuple | list) and len(fit) == 2):
+        raise UsageError(f"{fit!r} is not a box to fit into", "give (width, height), for example fit=(3840, 2160)")
     if width is None and height is None and fit is None:
         return Size(factor=4 if scale is None else scale, stretch=stretch)
     if scale is not None:
@@ -145,6 +147,8 @@ def _size(
 def _opened(image: Any) -> Any:
     """A Pillow image of a path, bytes or a file; anything else as it is."""
     if isinstance(image, (str, os.PathLike)):
+        if "\0" in str(image):
+            raise ImageError(f"{str(image)!r}: a path cannot contain NUL")
         return _open(Path(image), Path(image).name)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _open(bytes(image), "the picture")
@@ -219,7 +223,7 @@ def _upscale_pillow(image: Image.Image, enlarged: Callable[[NDArray[Any]], NDArr
 
     if not isinstance(image, Pillow.Image):
         hint = "give a path, bytes, a file, a Pillow image, or a NumPy array (np.asarray converts to one)"
-        raise ImageError(f"a {type(image).__name__} is not a picture", hint)
+        raise ImageError(f"{type(image).__name__} is not a kind of picture", hint)
     if not all(image.size):
         raise ImageError(f"an image of {image.width}×{image.height} pixels is not a picture")
     pixels = _pixels_of(image)

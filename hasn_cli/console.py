@@ -1,6 +1,6 @@
 """What the user sees: error lines, a line for each picture, the summary, JSON events; and the exit code.
 
-Everything for people goes to stderr; stdout is for pixels and JSON. Progress bars are in `hasn_cli/cli/progress.py`.
+Text for people goes to stderr. stdout is for pixels and JSON. Progress bars are in `hasn_cli/cli/progress.py`.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from hasn_cli.batch.events import Event, Failed, Started, Stopped
 
 INTERRUPTED = 130
-LONGEST_NAME = 100  # characters; of longer names the middle is left out, so that what is said about them stays in view
+LONGEST_NAME = 100  # characters; longer names are shortened in the middle, so that the text after them stays in view
 SCREENFUL = 20  # lines after which the summary lists the failures again
 
 
 def style(text: str, colour: str, *, bold: bool = False) -> str:
-    """`text` in a colour, unless NO_COLOR or TERM=dumb asks for plain text (https://no-color.org)."""
+    """Colour `text`, unless NO_COLOR or TERM=dumb asks for plain text (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return click.style(text, fg=colour, bold=bold)
 
 
 def describe(error: BaseException) -> tuple[str, str | None]:
-    """The message and the hint that a user is shown for `error`, each in one line."""
+    """The message and the hint to show for `error`, each in one line."""
     if isinstance(error, HasnError):
         return error.message, error.hint
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None
     if isinstance(error, MemoryError):
-        return "not enough memory", "limit it, for example with --memory 2G, or do one picture at a time: -j 1"
+        return "not enough memory", "set a limit, for example --memory 2G, or process one picture at a time: -j 1"
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text}", "hasn -v COMMAND … shows the traceback; please report it"
 
 
 def error_lines(error: BaseException, *, name: str = "") -> list[str]:
-    """`error: WHAT` and, where there is one, `hint: WHAT TO DO`; styled, for stderr. `name` is the picture's."""
+    """`error: WHAT` and, if there is a hint, `hint: WHAT TO DO`; styled, for stderr. `name` is the picture's."""
     message, hint = describe(error)
     if name and name not in message:
         message = f"{name}: {message}"
@@ -67,9 +67,10 @@ def hint_line(hint: str) -> str:
 
 
 def printable(text: str, longest: int = 500) -> str:
-    """`text` as one line that no file name can break or colour, without passwords: control characters are escaped.
+    """Make `text` safe to print in one line: control characters are escaped, and secrets are hidden.
 
-    The middle is left out of words (paths, mostly) above `LONGEST_NAME` characters, and of text above `longest`.
+    Words (mostly paths) of more than `LONGEST_NAME` characters are shortened in the middle, and so is a text of more
+    than `longest` characters.
     """
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redacted(text))
     if longest > LONGEST_NAME and len(shown) > LONGEST_NAME:
@@ -78,7 +79,7 @@ def printable(text: str, longest: int = 500) -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """`name`, its middle left out where it is longer than `width` characters."""
+    """Leave out the middle of `name` if it is longer than `width` characters."""
     if len(name) <= width:
         return name
     end = width // 2
@@ -86,17 +87,17 @@ def shortened(name: str, width: int) -> str:
 
 
 def say_skipped(name: str, reason: str) -> None:
-    """Print on stderr that a picture is left out, and why."""
+    """Print on stderr that a picture was skipped, and why."""
     click.echo(f"{style('skipped:', 'yellow')} {printable(name)}: {printable(reason)}", err=True)
 
 
 def traceback_text(error: BaseException) -> str:
-    """The error's traceback, each line of it `printable`."""
+    """The error's traceback, with each line made `printable`."""
     return "".join(f"{printable(line, longest=10_000)}\n" for line in redacted_traceback(error))
 
 
 def show_error(error: BaseException, *, verbose: bool = False, name: str = "") -> int:
-    """Print the error's lines on stderr (after the traceback if `verbose`) and return its exit code."""
+    """Print the error on stderr, after the traceback if `verbose`, and return its exit code."""
     if verbose:
         click.echo(traceback_text(error), err=True, nl=False)
     for line in error_lines(error, name=name):
@@ -105,7 +106,7 @@ def show_error(error: BaseException, *, verbose: bool = False, name: str = "") -
 
 
 class Report:
-    """Counts what became of the pictures, and knows the exit code.
+    """Counts the results of a batch, and determines the exit code.
 
     Args:
         resumable: whether `--resume` can continue the batch if it is interrupted.
@@ -136,12 +137,12 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """130 interrupted, 1 with any failure, else 0."""
+        """130 if interrupted, 1 if any picture failed, else 0."""
         return INTERRUPTED if self.interrupted else int(bool(self.failures or self.stopped))
 
     @property
     def total(self) -> int:
-        """Pictures accounted for."""
+        """The number of pictures that were done, were skipped or failed."""
         return self.done + self.skipped + len(self.failures)
 
     def to_dict(self) -> dict[str, object]:
@@ -179,7 +180,7 @@ class View(Protocol):
 
 
 class JsonView:
-    """One JSON object a line on stdout for each event."""
+    """Writes each event to stdout as a line of JSON."""
 
     def show(self, event: Event) -> None:
         self._write(event.to_dict())
@@ -189,15 +190,15 @@ class JsonView:
 
     @staticmethod
     def _write(event: dict[str, object]) -> None:
-        # in ASCII, since a file's name may not be valid Unicode
+        # json.dumps gives ASCII, because a file's name may not be valid Unicode
         sys.stdout.write(json.dumps(without_secrets(event)) + "\n")
         sys.stdout.flush()
 
 
 class QuietView:
-    """Errors on stderr, and nothing else.
+    """Shows errors on stderr, and nothing else.
 
-    Outputs that exist already are told together at the end: after a repeated command that is every picture.
+    Outputs that exist are reported together at the end, because after a repeated command they are all pictures.
     """
 
     def __init__(self, *, verbose: int = 0) -> None:
@@ -222,7 +223,7 @@ class QuietView:
         self.failed = True
         lines = error_lines(event.error, name=event.job.name)
         self.write(lines[0])
-        for hint in lines[1:]:  # which is the same for many pictures, as a rule
+        for hint in lines[1:]:  # many pictures may have the same hint, which is printed once
             if hint not in self._hints:
                 self.write(hint)
             self._hints.add(hint)
@@ -242,7 +243,7 @@ class QuietView:
 
 
 class LineView(QuietView):
-    """A line for each picture on stderr, and a summary where there were several: for logs and pipes."""
+    """Shows a line for each picture on stderr, and a summary if there were several: for logs and pipes."""
 
     def __init__(self, *, verbose: int = 0) -> None:
         super().__init__(verbose=verbose)
@@ -262,7 +263,7 @@ class LineView(QuietView):
 
 
 class PlanView(LineView):
-    """What a dry run finds: a line for each picture that would be done."""
+    """Shows what a dry run finds: a line for each picture that would be upscaled."""
 
     def __init__(self, *, verbose: int = 0) -> None:
         super().__init__(verbose=verbose)
@@ -281,14 +282,14 @@ class PlanView(LineView):
 
     def finish(self, report: Report) -> None:
         QuietView.finish(self, report)
-        counts = {"to skip": report.skipped, "cannot be done": len(report.failures)}
+        counts = {"to skip": report.skipped, "would fail": len(report.failures)}
         self.write(
             ", ".join([f"{self.planned} to do", *(f"{count} {what}" for what, count in counts.items() if count)])
         )
 
 
 def outcome_line(event: Event, *, verbose: int) -> str | None:
-    """The line that a finished picture leaves, or None for an event that leaves none."""
+    """The line for an event, or None if the event has no line."""
     from hasn_cli.batch import events
 
     if isinstance(event, events.Done):
@@ -314,12 +315,12 @@ def plan_text(event: Started, *, verbose: int = 0) -> str:
 
 
 def summary_lines(report: Report, *, again: bool = False) -> Iterator[str]:
-    """Nothing for one picture, unless it was interrupted; else the counts, and with `again` each failure by name."""
+    """The counts and, with `again`, each failure by name. Nothing for one picture, unless it was interrupted."""
     if report.total <= 1 and not report.interrupted and not report.stopped:
         return
     yield str(report)
     if report.interrupted and report.resumable:
-        yield hint_line("the same command with --resume goes on from here")
+        yield hint_line("the same command with --resume continues from here")
     for event in report.failures if again else ():
         if not isinstance(event.error, OutputExistsError):
             message, _ = describe(event.error)
@@ -327,7 +328,7 @@ def summary_lines(report: Report, *, again: bool = False) -> Iterator[str]:
 
 
 def duration(seconds: float) -> str:
-    """`0.42 s`, `12.3 s`, and from a minute on `3:19` or `2:05:10`."""
+    """`0.42 s`, `12.3 s`, or for a minute and more `3:19`, `2:05:10`."""
     if seconds < 9.995:
         return f"{seconds:.2f} s"
     if seconds < 59.95:
@@ -339,10 +340,10 @@ def duration(seconds: float) -> str:
 
 
 def show_batch(batch: Generator[Event], views: Sequence[View], *, resumable: bool = False) -> Report:
-    """Run a batch to its end, or to Ctrl-C, showing every event in every view.
+    """Run a batch until its end or Ctrl-C, and show every event in every view.
 
-    On Ctrl-C the batch is closed, which stops it cleanly, and the report says so; a second one ends it at once.
-    `resumable`: whether `--resume` could then continue it.
+    On Ctrl-C the batch is closed, which stops it cleanly, and the report says that it was interrupted. A second Ctrl-C
+    ends it at once. `resumable`: whether `--resume` can continue it.
     """
     from hasn_cli.batch import events
 
@@ -352,7 +353,7 @@ def show_batch(batch: Generator[Event], views: Sequence[View], *, resumable: boo
             for event in batch:
                 report.count(event)
                 if isinstance(event, events.Failed) and isinstance(event.error, BrokenPipeError):
-                    raise event.error  # the reader of our stdout has gone: end without a word
+                    raise event.error  # the reader of our stdout has closed it: end without a message
                 for view in views:
                     view.show(event)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Enlarges a picture: the network runs on its colour and on its transparency, then the exact size is made."""
+"""Enlarges a picture: runs the network on its colour and its transparency, then resizes to the exact target size."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images.color import bleed, is_opaque, rounded, top
-from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
 from hasn_cli.stillness import Stillness
 
 SCALES = (2, 3, 4)
 PASSES = {2: (2,), 3: (3,), 4: (4,), 6: (2, 3), 8: (2, 4), 9: (3, 3), 12: (3, 4), 16: (4, 4)}
-"""Scale → the networks' scales that reach it, one after the other. The smaller one first: for x8 that takes 5 network
-pixels for each pixel of input, and the other order 17."""
+"""Scale → the scales of the networks that reach it, one after the other. The smaller one comes first: for x8, the
+networks then process 5 pixels for each input pixel, and in the other order 17."""
 LARGEST = max(PASSES)
-PLANE_BYTES = 12  # bytes per pixel: float planes that reducing and --consistent use for one channel at a time
-ROWS = 64  # handled in double precision at a time
-ASKED = 1 << 20  # about as many samples are enough to find the range of most values
-PLAIN = 1 / 16  # floats within [0, 1] that span at least this go to the network unchanged
-PROJECTIONS = 5  # steps of --consistent; docs/pictures.md shows what each achieves
-ALPHA = ("blend", "separate")  # what an alpha channel is: how much of the colour shows, or data of its own
+PLANE_BYTES = 12  # bytes per pixel: float planes that resizing and --consistent use for one channel at a time
+ROWS = 64  # rows that are processed in double precision at a time
+ASKED = 1 << 20  # about this many samples are enough to find the range of most values
+PLAIN = 1 / 16  # floats within [0, 1] that span at least this much go to the network unchanged
+PROJECTIONS = 5  # steps of --consistent; docs/pictures.md shows what each step achieves
+ALPHA = ("blend", "separate")  # what alpha means: the opacity of the colour, or an independent channel
 Pixels = NDArray[Any]
 Progress = Callable[[float], None]
 
 
 class Upscales(Protocol):
-    """The part of `hasn_cli.inference.Upscaler` that is used here."""
+    """The part of `hasn_cli.inference.Upscaler` that this module uses."""
 
     @property
     def scale(self) -> int: ...
@@ -65,14 +65,14 @@ class Size:
 
     def __post_init__(self) -> None:
         if isinstance(self.factor, bool) or not isinstance(self.factor, Real | None):
-            raise UsageError(f"{self.factor!r} is not a number to enlarge by")
+            raise UsageError(f"the scale must be a number, not {self.factor!r}")
         sizes = [self.width or self.height, self.fit, self.megapixels]
         if sum(size is not None for size in sizes) > 1:
             raise UsageError("--width/--height, --fit and --megapixels exclude each other", "give one of them")
         pixels = self.megapixels and self.megapixels * 1e6
         numbers = [self.width, self.height, pixels, *(self.fit or ())]
         if any(number is not None and not 0 < number < math.inf for number in numbers):
-            raise UsageError("a size must be above 0, and finite")
+            raise UsageError("a size must be a finite number above 0")
         if all(size is None for size in sizes) and not (self.factor is not None and 1 <= self.factor <= LARGEST):
             raise UsageError(f"the scale must be from 1 to {LARGEST}, not {self.factor}")
         if self.stretch and not (self.width and self.height):
@@ -106,8 +106,14 @@ class Size:
         kept = abs(height - proportional_height) < 1 or abs(width - proportional_width) < 1
         if not kept and not self.stretch:
             message = f"{width}×{height} would distort a picture of {lr_size[1]}×{lr_size[0]}"
-            raise ImageError(message, f"--fit {width}x{height} keeps the proportions; --stretch distorts")
+            raise ImageError(message, f"use --fit {width}x{height} to keep the proportions, or --stretch to distort it")
         return height, width
+
+    def notices(self, lr_size: tuple[int, int]) -> tuple[str, ...]:
+        """What may surprise about the size of the result: `fit` asks for more than is possible."""
+        if self.fit is None or any(LARGEST * side >= limit for side, limit in zip(lr_size, self.fit, strict=True)):
+            return ()
+        return (f"--fit {self.fit[1]}x{self.fit[0]} is not reached: {LARGEST} times is the limit",)
 
     def network_scale(self, lr_size: tuple[int, int]) -> int:
         """The smallest scale, of those in `PASSES`, that reaches the target in both directions.
@@ -120,12 +126,12 @@ class Size:
             if all(side <= scale * lr_side for side, lr_side in zip(target, lr_size, strict=True)):
                 return scale
         message = f"{target[1]}×{target[0]} is more than {LARGEST} times {lr_size[1]}×{lr_size[0]}"
-        raise ImageError(message, f"ask for less: {LARGEST} times is the most")
+        raise ImageError(message, f"choose a smaller size: at most {LARGEST} times the input")
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of a network on the whole picture: its scale, and the (height, width) of what it gets."""
+    """One run of a network on the whole picture: its scale, and the (height, width) of its input."""
 
     scale: int
     size: tuple[int, int]
@@ -154,26 +160,26 @@ def enlarge(
     at_once: bool = False,
     progress: Progress | None = None,
 ) -> Picture:
-    """The picture enlarged; its frames are computed one by one when they are iterated, equal ones in a row just once.
+    """Return the enlarged picture. Its frames are computed one by one while they are iterated.
 
-    What stands still in an animation stays still, pixel for pixel, and equal frames are computed once (see
-    `hasn_cli.stillness`). Pages have nothing to do with each other.
+    The parts of an animation that do not move keep the same pixels, and equal frames are computed once (see
+    `hasn_cli.stillness`). The pages of a document are enlarged independently.
 
     Args:
-        picture: as `open_picture` gives it.
-        upscaler_for: gives the upscaler of a scale, 2, 3 or 4; called once for each pass over a frame.
-        size: how large.
+        picture: as returned by `open_picture`.
+        upscaler_for: returns the upscaler for a scale, 2, 3 or 4; called once for each pass over a frame.
+        size: the size of the result.
         consistent: adjust the result so that reducing it by bicubic interpolation gives the input again.
-        alpha: "blend": alpha says how much of the colour shows, and colour that does not show means nothing;
+        alpha: "blend": alpha is the opacity of the colour, and the colour of fully transparent pixels means nothing;
             "separate": alpha is data like any other channel, and so is the colour under it.
         at_once: the upscalers reach every scale of `PASSES` in one pass, as interpolation does.
-        progress: called with the fraction of all the work that is done, 0 to 1; may raise to cancel.
+        progress: called with the fraction of the work that is done, 0 to 1; it may raise an exception to cancel.
 
     Returns:
         A picture with the same kind of pixels, metadata and durations.
 
     Raises:
-        ImageError: the size is out of reach, at once for the first frame, while iterating for a later page.
+        ImageError: the size is out of reach. Raised at once for the first frame, and while iterating for a later page.
     """
     size.network_scale(picture.size)
 
@@ -194,7 +200,7 @@ def enlarge(
             yield replace(frame, pixels=large)
 
     pages = tuple(replace(shape, size=size.target(shape.size)) for shape in picture.page_shapes)
-    return replace(picture, size=size.target(picture.size), page_shapes=pages, frames=Again(frames))
+    return replace(picture, size=size.target(picture.size), page_shapes=pages, frames=ReplayableFrames(frames))
 
 
 def enlarge_pixels(
@@ -207,11 +213,11 @@ def enlarge_pixels(
     alpha: str = "blend",
     at_once: bool = False,
 ) -> Pixels:
-    """Enlarge H×W×C pixels, C = 1 to 4 as in `Frame.pixels`; dtype and channels stay. `alpha` as for `enlarge`."""
+    """Enlarge H×W×C pixels (C = 1 to 4, as in `Frame.pixels`), keeping dtype and channels. `alpha`: see `enlarge`."""
     if alpha not in ALPHA:
-        raise UsageError(f"alpha is {' or '.join(ALPHA)}, not {alpha!r}")
+        raise UsageError(f"alpha must be {' or '.join(ALPHA)}, not {alpha!r}")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ImageError("the picture holds infinite or undefined samples", "replace them before enlarging")
+        raise ImageError("the picture contains infinite or undefined samples", "replace them before enlarging")
     target = size.target(pixels.shape[:2])
     scale = size.network_scale(pixels.shape[:2])
     upscaler = upscaler_for(scale) if at_once else _Passes(upscaler_for, scale)
@@ -232,7 +238,7 @@ def enlarge_pixels(
 
 
 class _Passes:
-    """Networks one after the other, as one upscaler of a scale of `PASSES`."""
+    """Runs several networks one after the other, as one upscaler for a scale of `PASSES`."""
 
     def __init__(self, upscaler_for: Callable[[int], Upscales], scale: int) -> None:
         self.scale = scale
@@ -250,7 +256,7 @@ class _Passes:
 def _enlarge_color(
     color: Pixels, upscaler: Upscales, target: tuple[int, int], consistent: bool, progress: Progress | None
 ) -> Pixels:
-    """H×W×(1 or 3), of any dtype and (float) any range, to the target size."""
+    """Enlarge H×W×(1 or 3) pixels of any dtype to the target size. Floats may have any range."""
     if color.dtype.kind == "f":
         return _enlarge_floats(color, upscaler, target, consistent, progress)
     large = reduce_to(upscaler.upscale(color, progress), target)
@@ -260,10 +266,10 @@ def _enlarge_color(
 def _enlarge_floats(
     color: Pixels, upscaler: Upscales, target: tuple[int, int], consistent: bool, progress: Progress | None
 ) -> Pixels:
-    """H×W×(1 or 3) floats of any range to the target size, kept in that range.
+    """Enlarge H×W×(1 or 3) floats of any range to the target size. The result stays in that range.
 
-    The network gets what most values span as its [0, 1]. What others have beyond it (the sun in a picture of high
-    dynamic range, heights that stand for missing data) is enlarged by bicubic interpolation, and added.
+    The range of most values is mapped to [0, 1] for the network. The parts of other values beyond that range (the sun
+    in an HDR picture, heights that mean missing data) are enlarged by bicubic interpolation and added.
     """
     from hasn_cli.evaluation.bicubic import resize
 
@@ -290,9 +296,9 @@ def _enlarge_floats(
 
 
 def _bulk(pixels: Pixels, low: float, high: float) -> tuple[float, float]:
-    """What most of the values span, where that is far less than all of them do, from `low` to `high`.
+    """The range of most values, if it is much smaller than the whole range from `low` to `high`; otherwise the latter.
 
-    A value counts once, however many samples have it: what stands for missing data may fill half a picture.
+    A value counts once, no matter how many samples have it: a value that means missing data may fill half a picture.
     """
     values = np.unique(pixels.reshape(-1)[:: max(1, pixels.size // ASKED)])
     first, last = (float(value) for value in np.percentile(values, (5, 95), method="nearest"))
@@ -304,13 +310,13 @@ def _bulk(pixels: Pixels, low: float, high: float) -> tuple[float, float]:
 
 
 def _enlarge_alpha(alpha: Pixels, upscaler: Upscales, target: tuple[int, int], progress: Progress | None) -> Pixels:
-    """H×W×1 transparency, kept between the four input pixels round each output pixel: no halo, no specks."""
+    """Enlarge H×W×1 alpha. Each result stays between the four input pixels around it, to avoid halos and specks."""
     large = reduce_to(upscaler.upscale(alpha, progress), target)
     return np.clip(large, _around(alpha, target, np.minimum), _around(alpha, target, np.maximum))
 
 
 def _around(pixels: Pixels, size: tuple[int, int], choose: np.ufunc) -> Pixels:
-    """The minimum or maximum of the 2×2 pixels among which bilinear interpolation would mix, H×W×C to size×C."""
+    """The minimum or maximum of the 2×2 pixels that bilinear interpolation would mix: H×W×C to size×C."""
     for axis, (length, new) in enumerate(zip(pixels.shape, size, strict=False)):
         below = ((2 * np.arange(new) + 1) * length - new) // (2 * new)  # ⌊(i + ½)·length / new − ½⌋
         first, second = (np.clip(below + step, 0, length - 1) for step in (0, 1))
@@ -319,7 +325,7 @@ def _around(pixels: Pixels, size: tuple[int, int], choose: np.ufunc) -> Pixels:
 
 
 def reduce_to(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """H×W×C pixels by a Lanczos filter (a = 3, widened when it shrinks) to (height, width); dtype stays, range too."""
+    """Resize H×W×C pixels to (height, width) by a Lanczos filter (a = 3, widened to shrink). Keeps dtype and range."""
     if pixels.shape[:2] == size:
         return pixels
     from PIL import Image
@@ -334,7 +340,7 @@ def reduce_to(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def _project(large: Pixels, small: Pixels) -> Pixels:
-    """Add, a few times, what the shrunk result lacks of the input: iterative back-projection (Irani & Peleg 1991)."""
+    """Correct the result by what its reduced version lacks, a few times: back-projection (Irani & Peleg 1991)."""
     from hasn_cli.evaluation.bicubic import resize
 
     low, high = _range(small)
@@ -351,8 +357,8 @@ def _project(large: Pixels, small: Pixels) -> Pixels:
 
 
 def _range(pixels: Pixels) -> tuple[float, float]:
-    """The values between which a result stays: the dtype's; of floats [0, 1], as of integers, where they plainly are a
-    picture in that range, else those that occur."""
+    """The range in which a result must stay: that of the dtype. For floats it is [0, 1] if the values are in that range
+    and span at least `PLAIN` of it; otherwise the range of the values."""
     if pixels.dtype.kind != "f":
         return 0.0, top(pixels)
     low, high = float(pixels.min()), float(pixels.max())

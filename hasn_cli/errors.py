@@ -16,6 +16,11 @@ def install_command(extra: str) -> str:
     return INSTALL_EXTRA.format(extra=extra)
 
 
+def install_packages(packages: str) -> str:
+    """The command that installs packages that belong to no extra, for example `pip install s3fs`."""
+    return f"pip install {packages}"
+
+
 class HasnError(Exception):
     """A problem that the user can understand and, with the hint, usually solve.
 

@@ -1,4 +1,4 @@
-"""Passwords, tokens and keys are taken out of whatever is shown or kept: messages, tracebacks, JSON, journals."""
+"""Hide passwords, tokens and keys in everything that is shown or stored: messages, tracebacks, JSON, journals."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import traceback
 
 HIDDEN = "***"
-_SHORTEST = 6  # characters of an environment variable's value that is looked for; shorter ones would hide words
+_SHORTEST = 6  # characters; hiding shorter values of environment variables would hide ordinary words
 
-# Names may be a stranger's, so no pattern here may take long over any text: what repeats is bounded, or cannot overlap.
+# Names may come from a stranger, so no pattern may be slow on any text. Repetitions are bounded or cannot overlap.
 _WORDS = r"token|secret|passw(?:or)?d|passphrase|signature|credential|api[_-]?key|access[_-]?key|auth(?!or)"
 _SECRET_NAME = re.compile(rf"{_WORDS}|\A(?:sig|key|pass|pwd|authorization)\Z", re.IGNORECASE)
 _USER = re.compile(r"(?<![\w+.\-])([A-Za-z][\w+.\-]{0,30}://)[^\s/?#'\"]*@")  # up to the last @ before the path
@@ -25,15 +25,15 @@ _KNOWN = re.compile(
 _SECRET_VARIABLE = re.compile(
     r"(?i:TOKEN|SECRET|PASSW|PASSPHRASE|API_?KEY|ACCESS_?KEY)(?!.*(?:_FILE|_PATH|_DIR|_URL|_ID)\Z)"
 )
-"""Environment variables that are called as one that holds a secret, and not its place or name."""
+"""Names of environment variables that contain a secret, and not its path or the like."""
 
 
 def redacted(text: str) -> str:
-    """`text` with stars in place of what would let its reader in.
+    """Replace secrets in `text` by stars.
 
-    That is: user and password in a URL; the values of its query that are called a token, key, signature and the like;
-    the values of environment variables that are called so (HF_TOKEN, AWS_SECRET_ACCESS_KEY, …); values assigned to such
-    a name; and the keys of well-known services, by their look.
+    These are: user and password in a URL; values in its query that are named token, key, signature and the like; the
+    values of environment variables with such names (HF_TOKEN, AWS_SECRET_ACCESS_KEY, …); values assigned to such a
+    name; and keys of well-known services, recognised by their form.
     """
     for value in _secrets_of_environment():
         text = text.replace(value, HIDDEN)
@@ -47,13 +47,13 @@ def redacted(text: str) -> str:
 
 
 def redacted_traceback(error: BaseException) -> list[str]:
-    """The lines of an error's traceback."""
-    text = redacted("".join(traceback.format_exception(error)))  # in whole, since a secret may span lines
+    """The lines of an error's traceback, without secrets."""
+    text = redacted("".join(traceback.format_exception(error)))  # before splitting, since a secret may span lines
     return [line for line in text.split("\n") if line]
 
 
 def without_secrets(value: object) -> object:
-    """A JSON-able value with every string in it `redacted`."""
+    """A copy of a JSON-able value in which every string is `redacted`."""
     if isinstance(value, dict):
         return {key: without_secrets(held) for key, held in value.items()}
     if isinstance(value, list):
@@ -68,4 +68,4 @@ def _without_value(found: re.Match[str]) -> str:
 
 def _secrets_of_environment() -> list[str]:
     values = [value for name, value in os.environ.items() if len(value) >= _SHORTEST and _SECRET_VARIABLE.search(name)]
-    return sorted(values, key=len, reverse=True)  # one may hold another
+    return sorted(values, key=len, reverse=True)  # the longest first, because one may contain another

@@ -1,8 +1,8 @@
-"""What stands still in an animation stays still in its enlargement.
+"""Keeps the parts of an animation that do not move free of flicker when it is enlarged.
 
-The network looks at the whole frame, so two frames that are equal around a pixel still give slightly different values
-there. Here such a pixel keeps the value it had: the result then stems, pixel by pixel, from a whole evaluation of the
-frame since which nothing near it has changed. Values are only ever copied, so nothing adds up from frame to frame.
+The network looks at the whole frame. So two frames that are equal around a pixel still give slightly different values
+there. This module lets such a pixel keep its earlier value: each pixel of the result comes from a full evaluation of
+the last frame in which something near it changed. Values are only copied, so errors do not add up over the frames.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RADIUS = 8  # LR pixels on each side that must be equal: the reach of one of the network's blocks, 3 + 3 + 1 + 1
-RENEW = 0.25  # where a smaller share of a frame is as in the first one, the scene has changed
-ROWS = 64  # of the result, copied at a time
+RADIUS = 8  # input pixels on each side that must be equal: the reach of one block of the network, 3 + 3 + 1 + 1
+RENEW = 0.25  # if a smaller part of a frame equals the first one, the scene has changed
+ROWS = 64  # rows of the result that are copied at a time
 Pixels = NDArray[Any]
 
 
@@ -28,13 +28,13 @@ class _Done:
 
 
 class Stillness:
-    """Carries over what stands still, from the frame before and from the first frame of the scene.
+    """Carries over unchanged parts from the frame before and from the first frame of the scene.
 
-    The first frame is there for what passes: the background behind it is the same again as it was before. A frame that
-    shares little with the first frame takes its place, so two frames and their results are held, however many come.
+    The first frame is kept because moving objects uncover a background that was visible before. A frame that has little
+    in common with the first frame replaces it. So only two frames and their results are kept in memory.
 
     Args:
-        alpha_counts_alone: colour under wholly transparent pixels is looked at, too.
+        alpha_counts_alone: also compare the colour under fully transparent pixels.
     """
 
     def __init__(self, alpha_counts_alone: bool = False) -> None:
@@ -43,27 +43,27 @@ class Stillness:
         self._last: _Done | None = None
 
     def known(self, small: Pixels) -> Pixels | None:
-        """The enlargement of a frame that is as the last one, or as the first of the scene; None for any other."""
+        """The result for a frame that equals the last one or the first one of the scene; otherwise None."""
         for done in (self._first, self._last):
             if done is not None and not self._differs(done, small).any():
                 return done.large
         return None
 
     def carry_over(self, small: Pixels, large: Pixels) -> Pixels:
-        """A frame's enlargement, changed in place: what stands still gets the values that it had."""
-        for done in (self._last, self._first):  # the first has the last word: it agrees with what came between
+        """Change a frame's result in place: unchanged parts get their earlier values."""
+        for done in (self._last, self._first):  # the first frame comes last, because its values take precedence
             if done is not None and done.large.shape == large.shape:
                 _copy_where(large, done.large, ~_near(self._differs(done, small)))
         return large
 
     def remember(self, small: Pixels, large: Pixels) -> None:
-        """Keep a frame and its final enlargement for those that follow."""
+        """Keep a frame and its final result for the frames that follow."""
         self._last = _Done(small, large)
         if self._first is None or 1 - self._differs(self._first, small).mean() < RENEW:
             self._first = self._last
 
     def _differs(self, done: _Done, small: Pixels) -> NDArray[np.bool_]:
-        """H×W: where a frame is not as one before."""
+        """H×W: where a frame differs from an earlier one."""
         if done.small is small:
             return np.zeros(small.shape[:2], bool)
         if done.small.shape != small.shape or done.small.dtype != small.dtype:
@@ -75,7 +75,7 @@ class Stillness:
 
 
 def _near(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """H×W: whether anything within `RADIUS` is marked, in a square."""
+    """H×W: whether a marked pixel lies within `RADIUS`, measured in a square."""
     for axis in (0, 1):
         length = marked.shape[axis]
         counts = np.insert(np.cumsum(marked, axis=axis, dtype=np.int32), 0, 0, axis=axis)
@@ -86,7 +86,7 @@ def _near(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _copy_where(large: Pixels, earlier: Pixels, still: NDArray[np.bool_]) -> None:
-    """Copy an earlier result, of the same shape, to where the H×W pixels that it was made from are marked."""
+    """Copy an earlier result of the same shape to the places whose H×W input pixels are marked as `still`."""
     if not still.any():
         return
     rows, columns = (

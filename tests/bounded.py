@@ -1,6 +1,6 @@
-"""Reads pictures in processes of their own, of bounded memory and time, for files that are made to take too much.
+"""Reads hostile pictures in separate processes with limited memory and time.
 
-A process that has imported everything forks one reader for each line it gets: a JSON object, answered by another.
+A process that has imported everything forks one reader for each request. Requests and answers are JSON lines.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MEMORY = 1 << 30  # bytes of address space that a reader may reserve beyond what it begins with
-SECONDS = 60  # that a reader may take before it is killed
+MEMORY = 1 << 30  # bytes of address space that a reader may allocate in addition to what it starts with
+SECONDS = 60  # processor time after which a reader is killed
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one read.
+    """The result of reading one file.
 
     Attributes:
-        error: the message of the `ImageError`; None where it was read.
+        error: the message of the `ImageError`; None if there was none.
         sizes: height and width of each frame.
-        texts: how many characters of text it came with.
-        peak: bytes of memory that it took beyond what the process began with.
-        seconds: of processor time.
-        crash: what ended the reader otherwise: another exception, or a signal; None where nothing did.
+        texts: the number of characters in its text metadata.
+        peak: bytes of memory that were used in addition to what the process started with.
+        seconds: processor time.
+        crash: any other exception or a signal that ended the reader; None if there was none.
     """
 
     error: str | None = None
@@ -45,7 +45,7 @@ class Outcome:
 
 
 class Reader:
-    """The test's side."""
+    """The test's end of the connection to the process that forks readers."""
 
     def __init__(self, process: subprocess.Popen, folder: Path) -> None:
         self._process = process
@@ -55,9 +55,9 @@ class Reader:
         """Read a picture and all its frames.
 
         Args:
-            data: its bytes, or its file.
-            write: a format to write what was read in, too: its first frame.
-            options: of `open_picture`; `memory` and `seconds` for other bounds.
+            data: the bytes of the picture, or its file.
+            write: a format in which to write the first frame, too.
+            options: options of `open_picture`; `memory` and `seconds` for other limits.
         """
         if isinstance(data, bytes):
             self._file.write_bytes(data)
@@ -71,7 +71,7 @@ class Reader:
 
 @contextmanager
 def reader() -> Iterator[Reader]:
-    """A process that forks readers, for as long as the context lasts."""
+    """Run the process that forks readers as long as the context lasts."""
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -83,7 +83,7 @@ def reader() -> Iterator[Reader]:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     import importlib
     import warnings
 

@@ -1,7 +1,7 @@
-"""The table of formats in docs/pictures.md, measured: each cell is a real round trip.
+"""Measures the table of formats in docs/pictures.md: each cell is a real round trip.
 
-`python tests/format_table.py` writes it. "read" reads a file that another library wrote, and "write" writes one that
-another library reads. The other cells write a picture, read it back and compare.
+`python tests/format_table.py` updates the page. "read" reads a file that another library wrote, and "write" writes one
+that another library reads. The other cells write a picture, read it back and compare.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def close(found: np.ndarray, wanted: np.ndarray, limit: float = 6) -> bool:
 
 
 def measure(format: str) -> dict[str, str]:
-    """The cells of one format's row."""
+    """Measure the cells of one format's row."""
     return {
         "Format": FORMATS[format].title,
         "read": reading(format),
@@ -180,7 +180,7 @@ def frames(format: str) -> str:
         same = found.loop == film.loop and [f.duration for f in shown] == [f.duration for f in film.frames]
         visible = [(f.pixels * (f.pixels[..., 3:] > 0), g.pixels) for f, g in zip(shown, film.frames, strict=True)]
         if all(close(a, b, 3) for a, b in visible):
-            return kind if same else f"{kind}, played for ever"
+            return kind if same else f"{kind}, played forever"
     return NO
 
 

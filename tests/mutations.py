@@ -1,4 +1,4 @@
-"""Files damaged at random, and where their structure is known: lengths, counts, sizes, offsets, repeated parts."""
+"""Damages files: at random, or by changing their structure (lengths, counts, sizes, offsets, repeated parts)."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Part = tuple[int, int]
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:
-    """One of the things that happen to files, or that somebody with bad intentions does to them."""
+    """Damage a file in one of the ways in which files get damaged by accident or on purpose."""
     broken = bytearray(data)
     kind = dice.randrange(8)
-    # heads decide most, so half of all damage is done there
+    # headers matter most, so half of all damage is done there
     reach = min(len(data), 600) if dice.random() < 0.5 else len(data)
     at = dice.randrange(reach)
     if kind == 0:
@@ -63,9 +63,9 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 
 def restructured(data: bytes, format: str, dice: random.Random) -> bytes:
-    """A file whose parts are repeated, dropped or exchanged, or whose fields hold extreme values."""
+    """Repeat, drop or exchange parts of a file, or put an extreme value into one of its fields."""
     parts: list[Part] = []
-    with suppress(IndexError, struct.error):  # where the file is broken already, its parts end
+    with suppress(IndexError, struct.error):  # the parts end at the first one that is already broken
         for part in PARTS[format](data):
             parts += [part] if part[1] <= len(data) else []
     if not parts:
@@ -83,7 +83,7 @@ def restructured(data: bytes, format: str, dice: random.Random) -> bytes:
         if other[0] >= end:
             return data[:start] + data[other[0] : other[1]] + data[end : other[0]] + part + data[other[1] :]
         return data[:start] + data[other[0] : other[1]] + data[start:]
-    # the first bytes of a part are its length, its size and its counts
+    # the first bytes of a part contain its length, its size and its counts
     return _with_extreme(data, min(start + dice.randrange(28), max(start, end - 1)), dice)
 
 
@@ -95,7 +95,7 @@ def _with_extreme(data: bytes, at: int, dice: random.Random) -> bytes:
 
 
 def with_true_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks' checksums agree with whatever they hold now, so that it gets past the first gate."""
+    """Correct the checksums of a damaged PNG's chunks, so that it is not refused because of them."""
     mended = bytearray(data)
     at = 8
     while at + 12 <= len(mended):

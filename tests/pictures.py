@@ -1,4 +1,4 @@
-"""Pictures for tests, from packages that contain some or made here, and replacements for the network."""
+"""Pictures for tests (from installed packages, or made here), and replacements for the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAKER_NOTE = b"MAKER\0\1\2\3 offsets live here" + bytes(range(200))
 
 
 def photo(height: int = 48, width: int = 64, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
-    """H×W×C of the astronaut; alpha is a ramp from clear to opaque, 16 bits have noise below the 8th."""
+    """H×W×C pixels of the astronaut. Alpha is a ramp from transparent to opaque; 16-bit samples get 8 bits of noise."""
     with Image.open(SKIMAGE / "astronaut.png") as image:
         rgb = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BOX))
     gray = rgb.mean(axis=2, keepdims=True).astype(np.uint8)
@@ -44,7 +44,7 @@ def picture(pixels: np.ndarray, format: str = "png", **fields: object) -> Pictur
 
 
 def animation(format: str = "png", count: int = 3, **fields: object) -> Picture:
-    """A disc that moves over a transparent canvas; frames of 100, 150, 200 … milliseconds, played 3 times."""
+    """A disc that moves over a transparent canvas, in frames of 100, 150, 200 … milliseconds, played 3 times."""
     frames = []
     rows, columns = np.mgrid[:40, :56]
     for index in range(count):
@@ -105,7 +105,7 @@ def full_metadata(icc: bytes | None = WIDE_GAMUT) -> Metadata:
 
 
 def interlaced(pixels: np.ndarray, bits: int) -> bytes:
-    """A PNG in seven passes (Adam7), rows unfiltered; H×W×C, values as they are stored."""
+    """A PNG in seven passes (Adam7) with unfiltered rows, from H×W×C stored values."""
     height, width, channels = pixels.shape
     raw = b""
     for first_row, first_column, row_step, column_step in (

@@ -38,12 +38,12 @@ from hasn_cli.batch import (
 )
 from hasn_cli.batch.inputs import Job, find_jobs
 from hasn_cli.batch.journal import NAME
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
-from hasn_cli.batch.room import Room
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
 from hasn_cli.images import EncodeOptions, unfinished
-from hasn_cli.images.picture import Again
+from hasn_cli.images.picture import ReplayableFrames
 from hasn_cli.inference.planning import plan_on_cpu
 
 TWICE = Settings(size=Size(factor=2))
@@ -249,7 +249,7 @@ def test_a_file_that_appears_meanwhile_at_a_url_is_not_replaced(folder, fake, mo
     assert server.store["/large/a.png"].getvalue() == MEANWHILE
 
 
-def test_streams(folder, monkeypatch):
+def test_stdin_and_stdout_can_be_input_and_output(folder, monkeypatch):
     path = save("a.png")
     out = io.BytesIO()
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
@@ -266,7 +266,7 @@ def test_times_are_kept_on_request(folder):
     assert Path("b.png").stat().st_mtime_ns == 10**18
 
 
-def test_urls_in_and_out(folder):
+def test_urls_can_be_input_and_output(folder):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/shop/a.png", save("a.png").read_bytes())
@@ -461,7 +461,7 @@ def test_several_devices_share_a_batch_one_thread_each(folder, fake):
 
 
 def test_pictures_that_fit_run_together_and_a_too_large_one_runs_alone():
-    room = Room(100)
+    room = MemoryLimit(100)
     order, inside, most = [], [], []
 
     def visit(name, amount):
@@ -482,7 +482,7 @@ def test_pictures_that_fit_run_together_and_a_too_large_one_runs_alone():
 
 
 def test_nothing_is_admitted_after_the_memory_limit_is_closed():
-    room = Room(100)
+    room = MemoryLimit(100)
     outcome = []
 
     def wait():
@@ -523,7 +523,7 @@ def test_no_more_is_decoded_at_once_than_fits_into_memory(folder, fake, monkeypa
                 with lock:
                     inside -= 1
 
-        return replace(picture, frames=Again(frames)), mark
+        return replace(picture, frames=ReplayableFrames(frames)), mark
 
     monkeypatch.setattr(work, "open_source", open_source)
     jobs = find_jobs([f"{number}.png" for number in range(4)], "out/", format="jpeg")

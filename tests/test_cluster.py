@@ -23,12 +23,12 @@ from test_batch import MEANWHILE, TWICE, appearing, no_halves, of_type, save, sa
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
 from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402
-from hasn_cli.batch.gate import Gate, target_state  # noqa: E402
+from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.batch.marks import mark_output  # noqa: E402
+from hasn_cli.batch.memory_limit import MemoryLimit  # noqa: E402
 from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
-from hasn_cli.batch.room import Room  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
 from hasn_cli.images import unfinished  # noqa: E402
@@ -140,6 +140,7 @@ def test_a_cluster_gives_the_same_pictures_loads_the_model_once_per_worker_and_r
         assert sorted(client.run(loads).values()) == [1, 1]
 
     assert {type(event) for event in events} == {Started, Progress, Done, Failed}
+    assert all(event.plan and event.details for event in of_type(events, Started))
     assert [event.job.name for event in of_type(events, Failed)] == ["in/bad.png"]
     assert isinstance(of_type(events, Failed)[0].error, ImageError)
     assert sorted(event.job.index for event in of_type(events, Done)) == sorted(
@@ -177,7 +178,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_done_twice(folder, process
     assert processes.workers[0].wait() == -signal.SIGKILL
 
 
-def test_a_dead_workers_half_written_file_is_removed(folder, processes):
+def test_a_dead_workers_unfinished_file_is_removed(folder, processes):
     jobs = save_many(2)
     half = Path("out") / f"{unfinished.PREFIX}0123abcd-0{unfinished.SUFFIX}"
     half.parent.mkdir(exist_ok=True)
@@ -191,7 +192,7 @@ def task(folder, monkeypatch):
     """A picture and a worker in this process, on which `cluster.run_task` runs."""
     save("a.png")
     state = cluster.WorkerState("run", TWICE)
-    state.settings, state.pool, state.room = TWICE, UpscalerPool(TWICE), Room()
+    state.settings, state.pool, state.memory = TWICE, UpscalerPool(TWICE), MemoryLimit()
     state.decoders = None  # pictures are decoded in this process
     worker = SimpleNamespace(plugins={"run": state}, log_event=lambda *args: None)
     monkeypatch.setattr(cluster, "get_worker", lambda: worker)
@@ -269,7 +270,7 @@ def test_closing_stops_the_work_of_a_cluster(folder, processes):
         assert not any(client.processing().values()), "the workers still work for a batch that is over"
 
 
-def test_processes_on_this_machine(folder):
+def test_a_batch_runs_in_processes_on_this_machine(folder):
     jobs = save_many(6)
     Path("w.safetensors").write_bytes(bundled_path(2).read_bytes())
     settings = Settings(size=Size(factor=2), weights="w.safetensors", memory=10**9)
@@ -428,7 +429,7 @@ def test_missing_weights_are_reported_only_once(folder, inside):
 def test_a_disk_that_the_workers_cannot_see_is_reported(folder, inside, monkeypatch):
     jobs = save_many(1)
     monkeypatch.setattr(distributed.Client, "run", lambda self, function: {"tcp://elsewhere": False})
-    with pytest.raises(HasnError, match="elsewhere do not see it") as caught:
+    with pytest.raises(HasnError, match="elsewhere cannot see this file") as caught:
         list(run_batch(jobs, TWICE, cluster=inside.scheduler_address))
     assert "URLs" in caught.value.hint
 
@@ -441,7 +442,7 @@ def test_errors_keep_their_type_across_the_cluster():
 
 
 def test_a_picture_that_kills_every_worker_fails_alone():
-    run = cluster._Run(None, TWICE, Gate(TWICE, keep=False), None)
+    run = cluster._Run(None, TWICE, ExistingOutputs(TWICE, keep=False), None)
     job = Job(0, Path("a.png"), Path("b.png"), "a.png")
     run._by_index[0] = job
 
@@ -455,5 +456,5 @@ def test_a_picture_that_kills_every_worker_fails_alone():
 def test_an_invalid_address_is_a_usage_error(tmp_path):
     began = time.monotonic()
     with pytest.raises(UsageError, match="foo"):
-        list(cluster.run_on_cluster([], Settings(), Gate(Settings(), keep=False), "foo"))
+        list(cluster.run_on_cluster([], Settings(), ExistingOutputs(Settings(), keep=False), "foo"))
     assert time.monotonic() - began < 20  # not until a connection times out

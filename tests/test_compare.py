@@ -688,9 +688,9 @@ def test_the_picture_may_come_through_a_pipe(small, path_with_hasn):
     [
         (["-o", "result.txt"], 2, "unknown ending"),
         (["-o", "taken.html"], 1, "exists already"),
-        (["--reference", "small.png"], 2, "--reference wants"),
+        (["--reference", "small.png"], 2, "--reference is the large original"),
         (["-w", "nowhere.pth"], 1, "nowhere.pth"),
-        (["-o", "taken.html/page.html"], 1, "taken.html: "),
+        (["-o", "taken.html/page.html"], 1, "taken.html is a file, not a folder"),
         (["-s", "17"], 2, "17"),
     ],
 )

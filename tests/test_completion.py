@@ -62,7 +62,7 @@ class Shell:
         os.write(self.terminal, text.encode())
 
     def wait_for(self, pattern: str, seconds: float = 300.0) -> str:
-        """What is shown from now on, up to the pattern."""
+        """Wait until the pattern is shown, and return the text up to it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if (found := re.search(pattern, self.seen)) is not None:
@@ -73,13 +73,13 @@ class Shell:
                     text = os.read(self.terminal, 65536).decode(errors="replace")
                 except OSError:
                     break
-                if "\x1b[c" in text or "\x1b[0c" in text:  # fish asks what the terminal is
+                if "\x1b[c" in text or "\x1b[0c" in text:  # fish asks for the type of the terminal
                     self.send("\x1b[?62c")
                 self.seen += re.sub(r"\x1b\[[0-9;?>=]*[a-zA-Z]|\x1b[()][A-Z0-9]|\x1b[=>]|\r", "", text)
         raise AssertionError(f"no {pattern!r} in {self.seen!r}")
 
     def clear_line(self) -> None:
-        """Give up what was typed."""
+        """Delete what was typed."""
         self.send("\x15")
         time.sleep(0.2)
         self.seen = ""

@@ -1,4 +1,4 @@
-"""What is whole in a damaged file is read and the rest is told; damage to pixels is an error that names the frame."""
+"""The intact parts of a damaged file are read and the rest is reported. Damaged pixels are an error with the frame."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_a_png_is_read_without_a_damaged_chunk_that_pixels_do_not_need(kind):
     whole = encoded(picture(photo(), metadata=METADATA))
     found = open_picture(with_wrong_checksum(whole, kind))
     np.testing.assert_array_equal(next(iter(found.frames)).pixels, photo())
-    assert found.metadata.notices == (f"left out, since the checksum is wrong: {kind.decode()}",)
+    assert found.metadata.notices == (f"left out, because the checksum is wrong: {kind.decode()}",)
     rest = dict(chunks(encoded(replace(found, metadata=replace(found.metadata, notices=())))))
-    assert kind not in rest and len(rest) >= 5  # the others came along
+    assert kind not in rest and len(rest) >= 5  # the other chunks were kept
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"PLTE", b"tRNS", b"IEND"])
@@ -63,7 +63,7 @@ def test_a_damaged_chunk_that_pixels_need_is_an_error(kind):
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "avif", "jpeg2000", "jpegxl", "heic"])
 @pytest.mark.parametrize(("field", "title"), [("exif", "EXIF"), ("xmp", "XMP"), ("icc", "colour profile")])
-def test_broken_metadata_is_left_out_and_told_whatever_the_format(format, field, title):
+def test_broken_metadata_is_left_out_and_reported_in_every_format(format, field, title):
     marks = {"exif": b"II*\0\x08\0\0\0WRONG!!!", "xmp": b"<x:xmpmeta WRONG!!!", "icc": WIDE_GAMUT}
     if field == "icc" and format in ("jpegxl", "heic", "avif"):
         pytest.skip("its decoder or encoder checks profiles itself")
@@ -84,13 +84,13 @@ def test_broken_metadata_is_left_out_and_told_whatever_the_format(format, field,
 
 
 def _with_broken(format: str, field: str, fine: bytes, broken: bytes) -> bytes:
-    """A file of a format in which a piece of metadata has been made rubbish of the same length."""
+    """A file in which a piece of metadata has been replaced by invalid bytes of the same length."""
     fine = fine.ljust(max(len(fine), len(broken)), b"\0" if field == "exif" else b" ")
     buffer = io.BytesIO()
     write_picture(picture(photo(), metadata=Metadata(**{field: fine})), buffer, format, EncodeOptions())
     data = buffer.getvalue()
     start = {"exif": b"II*\0\x08\0\0\0\x01\0" + bytes(6), "xmp": XMP[:24]}[field]
-    if format == "tiff" and field == "exif":  # whose directories are the file's own: it has none that could be broken
+    if format == "tiff" and field == "exif":  # its directories are those of the file itself
         pytest.skip("EXIF is a part of the file's own structure")
     assert start in data, format
     at = data.rindex(start)
@@ -108,7 +108,7 @@ def _with_true_checksums(png: bytes) -> bytes:
     return result
 
 
-def test_iptc_records_are_whole_or_left_out():
+def test_incomplete_iptc_records_are_left_out():
     assert is_iptc(b"\x1c\x02\x50\x00\x05Hello") and is_iptc(b"\x1c\x02\x50\x00\x05Hello\0\0")
     assert is_iptc(b"\x1c\x02\x50\x80\x02\x00\x05Hello")
     assert not is_iptc(b"\x1c\x02\x50\x00\x09Hello") and not is_iptc(b"Hello") and not is_iptc(b"\x1c\x02")
@@ -117,7 +117,7 @@ def test_iptc_records_are_whole_or_left_out():
 
 
 def scanned(strips: int = 1, counts: list[int] | None = None, missing: bool = False) -> bytes:
-    """An uncompressed gray TIFF whose StripByteCounts are these, or missing."""
+    """An uncompressed gray TIFF with these StripByteCounts, or with none."""
     pixels = photo(channels=1)
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, pixels[..., 0], photometric="minisblack", rowsperstrip=-(-48 // strips), metadata=None)
@@ -149,12 +149,12 @@ def scanned(strips: int = 1, counts: list[int] | None = None, missing: bool = Fa
         {"strips": 3, "missing": True},
     ],
 )
-def test_a_tiff_whose_strips_state_no_true_length_is_read(case):
+def test_a_tiff_with_wrong_strip_lengths_is_read(case):
     np.testing.assert_array_equal(pixels_of(scanned(**case)), photo(channels=1))
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits"])
-def test_a_compressed_strip_without_a_length_reaches_to_what_comes_next(compression):
+def test_a_compressed_strip_without_a_length_extends_to_the_next_one(compression):
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, photo(), photometric="rgb", compression=compression, rowsperstrip=48, metadata=None)
     data = bytearray(buffer.getvalue())
@@ -183,7 +183,7 @@ def film(format: str):
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
 @pytest.mark.parametrize("format", ["png", "webp", "gif", "avif", "tiff"])
-def test_a_chain_that_breaks_names_the_frame_and_its_first_one_can_still_be_had(format, share):
+def test_a_broken_chain_names_the_frame_and_the_first_one_can_still_be_read(format, share):
     data = encoded(film(format), format, lossless=True if format == "webp" else None)
     whole = pixels_of(data)
     found = open_picture(data[: int(share * len(data))], name="film")
@@ -197,7 +197,7 @@ def test_a_chain_that_breaks_names_the_frame_and_its_first_one_can_still_be_had(
         encoded(found, format)
 
 
-def test_pages_beyond_a_directory_out_of_the_file_are_missed():
+def test_pages_after_a_directory_outside_the_file_are_reported_as_missing():
     data = encoded(film("tiff"), "tiff")
     buffer = io.BytesIO(data)
     with tifffile.TiffFile(buffer) as file:
@@ -210,7 +210,7 @@ def test_pages_beyond_a_directory_out_of_the_file_are_missed():
 
 
 @pytest.mark.parametrize("big", [False, True])
-def test_directories_that_go_in_a_circle_are_a_chain_that_breaks(big):
+def test_directories_in_a_circle_are_reported_as_a_broken_chain(big):
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer, bigtiff=big) as writer:
         for pixels in NOISE[:2]:
@@ -227,16 +227,16 @@ def test_directories_that_go_in_a_circle_are_a_chain_that_breaks(big):
     check_can_hold(found, found.size, "tiff", EncodeOptions(first_frame=True))
 
 
-def test_an_apng_with_fewer_frames_than_it_states_is_missing_some():
+def test_missing_frames_of_an_apng_are_counted():
     data = encoded(film("png"))
     at = data.index(b"acTL") + 4
     body = b"acTL" + struct.pack(">II", 7, 0)
     found = open_picture(data[: at - 4] + body + struct.pack(">I", zlib.crc32(body)) + data[at + 12 :])
-    with pytest.raises(ImageError, match="3 are missing"):
+    with pytest.raises(ImageError, match="3 of 7 frames are missing"):
         check_can_hold(found, found.size, "png", EncodeOptions())
 
 
-def test_a_piece_of_a_jpeg_xl_that_is_missing_is_named():
+def test_a_missing_piece_of_a_jpeg_xl_is_named():
     stream = imagecodecs.jpegxl_encode(photo(), lossless=True)
     half = len(stream) // 2
     head = b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl \0\0\0\0jxl "
@@ -248,3 +248,43 @@ def test_a_piece_of_a_jpeg_xl_that_is_missing_is_named():
     np.testing.assert_array_equal(pixels_of(both), photo())
     with pytest.raises(ImageError, match="piece 2"):
         pixels_of(head + box(0, stream[:half]))
+
+
+def test_junk_between_the_segments_of_a_jpeg_costs_nothing():
+    data = encoded(picture(photo(), metadata=Metadata(icc=WIDE_GAMUT, dpi=(300.0, 300.0))), "jpeg")
+    at = data.index(b"\xff\xe2")
+    for junk in (b"junk", b"\xff\0\x12", b"\xff\xff\xff", bytes(60)):
+        found = open_picture(data[:at] + junk + data[at:])
+        np.testing.assert_array_equal(next(iter(found.frames)).pixels, pixels_of(data))
+        assert found.metadata.icc == WIDE_GAMUT
+
+
+def test_a_profile_in_a_jpeg_that_libjpeg_complains_of_is_left_out():
+    data = encoded(picture(photo()), "jpeg")
+    segment = b"\xff\xe2\0\x17ICC_PROFILE\0\x01\x01profile"
+    found = open_picture(data[:2] + segment + data[2:])
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels, pixels_of(data))
+    assert found.metadata.icc is None and "profile" in found.metadata.notices[0]
+
+
+def test_bytes_behind_a_jpeg_2000_codestream_are_passed_over():
+    stream = bytes(imagecodecs.jpeg2k_encode(photo(), codecformat="j2k", reversible=True))
+    np.testing.assert_array_equal(pixels_of(stream + b"\0LOSSY"), photo())
+    with pytest.raises(ImageError):
+        pixels_of(stream[:-20])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_animation_that_is_announced_late_or_twice_is_a_still(times):
+    data = encoded(film("png"))
+    at = data.index(b"acTL") - 4
+    announcement = data[at : at + 20]
+    first = data.index(b"IDAT")
+    end = first + 8 + struct.unpack_from(">I", data, first - 4)[0]
+    if times == 1:
+        data = data[:at] + data[at + 20 : end] + announcement + data[end:]
+    else:
+        data = data[:at] + announcement + data[at:]
+    found = open_picture(data)
+    assert (found.frame_count, found.loop) == (1, None)
+    np.testing.assert_array_equal(next(iter(found.frames)).pixels, NOISE[0])

@@ -1,4 +1,4 @@
-"""Which colours a decoder hands out is read from the file, never assumed."""
+"""The colour space of decoded pixels is read from the file and never assumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoded(shown, format="png", options=LOSSLESS) -> bytes:
 
 
 def in_srgb(data: bytes) -> np.ndarray:
-    """A file's pixels as they are shown, 8-bit sRGB."""
+    """A file's pixels as 8-bit sRGB."""
     found = open_picture(data)
     pixels = next(iter(found.frames)).pixels
     profile = profile_of(found.metadata, pixels.shape[2])
@@ -45,7 +45,7 @@ def needs(tool: str) -> None:
 
 
 def jpeg_xl(tmp_path, *arguments: str, profile: bytes | None = None, distance: str = "1") -> bytes:
-    """What cjxl makes of the photo."""
+    """The photo, encoded by cjxl."""
     needs("cjxl")
     source, target = tmp_path / "in.png", tmp_path / "out.jxl"
     Image.fromarray(photo(128, 160)).save(source, icc_profile=profile)
@@ -53,7 +53,7 @@ def jpeg_xl(tmp_path, *arguments: str, profile: bytes | None = None, distance: s
     return target.read_bytes()
 
 
-# cjxl 0.7 of a flat 24×16 picture of Adobe RGB (40, 120, 200), distance 1: XYB, its colours named by a profile
+# encoded by cjxl 0.7: a flat 24×16 picture in Adobe RGB (40, 120, 200), distance 1: XYB, with a profile
 LOSSY_WITH_PROFILE = base64.b64decode(
     "/woDQQpvFQNyYiKAsJJtU7S0Ic3mfD9fIszgAvfys0UMtaUXNOw2YIw0QMw0YHzvtyUsaD8lFYlMDBaZED/3wyfZOACQOWzO5Sd4"
     "i/tSOeYhgos4BujAZ6KhVSEzOQqa+GwGk44/5DtIfApLQcs+LQoKHT6b0CA1KWSWSl6QpwMSfCiwUEBL+tCCAgpx4MOGEANSTCiQ"
@@ -71,7 +71,7 @@ LOSSY_P3 = base64.b64decode(
 )
 
 
-def test_a_lossy_jpeg_xl_with_a_profile_is_converted_from_the_linear_light_that_libjxl_hands_out():
+def test_a_lossy_jpeg_xl_with_a_profile_is_converted_from_linear_light():
     flat = np.full((16, 24, 3), (40, 120, 200), np.uint8)
     wanted = to_srgb(flat, WIDE_GAMUT).astype(int)
     assert np.abs(in_srgb(LOSSY_WITH_PROFILE) - wanted).max() <= 3
@@ -86,7 +86,7 @@ def test_a_lossy_jpeg_xl_of_display_p3_keeps_it():
     assert np.abs(in_srgb(written) - in_srgb(LOSSY_P3)).max() <= 1
 
 
-def test_a_lossless_jpeg_xl_with_a_profile_is_refused_since_nobody_hands_it_out():
+def test_a_lossless_jpeg_xl_with_a_profile_is_refused_because_it_cannot_be_read():
     with pytest.raises(ImageError, match="profile") as caught:
         open_picture(LOSSLESS_WITH_PROFILE)
     assert "djxl" in str(caught.value.hint)
@@ -97,7 +97,7 @@ def test_a_lossless_jpeg_xl_with_a_profile_is_refused_since_nobody_hands_it_out(
 def test_a_header_of_any_size_can_state_floats(height, width):
     bits = _Writer()
     bits.size(height, width)
-    bits.put((0, 1), (0, 1), (0, 1), (0, 2))  # not as usual; no extra fields; 8 bits
+    bits.put((0, 1), (0, 1), (0, 1), (0, 2))  # not all defaults; no extra fields; 8 bits
     bits.put((1, 1), (0, 2), (1, 1), (0, 1), (1, 1), (0, 2), (0, 2), (1, 1))
     stream = b"\xff\x0a" + bits.bytes() + b"frames"
     floats = read_header(with_floats(stream))
@@ -142,7 +142,7 @@ class _Writer:
     ],
 )
 @pytest.mark.parametrize("distance", ["0", "0.5"])
-def test_jpeg_xl_of_any_named_space_is_shown_as_djxl_shows_it(tmp_path, space, distance):
+def test_jpeg_xl_of_any_named_colour_space_is_decoded_as_by_djxl(tmp_path, space, distance):
     data = jpeg_xl(tmp_path, "-x", f"color_space={space}", distance=distance)
     shown = tmp_path / "shown.png"
     subprocess.run(["djxl", tmp_path / "out.jxl", shown], check=True, capture_output=True)
@@ -159,7 +159,7 @@ def test_a_wide_gamut_survives_in_lossy_jpeg_xl(tmp_path, distance):
 
 @pytest.mark.parametrize("primaries", [1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 22])
 @pytest.mark.parametrize("transfer", [1, 2, 4, 5, 6, 8, 13, 17])
-def test_code_points_that_are_not_srgbs_become_a_profile(primaries, transfer):
+def test_code_points_other_than_srgb_become_a_profile(primaries, transfer):
     named = code_points(primaries, transfer)
     is_srgb = primaries in (1, 2) and transfer in (1, 2, 6, 13)
     assert (named is None) == is_srgb
@@ -167,13 +167,13 @@ def test_code_points_that_are_not_srgbs_become_a_profile(primaries, transfer):
 
 
 @pytest.mark.parametrize("points", [(1, 9), (3, 13), (99, 13), (1, 200)])
-def test_code_points_that_are_not_known_are_refused(points):
+def test_unknown_code_points_are_refused(points):
     with pytest.raises(ValueError, match="not supported"):
         code_points(*points)
 
 
 @pytest.mark.parametrize(("primaries", "transfer"), [(12, 13), (9, 1), (1, 8), (4, 4)])
-def test_an_avif_of_any_named_space_goes_on_by_a_profile(tmp_path, primaries, transfer):
+def test_an_avif_of_any_named_colour_space_gets_a_profile(tmp_path, primaries, transfer):
     data = bytes(imagecodecs.avif_encode(photo(), level=100, primaries=primaries, transfer=transfer))
     found = open_picture(data)
     assert found.metadata.cicp == bytes([primaries, transfer, 0, 1])
@@ -199,7 +199,7 @@ def test_a_jpeg_2000_of_sycc_becomes_rgb():
 
 
 @pytest.mark.parametrize("enumerated", [14, 20, 21, 1])
-def test_a_jpeg_2000_of_a_space_that_is_not_known_is_refused(enumerated):
+def test_a_jpeg_2000_with_an_unknown_colour_space_is_refused(enumerated):
     data = encoded(picture(photo()), "jpeg2000")
     at = data.index(b"colr") + 7
     with pytest.raises(ImageError, match="colour space"):
@@ -219,7 +219,7 @@ def test_a_tiff_in_video_range_becomes_full_range():
     assert np.abs(found.astype(int) - photo()).max() <= 4
 
 
-def test_a_tiffs_own_primaries_count_where_it_has_no_profile():
+def test_a_tiffs_own_primaries_count_if_it_has_no_profile():
     white = (318, 5, 2, (3127, 10000, 3290, 10000), True)
     corners = (319, 5, 6, (68, 100, 32, 100, 265, 1000, 69, 100, 15, 100, 6, 100), True)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A decoder that takes its process down takes one picture with it: by name, in the same run, here and on a cluster."""
+"""A decoder that crashes fails one picture, which is named, and the run continues, here and on a cluster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hasn_cli.batch import Done, Failed, Settings, Skipped, run_batch
 from hasn_cli.batch.inputs import find_jobs
 from hasn_cli.batch.pool import UpscalerPool
 from hasn_cli.decoding import messages, pool
-from hasn_cli.decoding.messages import Nonsense, header_from, receive, send, to_plain
+from hasn_cli.decoding.messages import InvalidMessage, header_from, receive, send, to_plain
 from hasn_cli.decoding.pool import Closed, Decoders, in_use, open_picture
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import HasnError, ImageError
@@ -34,7 +34,7 @@ from hasn_cli.inference.planning import Plan, plan_on_cpu
 TWICE = Settings(size=Size(factor=2))
 MOST = 256_000_000
 
-# put into the decoders' import path, and only there: pictures whose bytes hold one of these words fare badly
+# Put into the import path of the decoding processes: pictures that contain one of these words make them misbehave.
 HARM = """
 import sys
 
@@ -78,7 +78,7 @@ if any("hasn_cli.decoding.child" in argument for argument in sys.orig_argv):
 
 @pytest.fixture
 def harmful(tmp_path_factory, monkeypatch) -> Path:
-    """Decoders crash over pictures that ask for it."""
+    """Make decoders misbehave with pictures that contain the words of `HARM`."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "sitecustomize.py").write_text(HARM)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
@@ -99,7 +99,7 @@ def picture(word: str = "", size: int = 4, seed: int = 0) -> bytes:
 
 
 def save_fifty(folder: Path, word: str) -> Path:
-    """50 pictures, of which the 20th is harmful."""
+    """Save 50 pictures, of which the 20th contains `word`."""
     (folder / "in").mkdir()
     for index in range(50):
         (folder / "in" / f"{index:02}.bmp").write_bytes(picture(word if index == 19 else "", seed=index))
@@ -107,7 +107,7 @@ def save_fifty(folder: Path, word: str) -> Path:
 
 
 class Nearest:
-    """Enlarges by repeating pixels, in the place of the network."""
+    """Enlarges by repeating pixels, instead of the network."""
 
     device = SimpleNamespace(type="cpu")
 
@@ -176,7 +176,7 @@ def test_the_error_says_what_happened_and_the_next_picture_is_decoded(harmful, w
         assert opened(picture()).size == (4, 4)
 
 
-def test_a_picture_that_suffers_from_an_earlier_one_is_tried_again_in_a_fresh_process(harmful):
+def test_a_picture_that_fails_because_of_an_earlier_one_is_tried_again_in_a_fresh_process(harmful):
     with decoders():
         assert opened(picture()).size == (4, 4)
         assert opened(picture("SECOND")).size == (4, 4)
@@ -195,13 +195,13 @@ def test_pictures_that_are_open_survive_the_crash_of_another(harmful, tmp_path):
         assert shades == [10, 90, 170, 250]
 
 
-def test_what_a_library_prints_goes_nowhere(harmful, capfd):
+def test_output_printed_by_a_library_is_discarded(harmful, capfd):
     with decoders():
         assert opened(picture("PRINTS")).size == (4, 4)
     assert capfd.readouterr() == ("", "")
 
 
-def test_in_a_folder_of_fifty_one_fails_by_name_and_so_it_does_when_the_run_is_resumed(harmful, folder, no_network):
+def test_one_of_fifty_pictures_fails_by_name_also_when_the_run_is_resumed(harmful, folder, no_network):
     jobs = find_jobs([save_fifty(folder, "SEGFAULT")], "out/")
     events = list(run_batch(jobs, TWICE))
     failed = [event for event in events if isinstance(event, Failed)]
@@ -288,18 +288,18 @@ with in_use(Decoders(1)):
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout.readline() == b"opened\n"
         if word:
-            time.sleep(0.2)  # for it to fall asleep over b
+            time.sleep(0.2)  # until it sleeps while decoding b
         else:
             assert parent.stdout.readline() == b"idle\n"
         (child,) = decoding_processes(parent.pid)
-        child.send_signal(signal.SIGINT)  # which the terminal sends to both
+        child.send_signal(signal.SIGINT)  # a terminal sends it to both
         time.sleep(0.1)
         assert child.is_running()
         parent.kill()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_questions_after_the_end_are_turned_away():
+def test_questions_after_the_end_are_refused():
     found = Decoders(1)
     with in_use(found):
         kept = open_picture(picture(), max_pixels=MOST, name="a")
@@ -324,7 +324,7 @@ def test_modules_of_the_working_folder_are_not_imported(folder):
         assert opened(picture()).size == (4, 4)
 
 
-def test_where_no_process_can_be_started_pictures_are_decoded_here(monkeypatch):
+def test_if_no_process_can_be_started_pictures_are_decoded_in_this_one(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with decoders():
         assert opened(picture()).size == (4, 4)
@@ -339,7 +339,7 @@ def test_a_single_picture_starts_no_process(folder, no_network, monkeypatch):
     assert any(isinstance(event, Done) for event in run_batch(find_jobs(["a.bmp"]), TWICE))
 
 
-def test_errors_of_the_decoder_come_as_they_are(tmp_path):
+def test_errors_of_the_decoder_arrive_unchanged(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with decoders():
         with pytest.raises(ImageError, match=r"a\.png: not a picture of a known format") as caught:
@@ -375,7 +375,7 @@ def through_a_pipe(content: dict, blobs: list) -> tuple[dict, list]:
     return receive(pipe.readinto)
 
 
-def test_a_header_comes_back_as_it_was():
+def test_a_header_arrives_unchanged():
     blobs: list = []
     content, received = through_a_pipe({"picture": to_plain(whole(), blobs)}, blobs)
     assert vars(header_from(Picture, content["picture"], received, {"frames": ()})) == vars(whole())
@@ -405,10 +405,10 @@ def test_a_header_comes_back_as_it_was():
     ],
     ids=str,
 )
-def test_a_strange_header_is_refused(change: dict):
+def test_an_invalid_header_is_refused(change: dict):
     blobs: list = []
     plain = to_plain(whole(), blobs)
-    with pytest.raises(Nonsense):
+    with pytest.raises(InvalidMessage):
         header_from(Picture, plain | change, blobs, {"frames": ()})
 
 
@@ -426,8 +426,8 @@ def test_a_strange_header_is_refused(change: dict):
         ),
     ],
 )
-def test_a_strange_message_is_refused(data: bytes):
-    with pytest.raises(Nonsense):
+def test_an_invalid_message_is_refused(data: bytes):
+    with pytest.raises(InvalidMessage):
         receive(io.BytesIO(data).readinto)
 
 
@@ -445,7 +445,7 @@ def test_a_strange_message_is_refused(data: bytes):
     ],
     ids=str,
 )
-def test_a_decoder_that_answers_nonsense_over_a_frame_is_ended(monkeypatch, answer: dict):
+def test_a_decoder_that_sends_an_invalid_frame_is_ended(monkeypatch, answer: dict):
     with decoders():
         kept = open_picture(picture(), max_pixels=MOST, name="a.bmp")
         monkeypatch.setattr(pool._Child, "ask", lambda *_: ({"frame": {}, **answer}, []))
@@ -457,4 +457,4 @@ def test_messages_of_other_kinds_cannot_be_sent():
     with pytest.raises(TypeError):
         to_plain(object(), [])
     assert messages.to_plain(np.float32(0.5), []) == 0.5
-    assert issubclass(Nonsense, ValueError) and not issubclass(Nonsense, HasnError)
+    assert issubclass(InvalidMessage, ValueError) and not issubclass(InvalidMessage, HasnError)

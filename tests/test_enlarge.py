@@ -70,7 +70,7 @@ def test_the_network_reaches_every_factor(lr, factor):
 
 
 @given(lr=st.tuples(st.integers(20, 4000), st.integers(20, 4000)), megapixels=st.floats(0.01, 100))
-def test_megapixels_are_met_as_nearly_as_the_proportions_allow(lr, megapixels):
+def test_megapixels_are_met_as_closely_as_the_proportions_allow(lr, megapixels):
     height, width = Size(megapixels=megapixels).target(lr)
     assert abs(height * width - megapixels * 1e6) <= max(height, width) + 1
 
@@ -182,7 +182,7 @@ def test_values_far_from_all_others_leave_those_alone(network, missing, consiste
     large = enlarge_pixels(heights, network, Size(2), consistent)
     assert abs(float(large[0, 0, 0]) / missing - 1) < 1e-3
     difference = np.abs(large[64:, 64:] - expected[64:, 64:])
-    assert difference.mean() < 0.2  # of 95
+    assert difference.mean() < 0.2  # the values span 95
     assert consistent or difference.max() < 2
     assert not recwarn.list
 
@@ -286,7 +286,7 @@ def disc(background: tuple[int, int, int], dtype: type = np.uint8) -> np.ndarray
 @pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), (255, 0, 255)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", [Size(4), Size(2.5)])
-def test_no_colour_bleeds_from_under_what_is_transparent(upscaler, background, dtype, size):
+def test_no_colour_bleeds_out_of_transparent_pixels(upscaler, background, dtype, size):
     large = enlarge_pixels(disc(background, dtype), upscaler, size).astype(float)
     full = np.iinfo(dtype).max
     seen = large[..., 3] > 0
@@ -294,7 +294,7 @@ def test_no_colour_bleeds_from_under_what_is_transparent(upscaler, background, d
     assert error[seen].max() <= 1
 
 
-def test_what_lies_under_transparency_changes_nothing_that_is_seen():
+def test_the_colour_of_transparent_pixels_does_not_change_visible_ones():
     black, pink = (enlarge_pixels(disc(color), Overshooting, Size(3)) for color in ((0, 0, 0), (255, 0, 255)))
     seen = black[..., 3] > 0
     np.testing.assert_array_equal(black[..., 3], pink[..., 3])
@@ -378,7 +378,7 @@ def test_frames_are_enlarged_when_they_are_iterated():
     assert [frame.duration for frame in frames] == [150.0, 200.0, 250.0]
 
 
-def test_pages_of_other_sizes_are_enlarged_each_by_its_own():
+def test_pages_of_different_sizes_are_enlarged_independently():
     pages = [Frame(photo(20, 30)), Frame(photo(40, 20, channels=1))]
     document = replace(picture(photo(20, 30)), frames=pages, frame_count=2, paged=True)
     large = [frame.pixels.shape for frame in enlarge(document, Nearest, Size(width=60)).frames]

@@ -126,7 +126,7 @@ def test_a_dash_is_stdout(folders, capsys, tmp_path, monkeypatch):
     assert code == 0 and len(json.loads(out)["pictures"]) == 2 and not (tmp_path / "-").exists()
 
 
-@pytest.mark.parametrize(("target", "message"), [("a.png/scores.csv", "a.png: "), (".", "no regular file")])
+@pytest.mark.parametrize(("target", "message"), [("a.png/scores.csv", "a.png: "), (".", "not a regular file")])
 def test_a_file_that_cannot_be_written_is_reported_before_the_work(folders, capsys, monkeypatch, target, message):
     monkeypatch.setattr("hasn_cli.evaluation.benchmark.benchmark", lambda *_, **__: pytest.fail("begun"))
     monkeypatch.chdir(folders[0])
@@ -154,3 +154,32 @@ def test_what_cannot_be_measured_is_an_error(folders, capsys, tmp_path):
         found, out, error = evaluate(capsys, *arguments)
         assert (found, out) == (code, ""), error
         assert message in error
+
+
+def test_jpeg_is_what_pillow_saves_of_the_lr_picture(folders, capsys, tmp_path):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for path in folders[1].iterdir():
+        Image.open(path).convert("RGB").save(saved / f"{path.stem}.jpg", quality=60, subsampling="4:2:0")
+    given = json.loads(evaluate(capsys, folders[0], "-s", 2, "-f", "json", "--lr", saved)[1])
+    made = json.loads(evaluate(capsys, folders[0], "-s", 2, "-f", "json", "--jpeg", "60")[1])
+    assert [picture["jpeg"] for picture in made["pictures"]] == [60, 60]
+    for name in ("psnr_y", "ssim_y", "psnr_b", "bicubic_psnr_y", "bicubic_psnr_b"):
+        assert made["means"][0][name] == pytest.approx(given["mean"][name])
+
+
+def test_each_jpeg_quality_is_a_line_of_the_table(folders, capsys):
+    code, table, _ = evaluate(capsys, folders[0], "-s", 2, "--jpeg", "90,20")
+    assert code == 0
+    head, *lines = table.splitlines()
+    assert head.split() == ["JPEG", "PSNR-Y", "bicubic", "gain", "SSIM-Y", "bicubic", "PSNR-B", "bicubic"]
+    assert [line.split()[0] for line in lines] == ["90", "20"]
+    assert float(lines[0].split()[2]) > float(lines[1].split()[2]) + 1
+    assert all(float(line.split()[6]) <= float(line.split()[1]) for line in lines)
+
+
+@pytest.mark.parametrize("qualities", ["", "high", "90,,40", "0", "101", "75.5"])
+def test_jpeg_qualities_are_whole_numbers_from_1_to_100(folders, capsys, qualities):
+    code, _, error = evaluate(capsys, folders[0], "-s", 2, "--jpeg", qualities)
+    assert code == 2
+    assert "from 1 (smallest file) to 100" in error

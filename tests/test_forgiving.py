@@ -1,4 +1,4 @@
-"""What a person in a hurry types: guessed where it is safe, and else told what to type instead."""
+"""What people type in a hurry is guessed if that is safe; otherwise the error says what to type instead."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hasn_cli.batch import remote
 from hasn_cli.batch.inputs import find_jobs
 from hasn_cli.console import printable
 from hasn_cli.errors import HasnError, ImageError, UsageError
+from hasn_cli.evaluation.pictures import read_all
 
 # --- commands ---
 
@@ -39,7 +40,7 @@ def test_a_pipe_alone_means_upscale(hasn, tmp_path):
     assert hasn("-", "-s", "2", stdin=data).out.startswith(b"\x89PNG")
 
 
-def test_a_missing_picture_is_told_what_was_assumed(hasn):
+def test_the_error_for_a_missing_picture_says_that_upscale_was_assumed(hasn):
     result = hasn("gone.jpg")
     assert result.code == 1
     assert "gone.jpg: no such file" in result.err and "hasn upscale" in result.err
@@ -98,7 +99,7 @@ def test_a_second_name_that_does_not_exist_may_be_the_output(hasn, tmp_path, out
     assert f"-o {output}" in hasn("upscale", "a.png", output, "--dry-run").err
 
 
-def test_subfolders_that_are_left_out_are_told(hasn, tmp_path):
+def test_subfolders_that_are_left_out_are_reported(hasn, tmp_path):
     for name in ("a.png", "x/b.png", "y/c.png", ".hidden/d.png"):
         save(tmp_path / "in" / name)
     assert "2 subfolders left out; -r includes them" in hasn("upscale", "in", "-s", "2", "--dry-run").err
@@ -197,7 +198,7 @@ def test_a_long_name_leaves_the_reason_in_view(hasn, tmp_path, name):
     assert len(line) < 130
 
 
-def test_a_line_keeps_both_its_ends():
+def test_a_shortened_line_keeps_both_ends():
     text = printable("a" * 600 + " exists already")
     assert text.startswith("aaa") and text.endswith("exists already") and len(text) < 130
 
@@ -259,3 +260,138 @@ def test_an_array_of_another_layout_gets_a_hint(shape, hint):
 
 def test_an_image_is_still_an_image():
     assert upscale(Image.new("RGB", (16, 16)), 2).size == (32, 32)
+
+
+# --- messages that say what to type instead ---
+
+
+def test_a_word_unlike_any_command_is_not_taken_for_one(hasn):
+    result = hasn("foto")
+    assert result.code == 2
+    assert "Did you mean" not in result.err and "hasn photo.jpg" in result.err
+
+
+def test_a_large_scale_is_told_how_to_write_a_percentage(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert "write 200%" in hasn("a.png", "-s", "200").err
+    assert "%" not in hasn("a.png", "-s", "17").err
+
+
+def test_an_unknown_format_is_told_the_known_ones(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    hint = hasn("a.png", "-f", "docx").err.splitlines()[1]
+    assert {"jpg,", "png,", "jxl,"} <= set(hint.split())
+
+
+def test_a_file_used_as_a_folder_is_called_a_file(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    assert "a.png is a file, not a folder" in hasn("a.png", "-o", "a.png/").err
+
+
+def test_the_memory_named_by_the_hint_is_enough(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    refused = hasn("a.png", "-s", "2", "--memory", "1M").err
+    enough = re.search(r"hint: --memory (\d+M) is enough", refused)
+    assert enough, refused
+    assert hasn("a.png", "-s", "2", "--memory", enough[1]).code == 0
+
+
+def test_a_picture_that_ends_early_is_described_in_plain_words(hasn, tmp_path):
+    (tmp_path / "a.png").write_bytes(save(tmp_path / "whole.png").read_bytes()[:20])
+    error = hasn("a.png").err
+    assert "the file ends too early" in error and "unpack" not in error
+
+
+def test_a_box_that_cannot_be_filled_is_told(hasn, tmp_path):
+    save(tmp_path / "a.png")  # 20×16, so at most 320×256
+    assert "--fit 4000x4000 is not reached: 16 times is the limit" in hasn("a.png", "--fit", "4000x4000").err
+    assert size_of(tmp_path / "a_4000x4000.png") == (320, 256)
+    assert "not reached" not in hasn("a.png", "--fit", "320x4000").err
+
+
+def test_help_shows_defaults_without_ranges_and_brackets(hasn):
+    for command in (["doctor"], ["export"], ["weights", "path"], ["upscale"]):
+        text = hasn(*command, "--help").out.decode()
+        assert "<=" not in text and ">=" not in text and "(5)" not in text
+
+
+def test_a_wrong_box_in_python_is_told_the_right_form():
+    with pytest.raises(UsageError, match="is not a box"):
+        upscale(np.zeros((8, 8), np.uint8), fit="640x480")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a.png", "-j", "many"), "'many' is not a whole number of at least 1"),
+        (("doctor", "--seconds", "long"), "'long' is not a number from 0 to 600"),
+        (("train", "in", "-o", "run", "--rate", "0"), "'0' is not a number above 0"),
+        (("export", "--onnx", "a.onnx", "-s", "5"), "'5' is not a whole number from 2 to 4"),
+    ],
+)
+def test_a_wrong_number_is_told_the_range_in_words(hasn, tmp_path, words, message):
+    save(tmp_path / "a.png")
+    result = hasn(*words)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_a_list_of_pictures_alone_means_upscale(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "list").write_text("a.png\n")
+    assert hasn("--files-from", "list", "-s", "2").code == 0
+    assert size_of(tmp_path / "a_x2.png") == (40, 32)
+
+
+@pytest.mark.parametrize("word", ["help", "version"])
+def test_a_word_that_is_an_option_elsewhere_gets_the_option(hasn, word):
+    assert f"Did you mean hasn --{word}?" in hasn(word).err
+
+
+def test_a_second_picture_to_compare_is_told_where_it_belongs(hasn, tmp_path):
+    save(tmp_path / "a.png")
+    error = hasn("compare", "a.png", "b.png").err
+    assert "--reference" in error and "-o" in error
+
+
+def test_a_skipped_picture_is_named_once(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    told: list[tuple[str, str]] = []
+    assert list(read_all([tmp_path / "a.png"], 1, lambda *skip: told.append(skip))) == []
+    assert [name for name, _ in told] == [str(tmp_path / "a.png")]
+    assert "a.png" not in told[0][1]
+
+
+def test_the_hub_s_client_logs_nothing_from_its_first_use_on():
+    code = """
+from hasn_cli.weights.hub import HubId, _explained
+with _explained(HubId("owner/repo")):
+    from huggingface_hub.utils import logging
+    logging.get_logger("huggingface_hub.utils._http").warning("retrying")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == ""
+
+
+def test_a_picture_that_memory_forces_into_tiles_is_told_and_one_in_chosen_tiles_is_not(hasn, tmp_path):
+    save(tmp_path / "a.png", size=(400, 300))
+    needed = re.search(r"--memory (\d+)M is enough", hasn("a.png", "-s", "2", "--memory", "1M").err)
+    assert needed
+    forced = hasn("a.png", "-s", "2", "--memory", f"{needed[1]}M")
+    assert re.search(r"warning: computed in \d+ tiles, because memory is short", forced.err)
+    assert "warning" not in hasn("a.png", "-s", "2", "--tile", "64", "--overwrite").err
+
+
+def test_a_training_run_is_told_at_once_that_its_folder_is_a_file(hasn, tmp_path):
+    (tmp_path / "run").write_text("")
+    (tmp_path / "in").mkdir()
+    result = hasn("train", "in", "-o", "run", "--iterations", "1")
+    assert result.code == 2
+    assert "is a file, not a folder" in result.err
+
+
+def test_a_folder_without_a_selected_picture_blames_the_selection(hasn, tmp_path):
+    save(tmp_path / "in/a.png")
+    assert "no pictures in this folder that --include and --exclude select" in hasn("in", "--include", "*.gif").err
+    (tmp_path / "in/a.png").unlink()
+    assert "select" not in hasn("in").err

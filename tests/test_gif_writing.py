@@ -1,4 +1,4 @@
-"""A written GIF shows, frame by frame, what was composed: transparency that comes back, few and many colours, noise."""
+"""A written GIF shows every frame correctly: with pixels that become transparent, few or many colours, and noise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def written(film: Picture) -> bytes:
 
 
 def by_pillow(data: bytes) -> list[np.ndarray]:
-    """Every frame as RGBA; what is transparent is 0 in every channel."""
+    """Every frame as RGBA. Transparent pixels are 0 in every channel."""
     frames = []
     with Image.open(io.BytesIO(data)) as image:
         for index in range(image.n_frames):
@@ -43,7 +43,7 @@ def by_us(data: bytes) -> list[np.ndarray]:
 
 
 def random_film(seed: int, count: int, shape: tuple[int, int], colors: int, share: float) -> list[np.ndarray]:
-    """RGBA frames, each differing from the last in a few places or in many; a share of the pixels is transparent."""
+    """RGBA frames, each differing from the last in few or many places. A part `share` of the pixels is transparent."""
     dice = np.random.default_rng(seed)
     palette = np.dstack([dice.integers(0, 256, (1, colors, 3), np.uint8), np.full((1, colors), 255, np.uint8)])[0]
     index = dice.integers(0, colors, shape)
@@ -68,7 +68,7 @@ def random_film(seed: int, count: int, shape: tuple[int, int], colors: int, shar
     one_palette=st.booleans(),
 )
 @settings(max_examples=80, deadline=None)
-def test_any_animation_with_transparency_is_decoded_as_it_was_composed(seed, count, shape, colors, share, one_palette):
+def test_any_animation_with_transparency_is_preserved_exactly(seed, count, shape, colors, share, one_palette):
     frames = random_film(seed, count, shape, colors, share)
     data = written(film_of(frames, one_palette=one_palette))
     for decoded in (by_pillow(data), by_us(data)):
@@ -84,7 +84,7 @@ def test_any_animation_with_transparency_is_decoded_as_it_was_composed(seed, cou
     one_palette=st.booleans(),
 )
 @settings(max_examples=15, deadline=None)
-def test_with_more_colours_than_fit_transparency_is_right_and_two_decoders_agree(seed, shape, share, one_palette):
+def test_with_too_many_colours_transparency_is_right_and_two_decoders_agree(seed, shape, share, one_palette):
     frames = random_film(seed, 4, shape, 2000, share)
     data = written(film_of(frames, one_palette=one_palette))
     for ours, pillows, wanted in zip(by_us(data), by_pillow(data), frames, strict=True):
@@ -92,7 +92,7 @@ def test_with_more_colours_than_fit_transparency_is_right_and_two_decoders_agree
         np.testing.assert_array_equal(ours[..., 3], wanted[..., 3])
 
 
-def test_a_frame_that_becomes_transparent_again_keeps_what_stands_still_beside_it():
+def test_clearing_a_part_of_a_frame_keeps_unchanged_pixels_next_to_it():
     backdrop = np.dstack([photo(40, 60), np.full((40, 60), 255, np.uint8)])
     backdrop[:, 40:] = 0
     frames = []
@@ -108,7 +108,7 @@ def test_a_frame_that_becomes_transparent_again_keeps_what_stands_still_beside_i
 
 
 def gif_by_hand(frames: list[tuple[np.ndarray, int, bool]]) -> bytes:
-    """A GIF of whole frames of palette indices, each with its disposal; index 0 is transparent where that is asked."""
+    """A GIF from full frames of palette indices, each with its disposal. Index 0 is transparent on request."""
     height, width = frames[0][0].shape
     data = (
         b"GIF89a" + struct.pack("<HHBBB", width, height, 0x81, 0, 0) + bytes([0, 0, 0, 255, 0, 0, 0, 255, 0, 9, 9, 9])
@@ -123,7 +123,7 @@ def gif_by_hand(frames: list[tuple[np.ndarray, int, bool]]) -> bytes:
     return data + b";"
 
 
-def test_restoring_to_what_was_before_the_first_frame_clears_the_canvas():
+def test_restoring_the_state_before_the_first_frame_clears_the_canvas():
     whole, half = np.ones((4, 6), np.uint8), np.zeros((4, 6), np.uint8)
     half[:, :3] = 2
     data = gif_by_hand([(whole, 3, True), (half, 1, True)])
@@ -157,7 +157,7 @@ def moving_square(count: int = 5) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("one_palette", [True, False])
-def test_what_stands_still_is_drawn_once_and_one_palette_stays_one(one_palette):
+def test_unchanged_parts_are_drawn_once_and_a_shared_palette_stays_shared(one_palette):
     frames = moving_square()
     data = written(film_of(frames, one_palette=one_palette))
     found = by_pillow(data)
@@ -185,14 +185,14 @@ def test_a_colour_that_fills_an_area_stays_exact_and_smooth():
     assert (shown[:, :40, :3] == (254, 253, 251)).all()
 
 
-def test_a_slow_fade_is_followed_though_each_step_is_small():
+def test_a_slow_fade_is_followed_although_each_step_is_small():
     frames = [np.clip(photo(30, 40).astype(int) // 2 + index, 0, 255).astype(np.uint8) for index in range(40)]
     found = by_pillow(written(film_of(frames)))
     bias = [float((got[..., :3].astype(int) - wanted).mean()) for got, wanted in zip(found, frames, strict=True)]
     assert np.abs(bias).max() < 3
 
 
-def test_a_long_animation_is_not_held_in_memory(monkeypatch):
+def test_a_long_animation_is_not_kept_in_memory(monkeypatch):
     monkeypatch.setattr("hasn_cli.images.codecs.gif_writing._IN_MEMORY", 1)
     frames = moving_square()
     found = by_pillow(written(film_of(frames)))

@@ -1,4 +1,4 @@
-"""Weights, and the texts beside them, from people who mean harm: one clear line, and little time and memory."""
+"""Malicious weights, and malicious texts beside them, give one clear line and take little time and memory."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def refusal(path: Path | str, scale: int = 2) -> str:
 
 
 def grown_by(path: Path) -> tuple[str, int]:
-    """What loading a file says, and by how many MB this process had to grow beyond what it ever took."""
+    """The error from loading a file, and by how many MB the peak memory of this process grew."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = refusal(path)
     return message, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
 
 
 def archive(pickled: bytes, **members: bytes) -> bytes:
-    """A file as `torch.save` lays it out."""
+    """A file with the layout of `torch.save`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         zipped.writestr("w/data.pkl", pickled)
@@ -111,12 +111,12 @@ def test_an_archive_that_cannot_be_read_to_its_end_is_refused(tmp_path, state, h
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_an_archive_with_a_name_twice_is_refused(tmp_path, state):
+def test_an_archive_with_a_repeated_name_is_refused(tmp_path, state):
     data = io.BytesIO(saved(state))
     with zipfile.ZipFile(data, "a") as zipped:
         zipped.writestr(zipped.namelist()[0], b"another")
     (tmp_path / "w.pth").write_bytes(data.getvalue())
-    assert "is no archive as PyTorch writes it" in refusal(tmp_path / "w.pth")
+    assert "is not an archive from PyTorch" in refusal(tmp_path / "w.pth")
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path):
@@ -131,14 +131,14 @@ def test_members_that_share_their_bytes_are_refused(tmp_path):
             first = struct.unpack_from("<I", data, place + 42)[0] if first is None else first
             struct.pack_into("<II", data, place + 20, 200_000, 200_000)
     (tmp_path / "w.pth").write_bytes(data)
-    assert "is smaller than what it claims to hold" in refusal(tmp_path / "w.pth")
+    assert "contains less than it claims" in refusal(tmp_path / "w.pth")
 
 
 # pickles
 
 
 class Call:
-    """Pickled, it asks the reader to call something."""
+    """An object whose pickle asks the reader to call something."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments
@@ -165,7 +165,7 @@ def test_a_kilobyte_that_asks_for_gigabytes_is_refused(tmp_path, call: Call):
 
 
 class Lie:
-    """A tensor that claims another size than it has."""
+    """A tensor that claims a wrong size."""
 
     def __init__(self, size: tuple, stride: tuple, offset: int = 0) -> None:
         self.claim = offset, size, stride
@@ -210,12 +210,12 @@ def test_tensors_that_share_their_bytes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "pickled",
     [
-        b"\x80\x02r\xff\xff\xff\x7f.",  # remembers something under number 2,147,483,647
+        b"\x80\x02r\xff\xff\xff\x7f.",  # stores something under number 2,147,483,647
         b"\x80\x02" + b")" + b"\x85" * 150_000 + b".",  # tuples within tuples
-        b"\x80\x02}(" + b")" + b"\x85" * 150_000 + b"K\x01u.",  # as a key: hashing it goes as deep
+        b"\x80\x02}(" + b")" + b"\x85" * 150_000 + b"K\x01u.",  # the same as a key, which would be hashed recursively
         b"\x80\x02" + b"]q\x00" + b"(h\x00" * 100_000 + b"e" * 100_000 + b".",  # lists of lists
         b"\x80\x02X\xff\xff\xff\x7fabc.",  # a text of two gigabytes
-        b"\x80\x02\x8b\xff\xff\xff\x7fabc.",  # an integer of as many
+        b"\x80\x02\x8b\xff\xff\xff\x7fabc.",  # an integer of two gigabytes
         b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb.",  # a dict whose methods are replaced
         b"\x80\x02}X\x06\x00\x00\x00paramsNs.",
         b"\x80\x02",
@@ -223,7 +223,7 @@ def test_tensors_that_share_their_bytes_are_refused(tmp_path):
     ],
     ids=["memo", "tuples", "key", "lists", "text", "integer", "methods", "no dict", "no end", "nothing"],
 )
-def test_a_strange_pickle_is_refused(tmp_path, pickled: bytes):
+def test_a_malicious_pickle_is_refused(tmp_path, pickled: bytes):
     for data in (archive(pickled), pickled):
         (tmp_path / "w.pth").write_bytes(data)
         assert str(tmp_path / "w.pth") in refusal(tmp_path / "w.pth")
@@ -250,7 +250,7 @@ def test_a_pickle_of_many_instructions_is_refused_before_they_are_carried_out(tm
         {"conv_1.weight": {"dtype": "F32", "shape": [1, 1, 1, 1], "data_offsets": [0, 4]}},
     ],
 )
-def test_a_safetensors_header_that_lies_is_refused(tmp_path, header: dict):
+def test_a_wrong_safetensors_header_is_refused(tmp_path, header: dict):
     text = json.dumps(header).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
     assert refusal(tmp_path / "w.safetensors")
@@ -261,7 +261,7 @@ def test_a_safetensors_header_of_many_megabytes_is_not_parsed(tmp_path):
     text = json.dumps(entries).encode()
     assert len(text) > checkpoint.MOST_DESCRIPTION
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    assert "is no weights file" in refusal(tmp_path / "w.safetensors")
+    assert "is not a weights file" in refusal(tmp_path / "w.safetensors")
 
 
 def test_a_file_of_many_gigabytes_is_not_read(tmp_path):
@@ -269,16 +269,16 @@ def test_a_file_of_many_gigabytes_is_not_read(tmp_path):
         with (tmp_path / name).open("wb") as file:
             file.write(head)
             file.truncate(30 << 30)
-        assert "and weights of HASN take 2" in refusal(tmp_path / name)
+        assert "the limit is 268 MB, and HASN's weights take 2" in refusal(tmp_path / name)
 
 
-def test_what_is_no_regular_file_is_not_read():
-    assert "/dev/zero is no regular file" in refusal("/dev/zero")
+def test_only_regular_files_are_read():
+    assert "/dev/zero is not a regular file" in refusal("/dev/zero")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_values_that_are_no_numbers_are_refused(tmp_path, state, value: float, suffix: str):
+def test_values_that_are_not_finite_are_refused(tmp_path, state, value: float, suffix: str):
     broken = {name: tensor.clone() for name, tensor in state.items()}
     broken["block_1.f1.conv.weight"].view(-1)[7] = value
     path = tmp_path / f"w.{suffix}"
@@ -310,7 +310,7 @@ def test_from_pretrained_refuses_a_config_that_is_nested_deeply(tmp_path):
 @pytest.mark.parametrize(
     "name", ["../w.safetensors", "/etc/passwd", "a/../../w.pth", "..\\w.pth", "C:w.pth", "a\nb", ""]
 )
-def test_a_config_names_files_of_its_own_folder_only(tmp_path, name: str):
+def test_a_config_can_name_only_files_in_its_own_folder(tmp_path, name: str):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text(json.dumps({"files": {"2": name}}))
     assert "names a file outside of it" in refusal(tmp_path / "folder")
@@ -333,20 +333,20 @@ BOMB = "\n".join([f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abc
     ],
     ids=["aliases", "lists", "tables", "sequences", "long", "objects", "a NUL", "a long number"],
 )
-def test_front_matter_that_means_harm_is_passed_over(tmp_path, matter: str):
+def test_malicious_front_matter_is_ignored(tmp_path, matter: str):
     (tmp_path / "README.md").write_text(f"---\n{matter}\n---\n# A card\n")
     began = time.process_time()
     assert read_front_matter(tmp_path / "README.md") == {}
     assert time.process_time() - began < 10
 
 
-def test_weights_are_listed_beside_a_card_that_means_harm(tmp_path, state):
+def test_weights_beside_a_malicious_card_are_listed(tmp_path, state):
     save_file(state, tmp_path / "hasn_x2.safetensors")
     (tmp_path / "README.md").write_text(f"---\n{BOMB}\n---\n")
     assert [entry.licence for entry in entries([str(tmp_path)])] == ["not stated"]
 
 
-def test_a_cards_words_cannot_colour_or_break_the_table(tmp_path, state, capsys):
+def test_text_from_a_card_cannot_colour_or_break_the_table(tmp_path, state, capsys):
     save_file(state, tmp_path / "hasn_x2.safetensors")
     (tmp_path / "README.md").write_text('---\nlicense: "\\x1b[2J[/red] mit\\nsecond\\tline"\n---\n')
     listed = CliRunner().invoke(command, ["list", str(tmp_path)]).stdout
@@ -359,7 +359,7 @@ def test_a_cards_words_cannot_colour_or_break_the_table(tmp_path, state, capsys)
 
 
 @pytest.mark.parametrize("sums", [b"\xff\xfe", b"0" * (2 << 20)])
-def test_checksums_that_are_no_text_are_an_error_of_one_line(tmp_path, state, sums: bytes):
+def test_checksums_that_are_not_text_are_an_error_of_one_line(tmp_path, state, sums: bytes):
     save_file(state, tmp_path / "hasn_x2.safetensors")
     (tmp_path / "SHA256SUMS").write_bytes(sums)
     with pytest.raises(WeightsError, match="SHA256SUMS cannot be read"):
@@ -408,10 +408,10 @@ def test_a_strangers_checkpoint_is_an_error_of_one_line(tmp_path, run: Path, cha
 
 
 def test_a_checkpoint_as_weights_is_an_error_of_one_line(run: Path):
-    assert "holds no plain state dict" in refusal(run / "checkpoint.pt")
+    assert "contains no plain state dict" in refusal(run / "checkpoint.pt")
 
 
-def test_what_the_reader_gives_is_what_torch_gives(run: Path):
+def test_the_reader_gives_the_same_tensors_as_torch(run: Path):
     def equal(ours: object, theirs: object) -> bool:
         if isinstance(theirs, torch.Tensor):
             return ours.dtype == theirs.dtype and ours.stride() == theirs.stride() and torch.equal(ours, theirs)

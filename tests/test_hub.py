@@ -115,7 +115,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, monkeypatch):
     assert seen[-1] == (f"{REPO}/hasn_x2.safetensors", len(SMALL), len(SMALL))
 
 
-def test_of_two_bars_for_one_file_the_first_counts():
+def test_if_a_file_has_two_bars_the_first_counts():
     seen = []
     bar_class = hub_module._bar_class("file", lambda *event: seen.append(event))
     first, second = bar_class(total=10, initial=2), bar_class(total=4)
@@ -127,7 +127,7 @@ def test_of_two_bars_for_one_file_the_first_counts():
 def test_content_that_does_not_match_its_hash_is_refused_and_not_kept(hub: Hub):
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
     hub.corrupt = True
-    with pytest.raises(DownloadError, match="came damaged: its SHA-256 is") as caught:
+    with pytest.raises(DownloadError, match="was damaged on the way: its SHA-256 is") as caught:
         weights.resolve(REPO, 2)
     assert hashlib.sha256(SMALL).hexdigest() in str(caught.value)
     hub.corrupt = False
@@ -150,7 +150,7 @@ def test_the_file_for_the_scale_is_found_by_config_by_name_or_given(hub: Hub):
     [
         (b'{"files": {"2": "two.safetensors"}}', "o/r has no weights for x4"),
         (b'{"scale": 2}', r"o/r has no weights for x4 \(looked for hasn_x4.safetensors\)"),
-        (b"[1]", "config.json of o/r is no JSON object"),
+        (b"[1]", "config.json of o/r is not a JSON object"),
         (b"{", "config.json of o/r cannot be read"),
         (b'{"files": {"4": "../../etc/passwd"}}', "config.json of o/r names a file outside of it"),
     ],
@@ -167,7 +167,7 @@ def test_a_repository_without_weights_for_the_scale_says_so(hub: Hub, config: by
         ("o/absent", "there is no model o/absent on http", "hf auth login"),
         (f"{REPO}@nowhere", f"{REPO} has no revision 'nowhere'", "branch"),
         (f"hf://{REPO}/other.pth", "has no file other.pth", "/tree/main"),
-        ("hf://o/--bad--.git", "cannot be asked for", "OWNER/REPO"),
+        ("hf://o/--bad--.git", "is not valid", "OWNER/REPO"),
     ],
 )
 def test_a_missing_repository_or_file_is_named(hub: Hub, name: str, message: str, hint: str):
@@ -179,7 +179,7 @@ def test_a_missing_repository_or_file_is_named(hub: Hub, name: str, message: str
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, "refuses access"), (403, "refuses access"), (429, "slow down"), (500, "out of order")]
+    ("status", "message"), [(401, "refuses access"), (403, "refuses access"), (429, "slow down"), (500, "server error")]
 )
 def test_a_permanent_error_is_reported_once(hub: Hub, status: int, message: str, caplog):
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
@@ -229,7 +229,7 @@ def test_a_cache_that_cannot_be_written_is_named(hub: Hub, monkeypatch, tmp_path
     (tmp_path / "file").touch()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     hub.add(REPO, {"hasn_x2.safetensors": SMALL})
-    with pytest.raises(DownloadError, match=r"cannot keep someone/hasn in the cache: .*Not a directory") as caught:
+    with pytest.raises(DownloadError, match=r"cannot store someone/hasn in the cache: .*Not a directory") as caught:
         weights.resolve(REPO, 2)
     assert "HF_HOME" in (caught.value.hint or "")
 
@@ -262,7 +262,7 @@ def test_publish_refuses_damaged_weights_before_anything_is_sent(hub: Hub, tmp_p
     (tmp_path / "hasn_x4.safetensors").write_bytes(weights.bundled_path(4).read_bytes()[:-1])
     with pytest.raises(WeightsError, match="damaged"):
         weights.publish("me/mine", tmp_path)
-    with pytest.raises(WeightsError, match="holds no hasn_x2"):
+    with pytest.raises(WeightsError, match="contains no hasn_x2"):
         weights.publish("me/mine", tmp_path / "nothing")
     assert hub.log == []
 
@@ -340,13 +340,13 @@ def test_a_temporary_error_for_the_released_weights_is_retried(released: Hub):
 
 def test_the_released_weights_from_an_unreachable_server_are_an_error(released: Hub, monkeypatch):
     monkeypatch.setenv("HASN_RELEASED_URL", "http://127.0.0.1:9/HASN.pth")
-    with pytest.raises(DownloadError, match=r"cannot fetch http://127.0.0.1:9/HASN.pth: .*refused"):
+    with pytest.raises(DownloadError, match=r"cannot download http://127.0.0.1:9/HASN.pth: .*refused"):
         weights.resolve("released", 4)
 
 
 def test_the_released_weights_from_an_invalid_address_are_an_error(released: Hub, monkeypatch):
     monkeypatch.setenv("HASN_RELEASED_URL", "mirror.example/HASN.pth")
-    with pytest.raises(DownloadError, match=r"'mirror.example/HASN.pth' is no web address"):
+    with pytest.raises(DownloadError, match=r"'mirror.example/HASN.pth' is not a web address"):
         weights.resolve("released", 4)
 
 

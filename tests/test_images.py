@@ -1,4 +1,4 @@
-"""Pictures come back whole: depth, colour, metadata, frames; and files appear whole or not at all."""
+"""Pictures keep their depth, colour, metadata and frames, and files appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def saved(image: Image.Image, format: str, **arguments) -> bytes:
 @pytest.mark.parametrize("format", ["png", "tiff", "jpeg2000", "ppm", "jpegxl"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_every_depth_and_channel_comes_back_bit_by_bit(format, channels, dtype):
+def test_every_depth_and_number_of_channels_is_preserved_exactly(format, channels, dtype):
     pixels = photo(channels=channels, dtype=dtype)
     found = open_picture(encoded(picture(pixels), format))
     assert (found.channels, found.dtype, found.size) == (channels, dtype, (48, 64))
@@ -103,7 +103,7 @@ def test_lossless_avif_keeps_every_sample_and_its_metadata(channels):
     format=st.sampled_from(["png", "tiff", "jpeg2000", "ppm", "jpegxl"]),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_pixels_come_back_bit_by_bit(seed, shape, dtype, format):
+def test_any_pixels_are_preserved_exactly(seed, shape, dtype, format):
     dice = np.random.default_rng(seed)
     pixels = dice.integers(0, dice.integers(1, np.iinfo(dtype).max, endpoint=True), shape, dtype, endpoint=True)
     np.testing.assert_array_equal(pixels_of(encoded(picture(pixels), format)), pixels)
@@ -111,7 +111,7 @@ def test_any_pixels_come_back_bit_by_bit(seed, shape, dtype, format):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)])
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_smallest_pictures_come_back(format, size):
+def test_the_smallest_pictures_are_preserved(format, size):
     found = open_picture(encoded(picture(photo(*size)), format))
     assert found.size == size == next(iter(found.frames)).pixels.shape[:2]
 
@@ -123,7 +123,7 @@ def test_float_tiffs_keep_their_own_range(channels):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_png_of_every_mode_is_what_pillow_shows(mode):
+def test_png_of_every_mode_is_decoded_as_by_pillow(mode):
     if mode == "I;16":
         image = Image.fromarray(photo(channels=1, dtype=np.uint16)[..., 0])
     else:
@@ -138,7 +138,7 @@ def test_png_of_every_mode_is_what_pillow_shows(mode):
 
 @pytest.mark.parametrize("size", [(48, 64), (1, 1), (3, 5), (9, 2)])
 @pytest.mark.parametrize(("channels", "bits"), [(1, 1), (1, 4), (1, 16), (2, 8), (3, 8), (3, 16), (4, 16)])
-def test_interlaced_pngs_are_read_without_a_word(channels, bits, size, capfd):
+def test_interlaced_pngs_are_read_without_messages_on_stderr(channels, bits, size, capfd):
     pixels = photo(*size, channels=channels, dtype=np.uint16) >> (16 - bits)
     found = pixels_of(interlaced(pixels, bits))
     full = np.iinfo(found.dtype).max
@@ -147,7 +147,7 @@ def test_interlaced_pngs_are_read_without_a_word(channels, bits, size, capfd):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_palettes_and_few_bits_become_what_they_show(bits):
+def test_palettes_and_low_bit_depths_are_expanded(bits):
     image = Image.fromarray(photo()).quantize(2**bits)
     found = pixels_of(saved(image, "PNG", bits=bits))
     np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
@@ -177,7 +177,7 @@ def test_a_colour_key_becomes_transparency(channels, deep):
     np.testing.assert_array_equal(shown[..., :-1][~hidden], pixels[~hidden])
 
 
-def test_sixteen_bits_are_rounded_and_not_cut_for_eight():
+def test_16_bit_samples_are_rounded_to_8_bits():
     pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
     found = pixels_of(encoded(picture(pixels), "bmp"))
     np.testing.assert_array_equal(found, np.rint(pixels / 257).astype(np.uint8))
@@ -185,7 +185,7 @@ def test_sixteen_bits_are_rounded_and_not_cut_for_eight():
 
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tiffs_that_begin_with_white_are_not_negatives(photometric, dtype):
+def test_tiffs_in_which_zero_is_white_are_not_inverted(photometric, dtype):
     pixels = photo(channels=1, dtype=dtype)[..., 0]
     stored = pixels if photometric == "minisblack" else np.iinfo(dtype).max - pixels
     buffer = io.BytesIO()
@@ -218,7 +218,7 @@ def test_tiffs_from_libtiff_are_read(compression):
 
 
 @pytest.mark.parametrize("big", [False, True])
-def test_each_page_of_a_tiff_is_turned_as_it_says_itself(big):
+def test_each_page_of_a_tiff_is_turned_by_its_own_orientation(big):
     stored = [(photo(), 6), (photo(20, 30), 1), (photo(16, 24), 3), (photo(10, 14), 9), (photo(12, 18), 8)]
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer, bigtiff=big) as writer:
@@ -246,7 +246,7 @@ def test_premultiplied_tiffs_are_divided_by_their_alpha():
     assert np.abs(found.astype(int) - straight)[solid].max() <= 6
 
 
-def test_ten_bit_avif_comes_as_sixteen():
+def test_10_bit_avif_becomes_16_bit():
     pixels = photo(dtype=np.uint16) >> 6
     found = pixels_of(bytes(imagecodecs.avif_encode(pixels, level=100, bitspersample=10)))
     assert found.dtype == np.uint16
@@ -254,7 +254,7 @@ def test_ten_bit_avif_comes_as_sixteen():
 
 
 @pytest.mark.parametrize("header", ["P1", "P2", "P3", "P4", "P5", "P6"])
-def test_netpbm_of_every_kind_is_what_pillow_shows(header):
+def test_netpbm_of_every_kind_is_decoded_as_by_pillow(header):
     pixels = photo(6, 9, channels=1 if header in ("P1", "P2", "P4", "P5") else 3)
     bits = (pixels[..., 0] < 100).astype(np.uint8)
     digits = " ".join(map(str, pixels.reshape(-1)))
@@ -269,7 +269,7 @@ def test_netpbm_of_every_kind_is_what_pillow_shows(header):
     np.testing.assert_array_equal(pixels_of(data), expected)
 
 
-def test_netpbm_of_odd_depth_is_stretched():
+def test_netpbm_with_an_unusual_maximum_is_stretched():
     data = b"P5 2 2 1000\n" + np.array([0, 250, 500, 1000], ">u2").tobytes()
     np.testing.assert_array_equal(pixels_of(data).ravel(), [0, 16384, 32768, 65535])
 
@@ -283,7 +283,7 @@ def test_the_largest_picture_of_an_icon_is_read():
 
 
 @pytest.mark.parametrize("premultiplied", [False, True])
-def test_jpeg_2000s_components_come_in_the_order_that_the_file_defines(premultiplied):
+def test_jpeg_2000_components_are_sorted_as_the_file_defines(premultiplied):
     straight = photo(channels=4)
     alpha = straight[..., 3:] / 255
     color = np.rint(straight[..., :3] * alpha).astype(np.uint8) if premultiplied else straight[..., :3]
@@ -297,7 +297,7 @@ def test_jpeg_2000s_components_come_in_the_order_that_the_file_defines(premultip
     assert np.abs(found.astype(int) - straight)[solid].max() <= (2 if premultiplied else 0)
     unknown = data[:at] + struct.pack(">HHH", 0, 0xFFFF, 0xFFFF) + definitions[6:] + data[at + len(definitions) :]
     np.testing.assert_array_equal(pixels_of(unknown), color)
-    with pytest.raises(ImageError, match="channels"):
+    with pytest.raises(ImageError, match="channel definitions"):
         open_picture(data[:at] + struct.pack(">H", 9) + data[at + 2 :])
 
 
@@ -328,14 +328,14 @@ def test_cmyk_goes_through_its_profile(format):
 
 
 @pytest.mark.parametrize("space", ["CMYK", "YCCK"])
-def test_adobes_inverted_jpegs_are_not_negatives(space):
+def test_adobes_inverted_jpegs_are_read_correctly(space):
     pixels = photo()
     inks = np.concatenate([255 - pixels, np.zeros_like(pixels[..., :1])], axis=2)
     data = bytes(imagecodecs.jpeg8_encode(255 - inks, 98, colorspace="CMYK", outcolorspace=space, subsampling="444"))
     assert np.abs(pixels_of(data).astype(int) - pixels).mean() < 5  # colour is subsampled
 
 
-def test_ycbcr_tiffs_become_the_colours_they_mean():
+def test_ycbcr_tiffs_are_converted_to_rgb():
     stored = np.asarray(Image.fromarray(photo()).convert("YCbCr"))
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, stored, photometric="ycbcr", subsampling=(1, 1))
@@ -343,7 +343,7 @@ def test_ycbcr_tiffs_become_the_colours_they_mean():
 
 
 @pytest.mark.parametrize("space", ["LAB", "ICCLAB"])
-def test_lab_becomes_the_colours_it_means(space):
+def test_lab_is_converted_to_rgb(space):
     rgb = Image.fromarray(photo())
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     stored = np.asarray(ImageCms.profileToProfile(rgb, srgb, lab, outputMode="LAB"))  # a and b are signed
@@ -355,7 +355,7 @@ def test_lab_becomes_the_colours_it_means(space):
 
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "avif", "jpeg2000", "heic"])
-def test_profiles_come_back_byte_by_byte(format):
+def test_profiles_are_preserved_byte_for_byte(format):
     found = open_picture(encoded(picture(photo(), metadata=Metadata(icc=WIDE_GAMUT)), format))
     assert found.metadata.icc == WIDE_GAMUT
 
@@ -380,7 +380,7 @@ def test_a_linear_png_is_not_darkened_in_a_format_without_gamma():
 
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("format", ["bmp", "gif", "tga", "ppm", "jpegxl", "pfm"])
-def test_float_pictures_go_through_their_profile_too(format, channels):
+def test_float_pictures_are_converted_by_their_profile_too(format, channels):
     pixels = photo(channels=channels, dtype=np.float32)
     pixels[..., 3:] = 1
     shown = picture(pixels, "tiff", metadata=Metadata(icc=WIDE_GAMUT))
@@ -388,13 +388,13 @@ def test_float_pictures_go_through_their_profile_too(format, channels):
     full = 1.0 if found.dtype.kind == "f" else np.iinfo(found.dtype).max
     expected = to_srgb(photo(), WIDE_GAMUT) / 255
 
-    def shift(samples):  # which a GIF's 256 colours, dithered, hardly have
+    def shift(samples):  # the dithered 256 colours of a GIF hardly change it
         return np.abs((samples - expected).mean(axis=(0, 1))).max()
 
     assert shift(found / full) < 0.1 * shift(photo() / 255)
 
 
-def test_light_beyond_white_is_neither_cut_nor_left_in_its_profile_by_pfm():
+def test_pfm_converts_light_beyond_white_without_clipping_it():
     linear = bytes(imagecodecs.cms_profile("rgb", whitepoint=(0.3127, 0.329),
                    primaries=(0.64, 0.33, 0.3, 0.6, 0.15, 0.06), gamma=1.0))  # fmt: skip
     pixels = np.array([0, 0.0512, 0.2140, 1, 4], np.float32)[None, :, None].repeat(3, axis=2)
@@ -403,7 +403,7 @@ def test_light_beyond_white_is_neither_cut_nor_left_in_its_profile_by_pfm():
     np.testing.assert_allclose(found[0], np.repeat(np.array(expected)[:, None], 3, axis=1), atol=2e-3)
 
 
-def test_the_background_is_of_srgb_whatever_the_pictures_profile():
+def test_the_background_is_srgb_for_any_profile_of_the_picture():
     clear = np.zeros((8, 8, 4), np.float32)
     shown = picture(clear, "tiff", metadata=Metadata(icc=WIDE_GAMUT))
     found = pixels_of(encoded(shown, "pfm", EncodeOptions(background="#20c040")))
@@ -416,12 +416,12 @@ LINEAR_GRAY = bytes(imagecodecs.cms_profile("gray", whitepoint=(0.3127, 0.329), 
 
 
 def from_light(samples: np.ndarray) -> np.ndarray:
-    """8-bit linear samples, none of them dark, as sRGB has them."""
+    """Convert 8-bit linear samples, none of them dark, to sRGB."""
     return 255 * (1.055 * (samples / 255) ** (1 / 2.4) - 0.055)
 
 
 def shown_in_srgb(data: bytes) -> np.ndarray:
-    """H×W×3 of a file's first frame without its alpha, through its profile, which has to be of its kind of colour."""
+    """H×W×3 sRGB of a file's first frame without alpha. Its profile must fit its number of channels."""
     with Image.open(io.BytesIO(data)) as image:
         shown = image.convert("RGB" if image.mode.startswith("RGB") else "L")
         if image.info.get("icc_profile"):
@@ -448,7 +448,7 @@ def test_gray_is_as_bright_in_every_format_as_its_profile_says(format, channels,
 
 
 @pytest.mark.parametrize("format", ["webp", "avif"])
-def test_gray_that_moves_is_as_bright_as_its_profile_says(format):
+def test_an_animation_in_gray_is_as_bright_as_its_profile_says(format):
     frames = [Frame(photo(channels=1)[:, ::step] // 2 + np.uint8(100), 50.0) for step in (1, -1)]
     film = picture(frames[0].pixels, frames=frames, frame_count=2, loop=0, metadata=Metadata(icc=LINEAR_GRAY))
     found = shown_in_srgb(encoded(film, format, EncodeOptions()))
@@ -456,12 +456,12 @@ def test_gray_that_moves_is_as_bright_as_its_profile_says(format):
 
 
 @pytest.mark.parametrize("format", ["tiff", "webp", "png"])
-def test_a_gray_profile_of_a_gray_picture_is_kept_only_where_the_file_is_gray(format):
+def test_a_gray_profile_is_kept_only_if_the_file_is_gray(format):
     found = open_picture(encoded(picture(photo(channels=2), metadata=Metadata(icc=LINEAR_GRAY)), format)).metadata
     assert found == Metadata(icc=None if format == "webp" else LINEAR_GRAY)
 
 
-def test_a_palette_of_grays_with_a_profile_goes_through_it():
+def test_a_palette_of_grays_is_converted_by_its_profile():
     image = Image.fromarray(photo(channels=1)[..., 0] // 2 + np.uint8(100)).convert("P")
     image.putpalette([level for level in range(256) for _ in range(3)])
     found = open_picture(saved(image, "PNG", icc_profile=LINEAR))
@@ -473,7 +473,7 @@ def test_a_palette_of_grays_with_a_profile_goes_through_it():
 
 
 @pytest.mark.parametrize(("mode", "profile"), [("L", LINEAR), ("LA", LINEAR), ("RGB", LINEAR_GRAY)])
-def test_a_pngs_profile_of_another_kind_of_colour_is_passed_over_as_browsers_do(mode, profile):
+def test_a_png_profile_for_another_colour_model_is_ignored_as_in_browsers(mode, profile):
     image = Image.fromarray(photo()).convert(mode)
     found = open_picture(saved(image, "PNG", icc_profile=profile))
     assert found.metadata.icc is None
@@ -483,7 +483,7 @@ def test_a_pngs_profile_of_another_kind_of_colour_is_passed_over_as_browsers_do(
 @pytest.mark.parametrize("profile", [LINEAR[:300], LINEAR_GRAY[:200], b"no profile at all" * 20])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("format", ["bmp", "webp"])
-def test_a_broken_profile_costs_nothing_but_itself(format, channels, profile):
+def test_a_broken_profile_is_dropped_and_nothing_else(format, channels, profile):
     shown = picture(photo(channels=channels), metadata=Metadata(icc=profile))
     with Image.open(io.BytesIO(encoded(shown, format))) as image:
         np.testing.assert_array_equal(
@@ -492,7 +492,7 @@ def test_a_broken_profile_costs_nothing_but_itself(format, channels, profile):
 
 
 @pytest.mark.parametrize("stated", [Metadata(gamma=1.0), Metadata(icc=LINEAR)], ids=["gamma", "profile"])
-def test_a_jpegs_background_is_of_srgb_whatever_the_pictures_profile(stated):
+def test_the_background_of_a_jpeg_is_srgb_for_any_profile_of_the_picture(stated):
     pixels = np.full((32, 64, 4), 150, np.uint8)
     pixels[..., 3] = np.repeat([0, 255], 32)
     data = encoded(picture(pixels, metadata=stated), "jpeg", EncodeOptions(background="#20c040"))
@@ -503,7 +503,7 @@ def test_a_jpegs_background_is_of_srgb_whatever_the_pictures_profile(stated):
 
 @pytest.mark.parametrize("stated", [Metadata(gamma=1.0), Metadata(icc=LINEAR_GRAY)], ids=["gamma", "profile"])
 @pytest.mark.parametrize("background", ["#ff0000", "#808080"])
-def test_gray_laid_on_a_background_is_as_bright_as_its_profile_says(background, stated):
+def test_gray_on_a_background_is_as_bright_as_its_profile_says(background, stated):
     pixels = np.full((32, 64, 2), 150, np.uint8)
     pixels[..., 1] = np.repeat([0, 255], 32)
     found = shown_in_srgb(encoded(picture(pixels, metadata=stated), "jpeg", EncodeOptions(background=background)))
@@ -512,13 +512,13 @@ def test_gray_laid_on_a_background_is_as_bright_as_its_profile_says(background, 
 
 
 @pytest.mark.parametrize(("alpha", "background", "channels"), [(9, "red", 3), (9, "gray", 1), (255, "red", 1)])
-def test_gray_on_a_background_has_as_many_channels_as_it_says(alpha, background, channels):
+def test_gray_on_a_background_has_the_declared_number_of_channels(alpha, background, channels):
     pixels = np.full((8, 8, 2), alpha, np.uint8)
     adapted = adapt(picture(pixels), "jpeg", EncodeOptions(background=background))
     assert adapted.channels == channels == next(iter(adapted.frames)).pixels.shape[2]
 
 
-def test_a_profile_is_kept_where_nothing_lets_the_background_show():
+def test_a_profile_is_kept_if_the_background_does_not_show():
     pixels = np.concatenate([photo(), np.full((48, 64, 1), 255, np.uint8)], axis=2)
     shown = picture(pixels, metadata=Metadata(icc=WIDE_GAMUT))
     with Image.open(io.BytesIO(encoded(shown, "jpeg", EncodeOptions(background="red")))) as image:
@@ -532,7 +532,7 @@ def test_sixteen_bits_are_converted_as_exactly_as_eight():
     assert np.abs(deep / 257 - to_srgb(colors, WIDE_GAMUT)).max() < 1.5
 
 
-def test_code_points_become_a_profile_where_there_is_no_other_way_to_keep_them():
+def test_code_points_become_a_profile_in_formats_without_code_points():
     p3 = bytes(imagecodecs.avif_encode(photo(), level=100, primaries=12, transfer=13))
     found = open_picture(p3)
     assert found.metadata.cicp == bytes([12, 13, 0, 1])
@@ -559,7 +559,7 @@ def test_hdr_colours_are_kept_in_png_and_refused_elsewhere():
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "jpeg2000", "jpegxl"])
-def test_exif_changes_only_where_it_must(format, order):
+def test_exif_changes_only_where_necessary(format, order):
     before = exif(order=order)
     shown = picture(photo(96, 128), metadata=Metadata(exif=before))
     after = open_picture(encoded(shown, format)).metadata.exif
@@ -576,7 +576,7 @@ def test_exif_changes_only_where_it_must(format, order):
 
 
 @pytest.mark.parametrize("holder", ["main", "interoperability"])
-def test_a_value_behind_the_thumbnail_in_exif_is_kept(holder):
+def test_a_value_after_the_thumbnail_in_exif_is_kept(holder):
     def directory(following, *entries):
         packed = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
         return struct.pack("<H", len(entries)) + packed + struct.pack("<L", following)
@@ -596,7 +596,7 @@ def test_a_value_behind_the_thumbnail_in_exif_is_kept(holder):
     assert b"TTTT" not in after.data
 
 
-def test_sizes_past_16_bits_fit_into_exif():
+def test_sizes_above_16_bits_fit_into_exif():
     block = Exif(resized(Metadata(exif=exif()), (70_000, 90_000)).exif)
     private = block.number(block.first, EXIF_IFD)
     assert (block.number(private, 0xA002), block.number(private, 0xA003)) == (90_000, 70_000)
@@ -633,8 +633,8 @@ def test_orientation_is_applied_and_then_stated_as_1(format, orientation):
 
 
 @pytest.mark.parametrize("factors", [0x42, 0x24, 0x31, 0x14])
-def test_a_jpeg_with_colours_of_an_uncommon_size_is_read(factors):
-    plain = np.full((64, 64, 3), 128, np.uint8)  # every block is the same two bits, whichever it is taken for
+def test_a_jpeg_with_uncommon_subsampling_is_read(factors):
+    plain = np.full((64, 64, 3), 128, np.uint8)  # every block is coded as the same two bits, for any factors
     data = bytearray(saved(Image.fromarray(plain), "JPEG", subsampling=0, optimize=True))
     frame = data.index(b"\xff\xc0")
     assert data[frame + 11] == 0x11
@@ -652,7 +652,7 @@ def test_a_cmyk_jpeg_with_subsampled_inks_is_read_and_its_missing_end_noticed():
         open_picture(half[: len(half) // 2]).load()
 
 
-def test_a_resolution_beyond_what_tiff_can_state_is_left_out():
+def test_a_resolution_too_large_for_tiff_is_left_out():
     tags = Image.Exif()
     tags[0x011A], tags[0x011B], tags[0x0128] = 4294967295.0, 4294967295.0, 3
     came = open_picture(saved(Image.fromarray(photo()), "WEBP", exif=tags.tobytes()))
@@ -661,7 +661,7 @@ def test_a_resolution_beyond_what_tiff_can_state_is_left_out():
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "tiff", "bmp", "jpeg2000"])
 @pytest.mark.parametrize(("unit", "inches"), [(2, 1.0), (None, 1.0), (3, 2.54)])
-def test_a_resolution_that_stands_in_exif_alone_is_kept(format, unit, inches):
+def test_a_resolution_that_only_exif_states_is_kept(format, unit, inches):
     tags = Image.Exif()
     tags[0x011A], tags[0x011B] = 300.0, 150.0
     if unit:
@@ -671,7 +671,7 @@ def test_a_resolution_that_stands_in_exif_alone_is_kept(format, unit, inches):
     assert found.dpi == pytest.approx((300 * inches, 150 * inches), rel=3e-3)
 
 
-def test_an_exif_that_states_no_true_resolution_gives_none():
+def test_an_invalid_resolution_in_exif_is_ignored():
     for x, y, unit in [(0.0, 150.0, 2), (300.0, 150.0, 1), (IFDRational(300, 0), 150.0, 2)]:
         tags = Image.Exif()
         tags[0x011A], tags[0x011B], tags[0x0128] = x, y, unit
@@ -679,7 +679,7 @@ def test_an_exif_that_states_no_true_resolution_gives_none():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_resolutions_change_places_where_the_picture_lay_on_its_side(orientation):
+def test_resolutions_are_swapped_if_the_picture_is_turned_by_90_degrees(orientation):
     tags = Image.Exif()
     tags[0x0112], tags[0x011A], tags[0x011B] = orientation, 300.0, 150.0
     for format in ("JPEG", "PNG"):
@@ -735,7 +735,7 @@ def test_other_metadata_survives(format, kept):
         assert found == (pytest.approx(before.dpi, rel=1e-3) if field == "dpi" else getattr(before, field)), field
 
 
-def test_comments_go_from_format_to_format():
+def test_comments_are_kept_from_format_to_format():
     words = (Text("Comment", "shot at dawn"),)
     for format in ("jpeg", "gif", "png"):
         assert open_picture(encoded(picture(photo(), metadata=Metadata(text=words)), format)).metadata.text == words
@@ -743,7 +743,7 @@ def test_comments_go_from_format_to_format():
 
 @pytest.mark.parametrize("format", ["jpeg", "gif"])
 @pytest.mark.parametrize(("stored", "words"), [("Grüße".encode(), "Grüße"), ("Grüße".encode("latin-1"), "Grüße")])
-def test_comments_are_read_in_utf_8_or_else_in_latin_1(format, stored, words):
+def test_comments_are_read_as_utf_8_or_else_as_latin_1(format, stored, words):
     plain = encoded(picture(photo(), metadata=Metadata(text=(Text("Comment", "x" * len(stored)),))), format)
     data = plain.replace(b"x" * len(stored), stored)
     assert open_picture(data).metadata.text == (Text("Comment", words),)
@@ -783,7 +783,7 @@ def test_jpeg_xls_packed_metadata_is_read():
     assert open_picture(packed).metadata.exif is not None
 
 
-def test_jpeg_xls_packed_metadata_that_is_broken_or_vast_is_left_out():
+def test_packed_metadata_of_a_jpeg_xl_is_left_out_if_it_is_broken_or_huge():
     plain = encoded(picture(photo(), metadata=Metadata(exif=exif(), xmp=XMP)), "jpegxl")
     vast = bytes(imagecodecs.brotli_encode(bytes(100_000_000)))
     for pack in (lambda body: b"\xff" * 20, lambda body: vast, lambda body: imagecodecs.brotli_encode(body)[:-3]):
@@ -805,7 +805,7 @@ def test_pngs_colour_chunks_survive():
     assert open_picture(encoded(picture(photo(), metadata=with_intent))).metadata == with_intent
 
 
-def test_large_profiles_and_packets_are_split_or_refused_but_never_cut():
+def test_large_profiles_and_packets_are_split_or_refused_but_never_truncated():
     large = WIDE_GAMUT + bytes(200_000)
     found = open_picture(encoded(picture(photo(), metadata=Metadata(icc=large)), "jpeg"))
     assert found.metadata.icc == large
@@ -824,7 +824,7 @@ def test_a_resolution_that_a_format_cannot_state_is_left_out(format, dpi):
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].icc])
-def test_strip_leaves_the_profile_and_nothing_else(format):
+def test_strip_keeps_only_the_profile(format):
     shown = picture(photo(), metadata=full_metadata())
     found = open_picture(encoded(shown, format, replace(LOSSLESS, strip=True))).metadata
     assert found == Metadata(icc=WIDE_GAMUT)
@@ -842,13 +842,13 @@ def test_exiftool_agrees(tmp_path):
         )
         lines = done.stdout.decode()
         assert "Maker" in lines and "52 deg 31' 12" in lines, (format, lines, done.stderr)
-        # its only complaint may be over the maker note, which is none of a known maker
+        # the only allowed warning is about the maker note, which does not belong to a known maker
         complaints = [line for line in lines.splitlines() if line.startswith(("Warning", "Error"))]
         assert all("aker" in line for line in complaints), (format, complaints)
 
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "avif", "jpeg2000", "jpegxl", "heic"])
-def test_broken_exif_costs_nothing_but_itself(format):
+def test_broken_exif_is_dropped_and_nothing_else(format):
     for block in (b"II*\0" + b"\xff" * 40, b"rubbish", exif()[:60], b"MM\0*\0\0\0\x08\xff\xff" + bytes(20)):
         found = open_picture(encoded(picture(photo(), metadata=Metadata(exif=block)), format))
         assert found.size == (48, 64)
@@ -856,7 +856,7 @@ def test_broken_exif_costs_nothing_but_itself(format):
 
 @given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=12), st.integers(20, 800))
 @settings(max_examples=150, deadline=None)
-def test_exif_is_edited_or_left_out_however_broken(changes, length):
+def test_broken_exif_is_edited_or_left_out_without_an_error(changes, length):
     block = bytearray(exif())
     for at, value in changes:
         block[at] = value
@@ -866,7 +866,7 @@ def test_exif_is_edited_or_left_out_however_broken(changes, length):
 
 
 @pytest.mark.parametrize("lossless", [True, False])
-def test_a_webp_that_moves_is_written_as_lossless_as_it_came(lossless):
+def test_an_animated_webp_is_lossless_if_its_input_was(lossless):
     noise = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), np.uint8)
     film = replace(picture(noise[0]), frames=[Frame(pixels, 100.0) for pixels in noise], frame_count=3, loop=0)
     came = open_picture(encoded(film, "webp", EncodeOptions(lossless=lossless)))
@@ -876,7 +876,7 @@ def test_a_webp_that_moves_is_written_as_lossless_as_it_came(lossless):
 
 
 @pytest.mark.parametrize("reversible", [True, False])
-def test_jpeg_2000_is_written_as_lossless_as_it_came(reversible):
+def test_jpeg_2000_is_lossless_if_its_input_was(reversible):
     came = open_picture(encoded(picture(photo()), "jpeg2000", EncodeOptions(lossless=reversible)))
     went = pixels_of(encoded(came, "jpeg2000", EncodeOptions(quality=10)))
     assert np.array_equal(went, next(iter(came.frames)).pixels) == reversible
@@ -905,7 +905,7 @@ def test_animations_keep_frames_durations_and_loops(format):
     format=st.sampled_from(["png", "gif"]),
 )
 @settings(max_examples=100, deadline=None)
-def test_any_animation_comes_back_pixel_by_pixel(seed, count, shape, format):
+def test_any_animation_is_preserved_exactly(seed, count, shape, format):
     dice = np.random.default_rng(seed)
     palette = dice.integers(0, 256, (5, 4), np.uint8)
     palette[:, 3] = 255
@@ -930,7 +930,7 @@ def test_loop_counts_survive(format, loop):
 
 
 def durations_after(durations: list[float], format: str) -> list[float]:
-    """What the durations of an animation become in a format."""
+    """The durations of an animation after it was written in a format."""
     shown = [frame.pixels for frame in animation().frames]
     frames = [Frame(shown[index % 3], duration) for index, duration in enumerate(durations)]
     film = picture(shown[0], frames=frames, frame_count=len(frames), loop=0)
@@ -939,22 +939,22 @@ def durations_after(durations: list[float], format: str) -> list[float]:
 
 @pytest.mark.parametrize(("format", "tick"), [("gif", 10), ("webp", 1), ("avif", 1)])
 @pytest.mark.parametrize("durations", [10 * [33.3], 12 * [1000 / 30], [40.4, 12.2, 33.3, 7.7, 104.9, 66.6], 40 * [4.2]])
-def test_durations_are_rounded_so_that_the_whole_lasts_as_long_as_before(format, tick, durations):
+def test_rounding_durations_keeps_the_total_duration(format, tick, durations):
     found = durations_after(durations, format)
     assert np.abs(np.cumsum(found) - np.cumsum(durations)).max() <= tick / 2 + 1e-6
     assert len(found) == len(durations)
 
 
-def test_webp_joins_equal_frames_which_last_as_long_together():
+def test_webp_joins_equal_frames_and_adds_their_durations():
     one, other = (frame.pixels for frame in animation(count=2).frames)
     frames = [Frame(pixels, 50.0) for pixels in (one, other, other, other, one)]
     film = picture(one, frames=frames, frame_count=5, loop=0)
     assert [frame.duration for frame in open_picture(encoded(film, "webp")).frames] == [50, 150, 50]
 
 
-def test_no_frame_of_a_gif_pays_for_what_is_no_rounding_of_another():
+def test_raising_a_gif_frames_duration_does_not_shorten_the_next():
     assert durations_after([1e6, 100.0, 100.0], "gif") == [655_350.0, 100.0, 100.0]
-    # a frame of less than two hundredths would be shown for ten
+    # browsers would show a frame of less than two hundredths of a second for a tenth
     assert durations_after([*(9 * [1000 / 60]), 100.0], "gif") == [*(9 * [20.0]), 100.0]
 
 
@@ -980,7 +980,7 @@ def test_image_data_too_long_for_a_png_chunk_is_split(monkeypatch):
 
 
 @pytest.mark.parametrize("disposal", [0, 1, 2, 3])
-def test_gif_frames_come_composed_whatever_their_disposal(disposal):
+def test_gif_frames_are_composed_for_every_disposal(disposal):
     frames = [Image.fromarray(frame.pixels).quantize(16) for frame in animation(count=4).frames]
     data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=disposal, duration=50)
     found = open_picture(data)
@@ -993,24 +993,24 @@ def test_gif_frames_come_composed_whatever_their_disposal(disposal):
 
 @pytest.mark.parametrize("blend", [0, 1])
 @pytest.mark.parametrize("disposal", [0, 1, 2])
-def test_apng_frames_come_composed_whatever_their_disposal_and_blending(disposal, blend):
-    # what is wholly visible or not at all: of half transparency over nothing Pillow has its own idea
+def test_apng_frames_are_composed_for_every_disposal_and_blending(disposal, blend):
+    # only opaque or fully transparent pixels, because Pillow blends partial transparency over nothing differently
     frames = [Image.fromarray(photo()).convert("RGBA")]
     frames += [Image.fromarray(frame.pixels).resize((64, 48), 0) for frame in animation(count=3).frames]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], disposal=disposal, blend=blend)
     with Image.open(io.BytesIO(data)) as again:
         for index, frame in enumerate(open_picture(data).frames):
             again.seek(index)
-            # of going back to what was before, Pillow has its own idea again; there the canvas is empty each time
+            # Pillow also restores the previous state differently; here the canvas is then always empty
             shown = frames[index] if (disposal, blend) == (2, 1) else again.convert("RGBA")
             expected = np.asarray(shown).astype(float)
-            # colours are compared as far as they are seen
+            # compare only the colours of visible pixels
             weight = expected[..., 3:] / 255
             assert np.abs((frame.pixels - expected)[..., :3] * weight).max() < 2
             assert np.abs(frame.pixels[..., 3] - expected[..., 3]).max() <= 1
 
 
-def test_a_still_that_is_no_part_of_the_apng_is_left_out():
+def test_a_default_image_that_is_not_part_of_the_apng_is_left_out():
     frames = [Image.fromarray(frame.pixels) for frame in animation(count=3).frames]
     still = Image.new("RGBA", frames[0].size, "blue")
     data = saved(still, "PNG", save_all=True, default_image=True, append_images=frames)
@@ -1019,12 +1019,12 @@ def test_a_still_that_is_no_part_of_the_apng_is_left_out():
     np.testing.assert_array_equal(next(iter(found.frames)).pixels[..., 3], np.asarray(frames[0])[..., 3])
 
 
-def test_an_apng_whose_first_frame_goes_back_to_nothing_is_clear_there():
+def test_an_apng_whose_first_frame_is_reverted_becomes_transparent_there():
     second = np.zeros((48, 64, 3), np.uint8)
     second[10:20, 30:40] = 200
     frames = [Image.fromarray(photo()), Image.fromarray(second)]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], disposal=[2, 0], blend=0, duration=50)
-    assert struct.pack(">IIII", 10, 10, 30, 10) in data  # the second frame is the patch alone
+    assert struct.pack(">IIII", 10, 10, 30, 10) in data  # the second frame contains only the patch
     found = open_picture(data)
     first, last = (frame.pixels for frame in found.frames)
     np.testing.assert_array_equal(first, np.dstack([photo(), np.full((48, 64), 255, np.uint8)]))
@@ -1033,7 +1033,7 @@ def test_an_apng_whose_first_frame_goes_back_to_nothing_is_clear_there():
     assert found.channels == 4
 
 
-def test_sixteen_bit_apng_comes_back():
+def test_16_bit_apng_is_preserved():
     frames = [Frame(np.roll(photo(channels=4, dtype=np.uint16), shift, axis=1), 40.0) for shift in (0, 3, 9)]
     film = picture(frames[0].pixels, frames=frames, frame_count=3, loop=0)
     found = open_picture(encoded(film))
@@ -1068,7 +1068,7 @@ def test_the_shape_of_every_page_is_known_before_any_is_decoded():
     assert alike.nbytes == 2 * photo().nbytes
 
 
-def test_a_page_that_lies_on_its_side_is_known_by_the_shape_it_is_shown_in():
+def test_the_shape_of_a_page_on_its_side_is_the_one_it_is_shown_in():
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
         writer.write(photo(8, 8), photometric="rgb")
@@ -1077,7 +1077,7 @@ def test_a_page_that_lies_on_its_side_is_known_by_the_shape_it_is_shown_in():
     assert [shape.size for shape in found.shapes] == [frame.pixels.shape[:2] for frame in found.frames]
 
 
-def test_a_page_that_cannot_be_read_is_refused_only_when_its_turn_comes():
+def test_an_unreadable_page_raises_an_error_only_when_it_is_reached():
     data = encoded(document(photo(10, 10), photo(100, 100), photo(20, 20)), "tiff")
     found = open_picture(data, max_pixels=5000)
     assert [shape.size for shape in found.shapes] == [(10, 10), (20, 20)]
@@ -1085,7 +1085,7 @@ def test_a_page_that_cannot_be_read_is_refused_only_when_its_turn_comes():
 
 
 @pytest.mark.parametrize("pages", [(photo(8, 8), photo(100, 100)), (photo(100, 100), photo(8, 8))])
-def test_all_pages_together_decide_whether_a_tiff_is_big(pages, monkeypatch):
+def test_the_size_of_all_pages_decides_whether_a_tiff_is_a_bigtiff(pages, monkeypatch):
     source = open_picture(encoded(document(*pages), "tiff"))
     for limit, version in ((40_000, 42), (20_000, 43)):
         monkeypatch.setattr("hasn_cli.images.codecs.tiff._4_GIB", limit)
@@ -1099,7 +1099,7 @@ def test_a_batch_counts_the_largest_page():
     assert counted == bytes_needed(picture(large), settings)
 
 
-def test_a_page_that_is_out_of_reach_is_counted_for_nothing():
+def test_a_page_that_is_out_of_reach_does_not_count():
     pages = open_picture(encoded(document(photo(20, 20), photo(20, 2)), "tiff"))
     settings = Settings(size=Size(width=40))
     assert bytes_needed(pages, settings) == bytes_needed(picture(photo(20, 20)), settings)
@@ -1120,17 +1120,17 @@ def test_each_page_keeps_its_own_profile_and_resolution():
             assert strip or file.pages[1].get_resolution("inch") == (300, 300)
 
 
-def test_images_that_share_a_directory_are_not_lost_but_refused(tmp_path):
+def test_images_that_share_a_directory_are_refused_and_not_lost(tmp_path):
     stack = np.zeros((4, 20, 24), np.uint8)
     tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, truncate=True, metadata={"axes": "ZYX"})
-    with pytest.raises(ImageError, match="several images into one directory"):
+    with pytest.raises(ImageError, match="several images in one directory"):
         open_picture(tmp_path / "stack.tif")
     tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
     assert open_picture(tmp_path / "stack.tif").frame_count == 4
 
 
 @pytest.mark.parametrize("kind", [{"ome": True}, {}])
-def test_a_description_of_sizes_that_are_no_longer_true_is_left_out(tmp_path, kind):
+def test_a_description_with_outdated_sizes_is_left_out(tmp_path, kind):
     stack = np.zeros((2, 20, 24), np.uint8)
     tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack", metadata={"axes": "ZYX"}, **kind)
     large = enlarge(open_picture(tmp_path / "in.tif"), Nearest, Size(2))
@@ -1139,7 +1139,7 @@ def test_a_description_of_sizes_that_are_no_longer_true_is_left_out(tmp_path, ki
         assert 270 not in file.pages[0].tags
 
 
-def test_a_thumbnail_in_a_tiff_is_no_page():
+def test_a_thumbnail_in_a_tiff_is_not_a_page():
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
         writer.write(photo(), photometric="rgb")
@@ -1169,7 +1169,7 @@ def test_noise_at_full_quality_fits_into_a_jpeg(channels):
     assert np.abs(found.astype(int) - noise).mean() < 2
 
 
-def test_the_first_frame_alone_when_asked():
+def test_first_frame_takes_one_frame():
     film = animation()
     options = EncodeOptions(first_frame=True, background="#102030")
     found = open_picture(encoded(film, "jpeg", options))
@@ -1179,7 +1179,7 @@ def test_the_first_frame_alone_when_asked():
 
 
 @pytest.mark.parametrize("format", ["png", "gif", "webp", "avif", "tiff"])
-def test_the_first_frame_alone_when_asked_though_the_format_holds_them_all(format):
+def test_first_frame_takes_one_frame_even_if_the_format_can_hold_all(format):
     many = replace(animation(), paged=format == "tiff")
     found = open_picture(encoded(many, format, EncodeOptions(first_frame=True, lossless=True)))
     assert (found.frame_count, found.loop) == (1, None)
@@ -1222,14 +1222,14 @@ def test_frames_are_read_one_by_one(format):
     assert peak < 2 * len(data) + 12 * pixels.nbytes  # all together would be 24 frames, of three or four channels
 
 
-# --- the real world --------------------------------------------------------------------------------------------------
+# --- real files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted(SKIMAGE.glob("*.[pjtg][npi]*[gf]")), ids=lambda path: path.name)
-def test_real_files_are_what_pillow_shows(path):
+def test_real_files_are_decoded_as_by_pillow(path):
     found = open_picture(path)
     frames = list(found.frames)
-    if path.name == "multipage_rgb.tif":  # planes of 64-bit floats, which Pillow does not know
+    if path.name == "multipage_rgb.tif":  # planes of 64-bit floats, which Pillow does not support
         assert [(frame.pixels.shape, frame.pixels.dtype) for frame in frames] == [((10, 10, 3), np.float32)] * 2
         return
     with Image.open(path) as image:
@@ -1265,7 +1265,7 @@ def test_pythons_own_pictures_are_read():
 
 
 def declared(format: str, width: int, height: int) -> bytes:
-    """A file's head that declares a size, and hardly anything after it."""
+    """The beginning of a file that declares a size, with hardly any data after it."""
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     idat = b"IDAT" + zlib.compress(b"\0")
 
@@ -1310,7 +1310,7 @@ BOMBS = ["png", "bmp", "gif", "ppm", "pfm", "tga", "webp", "jpeg", "jpeg2000", "
 
 
 @pytest.mark.parametrize("format", BOMBS)
-def test_bombs_are_refused_by_what_they_declare(format):
+def test_decompression_bombs_are_refused_by_their_declared_size(format):
     data = declared(format, 60_000, 50_000)
     tracemalloc.start()
     try:
@@ -1321,12 +1321,12 @@ def test_bombs_are_refused_by_what_they_declare(format):
         tracemalloc.stop()
     assert str(caught.value).startswith("bomb: ")
     assert peak < 20e6
-    if format not in ("avif", "heic"):  # their libraries refuse it themselves, as they see that it is a lie
+    if format not in ("avif", "heic"):  # their libraries notice the mismatch and refuse it themselves
         assert "3000 megapixels" in str(caught.value)
         assert "--max-input-megapixels" in str(caught.value.hint)
 
 
-def test_the_limit_is_where_it_is_set():
+def test_a_limit_is_applied_exactly():
     data = encoded(picture(photo(40, 50)))
     assert open_picture(data, max_pixels=2000).size == (40, 50)
     with pytest.raises(ImageError, match="limit"):
@@ -1335,7 +1335,7 @@ def test_the_limit_is_where_it_is_set():
     assert open_picture(data, max_pixels=None).size == (40, 50)
 
 
-def test_what_follows_a_jpeg_or_lies_in_its_metadata_is_no_scan_of_it():
+def test_scans_after_a_jpeg_or_in_its_metadata_do_not_count():
     scan = b"\xff\xda"
     plain = encoded(picture(photo(), metadata=Metadata(icc=WIDE_GAMUT + 500 * scan)), "jpeg")
     video = b"\0\0\0\x18ftypmp42" + 500 * scan
@@ -1343,7 +1343,7 @@ def test_what_follows_a_jpeg_or_lies_in_its_metadata_is_no_scan_of_it():
 
 
 @pytest.mark.parametrize("between", [b"", b"\xff\xff", b"\xff\x02\xff\xf0", b"junk", b"\xff\xd0", b"\xff\xfe\0\4ab"])
-def test_jpegs_of_absurdly_many_scans_are_refused(between):
+def test_jpegs_with_absurdly_many_scans_are_refused(between):
     data = saved(Image.fromarray(photo()), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     with pytest.raises(ImageError, match="scans"):
@@ -1352,14 +1352,14 @@ def test_jpegs_of_absurdly_many_scans_are_refused(between):
 
 
 def with_odd_scan(jpeg: bytes, spectrum: bytes) -> bytes:
-    """A JPEG whose scan header ends in other bytes, as some encoders write it."""
+    """A JPEG whose scan header ends in other bytes, as some encoders write them."""
     end = jpeg.index(b"\xff\xda") + 8 + 2 * jpeg[jpeg.index(b"\xff\xda") + 4]
     return jpeg[: end - 3] + spectrum + jpeg[end:]
 
 
 @pytest.mark.parametrize("spectrum", [b"\0\0\0", b"\0\x3e\0", b"\1\x3f\0", b"\0\x3f\x10"])
 @pytest.mark.parametrize("left_over", [b"", b"\0", bytes(range(1, 40)), b"\xff\0" * 9])
-def test_what_encoders_write_wrongly_in_a_jpeg_costs_nothing(spectrum, left_over):
+def test_harmless_mistakes_of_jpeg_encoders_are_accepted(spectrum, left_over):
     data = saved(Image.fromarray(photo()), "JPEG", quality=90)
     odd = with_odd_scan(data[:-2] + left_over + data[-2:], spectrum)
     np.testing.assert_array_equal(pixels_of(odd), pixels_of(data))
@@ -1368,7 +1368,7 @@ def test_what_encoders_write_wrongly_in_a_jpeg_costs_nothing(spectrum, left_over
 @pytest.mark.parametrize("restarts", [0, 8])
 @pytest.mark.parametrize("left_over", [b"", bytes(20)])
 @pytest.mark.parametrize("damage", ["truncated", "overwritten"])
-def test_what_encoders_write_wrongly_in_a_jpeg_hides_no_damage(restarts, left_over, damage):
+def test_harmless_mistakes_of_jpeg_encoders_do_not_hide_damage(restarts, left_over, damage):
     data = saved(Image.fromarray(photo(256, 256)), "JPEG", quality=90, restart_marker_blocks=restarts)
     middle = data.index(b"\xff\xd3", len(data) // 2) if restarts else len(data) * 6 // 10
     noise = np.random.default_rng(0).integers(0, 254, 200, np.uint8).tobytes() if damage == "overwritten" else b""
@@ -1379,7 +1379,7 @@ def test_what_encoders_write_wrongly_in_a_jpeg_hides_no_damage(restarts, left_ov
             pixels_of(each)
 
 
-def test_every_page_is_held_to_the_limit():
+def test_the_limit_applies_to_every_page():
     pages = [photo(10, 10), photo(100, 100)]
     document = picture(pages[0], "tiff", frames=[Frame(page) for page in pages], frame_count=2, paged=True)
     frames = iter(open_picture(encoded(document, "tiff"), max_pixels=5000).frames)
@@ -1389,7 +1389,7 @@ def test_every_page_is_held_to_the_limit():
 
 
 @pytest.mark.parametrize("origin", [b"", "empty", "folder", "missing"])
-def test_what_is_not_there_is_said_plainly(origin, tmp_path):
+def test_missing_and_empty_inputs_are_reported_clearly(origin, tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(ImageError, match=r"empty|folder|no such file"):
@@ -1398,14 +1398,14 @@ def test_what_is_not_there_is_said_plainly(origin, tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
-def test_a_truncated_file_is_never_a_picture(format, share):
+def test_a_truncated_file_is_never_accepted(format, share):
     data = encoded(picture(photo(), metadata=Metadata()), format)
     with pytest.raises(ImageError):
         list(open_picture(data[: int(len(data) * share)]).frames)
 
 
 @pytest.mark.parametrize("format", ["png", "gif", "webp", "tiff"])
-def test_an_animation_broken_in_its_last_frame_is_never_written(format, tmp_path):
+def test_an_animation_with_a_broken_last_frame_is_never_written(format, tmp_path):
     film = replace(animation(count=6), paged=format == "tiff")
     data = encoded(film, format)
     cut = data[: int(len(data) * 0.9)]
@@ -1433,7 +1433,7 @@ def test_nothing_is_left_behind_when_a_frame_fails(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_file_stays_until_the_new_one_is_whole(tmp_path):
+def test_an_existing_file_stays_until_the_new_one_is_complete(tmp_path):
     target = tmp_path / "out.png"
     target.write_bytes(b"old")
     target.chmod(0o640)
@@ -1448,7 +1448,7 @@ def test_an_existing_file_stays_until_the_new_one_is_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are of another kind there")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has another kind of permissions")
 def test_a_new_file_gets_the_permissions_of_new_files(tmp_path):
     (tmp_path / "model").touch()
     write_picture(picture(photo()), tmp_path / "out.png", "png", EncodeOptions())
@@ -1466,7 +1466,7 @@ def test_the_reason_for_a_failure_is_kept(tmp_path):
         write_picture(open_picture(data), tmp_path / "out", "xcf", EncodeOptions())
 
 
-def test_a_file_that_vanishes_is_said_to_have_vanished(tmp_path):
+def test_a_file_that_vanishes_is_reported_as_missing(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(picture(photo())))
     found = open_picture(path)
@@ -1502,6 +1502,5 @@ def test_a_stream_gets_its_bytes_only_at_the_end():
     assert open_picture(stream.getvalue()).frame_count == 3
 
 
-def test_errors_are_of_the_family():
+def test_image_and_output_errors_are_hasn_errors():
     assert issubclass(ImageError, HasnError) and issubclass(OutputError, HasnError)
-    assert XMP and IPTC

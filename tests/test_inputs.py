@@ -56,15 +56,15 @@ def test_a_single_output_name_is_taken_as_it_is(tree):
     assert pairs(["a.jpg"], "-") == {"a.jpg": "-"}
 
 
-def test_a_given_suffix_is_always_put(tree):
+def test_a_given_suffix_is_always_added(tree):
     tree("a.jpg")
     assert pairs(["a.jpg"], suffix="-large") == {"a.jpg": "a-large.jpg"}
-    with pytest.raises(UsageError, match="-o gives the one name"):
+    with pytest.raises(UsageError, match="--suffix has no effect if -o names the output file"):
         find_jobs(["a.jpg"], "b.jpg", suffix="-large")
     assert pairs(["a.jpg"], "out/", suffix="-large") == {"a.jpg": "out/a-large.jpg"}
 
 
-def test_the_format_changes_the_ending_only_where_it_must(tree):
+def test_the_format_changes_the_ending_only_if_necessary(tree):
     tree("a.jpeg", "b.png", "c.JPG")
     assert pairs(["a.jpeg", "b.png", "c.JPG"], "out", format="jpeg") == {
         "a.jpeg": "out/a.jpeg",
@@ -73,7 +73,7 @@ def test_the_format_changes_the_ending_only_where_it_must(tree):
     }
 
 
-def test_a_file_without_an_ending_is_named_by_what_it_holds(tree):
+def test_a_file_without_an_ending_is_named_by_its_content(tree):
     Path("scan").write_bytes(b"\xff\xd8\xff\xe0 and so on")
     Path("v1.2").write_bytes(b"GIF89a and so on")
     assert pairs(["scan", "v1.2"]) == {"scan": "scan_x4.jpg", "v1.2": "v1.2_x4.gif"}
@@ -91,7 +91,7 @@ def test_a_file_without_an_ending_is_named_by_what_it_holds(tree):
         (Size(megapixels=8), "_8mp"),
     ],
 )
-def test_the_suffix_tells_the_size_and_is_known_again(tree, size, suffix):
+def test_the_suffix_tells_the_size_and_is_recognised(tree, size, suffix):
     assert size_suffix(size) == suffix
     tree("in/a.jpg", f"in/a{suffix}.jpg")
     assert list(pairs(["in"])) == ["in/a.jpg"]
@@ -206,7 +206,7 @@ def test_links_out_of_the_tree_are_followed_only_when_asked(tree):
     assert sorted(followed) == ["in/a.png", "in/folder/b.png", "in/folder/c.png", "in/inner.png", "in/outer.png"]
 
 
-def test_circular_links_are_not_followed_for_ever(tree):
+def test_circular_links_are_not_followed_endlessly(tree):
     tree("in/sub/a.png")
     Path("in/sub/up").symlink_to("..")
     assert list(pairs(["in"], recursive=True, follow_links=True)) == ["in/sub/a.png"]
@@ -263,11 +263,11 @@ def test_two_writers_are_found_through_a_link(tree):
 
 def test_no_output_overwrites_an_input(tree):
     tree("a.png", "a_x4.png")
-    with pytest.raises(UsageError, match=r"a\.png would be written onto .*a_x4\.png, which is an input"):
+    with pytest.raises(UsageError, match=r"the output of a\.png would overwrite .*a_x4\.png, which is an input"):
         find_jobs(["a.png", str(Path("a_x4.png").absolute())])
-    with pytest.raises(UsageError, match="onto"):
+    with pytest.raises(UsageError, match="would overwrite"):
         find_jobs(["a.png"], "a.png")
-    with pytest.raises(UsageError, match="onto"):
+    with pytest.raises(UsageError, match="would overwrite"):
         find_jobs(["a.png"], suffix="")
 
 
@@ -276,7 +276,7 @@ def test_no_output_overwrites_an_input_through_a_link(tree):
     os.link("a.png", "hard.png")
     Path("soft.png").symlink_to("a.png")
     for name in ("hard.png", "soft.png"):
-        with pytest.raises(UsageError, match="onto"):
+        with pytest.raises(UsageError, match="would overwrite"):
             find_jobs(["a.png"], name)
 
 
@@ -309,9 +309,9 @@ def test_a_url_of_this_machine_is_a_path(tree, scheme):
 def test_no_output_overwrites_an_input_through_a_url(tree):
     pytest.importorskip("fsspec")
     tree("a.png")
-    with pytest.raises(UsageError, match="onto"):
+    with pytest.raises(UsageError, match="would overwrite"):
         find_jobs(["a.png"], f"file://{Path.cwd().as_posix()}/a.png")
-    with pytest.raises(UsageError, match="onto"):
+    with pytest.raises(UsageError, match="would overwrite"):
         find_jobs(["memory://shop/a.png"], "memory:///shop/a.png")
 
 
@@ -333,13 +333,13 @@ def test_an_unusable_input_becomes_a_job_with_a_problem(tree):
     assert [job.index for job in jobs] == [0, 1, 2, 3]
 
 
-def test_a_folder_with_nothing_but_own_outputs_is_reported(tree):
+def test_a_folder_that_contains_only_own_outputs_is_reported(tree):
     tree("out/a.png", "out/b.png")
     journal = Journal(Path("out"))
     journal.start(Path("out/a.png")), journal.start(Path("out/b.png"))
     journal.close()
     (job,) = find_jobs(["out"])
-    assert "but hasn's own outputs" in str(job.problem) and "name the files" in job.problem.hint
+    assert "except outputs of hasn" in str(job.problem) and "name the files" in job.problem.hint
     assert len(find_jobs(["out/a.png", "out/b.png"])) == 2
 
 
@@ -352,7 +352,7 @@ def test_several_inputs_need_a_folder(tree):
     tree("a.png", "b.png", "file.png")
     with pytest.raises(UsageError, match="is a file"):
         find_jobs(["a.png", "b.png"], "file.png")
-    with pytest.raises(UsageError, match="standard output"):
+    with pytest.raises(UsageError, match="written to stdout"):
         find_jobs(["a.png", "b.png"], "-")
     with pytest.raises(UsageError, match="names one picture"):
         find_jobs(["a.png", "b.png"], "new.png")
@@ -389,11 +389,11 @@ def test_a_folder_in_a_list_keeps_its_relative_path_too(tree):
     assert pairs([], "out", listed=["x/../y/deep"]) == {"x/../y/deep/a.png": "out/a.png"}
 
 
-def test_one_folder_in_a_list_is_as_good_as_several_files(tree):
+def test_one_folder_in_a_list_counts_as_several_files(tree):
     tree("x/a.png")
     assert pairs([], "new", listed=["x"]) == {"x/a.png": "new/x/a.png"}
     assert pairs([], "new", listed=["."], recursive=True) == {"x/a.png": "new/x/a.png"}
-    with pytest.raises(UsageError, match="standard output"):
+    with pytest.raises(UsageError, match="written to stdout"):
         find_jobs([], "-", listed=["x"])
 
 
@@ -539,12 +539,12 @@ def test_outputs_recorded_in_the_journal_of_a_url_are_left_out(bucket):
         bucket(job.target.removeprefix("memory://bucket/"))
     for journal in journals.values():
         journal.close()
-    # another suffix now, so that only the journal knows them as outputs
+    # without the suffix, only the journal shows that they are outputs
     found = pairs(["memory://bucket/in"], recursive=True)
     assert sorted(found) == ["memory://bucket/in/a.png", "memory://bucket/in/sub/b.png"]
 
 
-def test_a_folder_of_outputs_alone_at_a_url_can_be_the_input_of_another_run(bucket):
+def test_a_folder_with_only_outputs_at_a_url_can_be_the_input_of_another_run(bucket):
     bucket("in/a.png")
     (job,) = find_jobs(["memory://bucket/in"], "memory://bucket/out")
     journal = Journal(job.root)
@@ -563,7 +563,7 @@ def test_a_folder_at_a_url_without_pictures_is_a_job_with_its_problem(bucket):
     jobs = find_jobs(folders, "memory://bucket/out")
     assert [job.name for job in jobs] == folders
     assert all("no pictures in this folder" in str(job.problem) for job in jobs)
-    assert "-r" in jobs[1].problem.hint and "own outputs" in str(jobs[2].problem)
+    assert "-r" in jobs[1].problem.hint and "except outputs of hasn" in str(jobs[2].problem)
 
 
 def test_an_empty_name_is_refused_and_does_not_mean_the_current_folder(tmp_path, monkeypatch):
@@ -580,7 +580,7 @@ def test_an_unreachable_input_is_one_job_that_fails(tmp_path, path):
     assert bad.problem is not None and good.problem is None
 
 
-def test_a_list_with_nul_bytes_needs_the_option_for_it_and_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+def test_a_list_with_nul_bytes_needs_its_option_and_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "list").write_bytes(b"a.png\0b.png\0")
     with pytest.raises(UsageError, match="NUL"):
         read_list(str(tmp_path / "list"))
@@ -589,13 +589,13 @@ def test_a_list_with_nul_bytes_needs_the_option_for_it_and_a_byte_order_mark_is_
 
 
 @pytest.mark.parametrize("suffix", ["/../x", "a\\b", "\n"])
-def test_a_suffix_is_part_of_a_name(tmp_path, suffix):
+def test_a_suffix_that_cannot_be_part_of_a_name_is_refused(tmp_path, suffix):
     (tmp_path / "a.png").touch()
     with pytest.raises(UsageError, match="suffix"):
         find_jobs([str(tmp_path / "a.png")], suffix=suffix)
 
 
-def test_a_folder_of_outputs_alone_can_be_the_input_of_another_run(tmp_path):
+def test_a_folder_with_only_outputs_can_be_the_input_of_another_run(tmp_path):
     from hasn_cli.batch.journal import Journal
 
     journal = Journal(tmp_path)

@@ -25,7 +25,7 @@ from hasn_cli.errors import OutputError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.weights import bundled_path
 
-RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes, as POSIX has them")
+RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes by POSIX signals")
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_file_that_appeared_while_its_picture_was_computed_is_not_replaced_lat
         assert target.read_text() == "mine"
 
 
-def test_an_output_that_appeared_before_the_journal_said_so_is_done_again(finished):
+def test_an_output_that_the_journal_does_not_record_as_done_is_done_again(finished):
     path = Path("out") / NAME
     lines = [line for line in path.read_text().splitlines() if not ('"done"' in line and "1.png" in line)]
     path.write_text("\n".join(lines) + "\n")
@@ -174,7 +174,7 @@ def test_an_incomplete_last_line_costs_at_most_one_picture(finished, torn):
     assert resume(finished) == ([], ALL)
 
 
-def test_nonsense_in_the_journal_is_ignored(finished):
+def test_invalid_lines_in_the_journal_are_ignored(finished):
     path = Path("out") / NAME
     path.write_bytes(b'\xff\xfe\n[]\n"x"\n{"state": "done"}\n3\n{}\n' + path.read_bytes())
     assert resume(finished) == ([], ALL)
@@ -214,7 +214,7 @@ def test_files_of_a_running_process_are_left_alone_even_with_the_same_process_id
     assert Path("out/living.png").read_bytes() == b"half, and whole" and no_halves(Path("out"))
 
 
-WRITES_FOR_EVER = """
+WRITES_ENDLESSLY = """
 import time
 from pathlib import Path
 from hasn_cli.images import unfinished
@@ -225,7 +225,7 @@ with unfinished.replacing(Path("out/other.png")):
 
 
 def test_files_of_another_run_are_removed_once_it_is_killed(finished):
-    with subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", WRITES_ENDLESSLY], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()
         resume(finished)
         assert not no_halves(Path("out"))
@@ -274,7 +274,7 @@ def test_outputs_of_other_pictures_are_not_replaced_and_resume_is_not_suggested(
     assert resume(finished) == ([], ALL)
 
 
-def test_an_output_that_another_run_was_killed_over_is_not_replaced_either(finished):
+def test_an_output_of_another_run_that_was_killed_is_not_replaced(finished):
     path = Path("out") / NAME
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if '"start"' in line))
     for number in range(3):
@@ -310,7 +310,7 @@ def test_weights_that_are_replaced_while_a_batch_runs_are_not_taken_for_those_it
     settings = Settings(size=Size(factor=2), weights="w.safetensors")
     for event in run_batch(jobs, settings, workers=1):
         if isinstance(event, Started) and other.exists():
-            other.replace("w.safetensors")  # as training does
+            other.replace("w.safetensors")  # training replaces weights in this way
     assert resume(jobs, settings) == (ALL, [])
     assert resume(jobs, settings) == ([], ALL)
 
@@ -331,7 +331,7 @@ def test_resuming_without_a_journal_is_refused(finished):
         list(run_batch(finished, TWICE, resume=True, journal=False))
 
 
-def test_one_picture_leaves_no_journal_and_several_do_unless_told(folder):
+def test_only_several_pictures_leave_a_journal_and_only_if_allowed(folder):
     save("in/a.png")
     list(run_batch(find_jobs(["in/a.png"], "one/"), TWICE))
     assert not (Path("one") / NAME).exists()
@@ -355,7 +355,7 @@ def test_outputs_beside_the_inputs_are_remembered_per_folder(folder):
     jobs = find_jobs(["in"], recursive=True, suffix="-big")
     list(run_batch(jobs, TWICE))
     assert set(journal.read(Path("in") / NAME)) == {"a-big.png", "sub/b-big.png"}
-    # another suffix now, so that only the journal knows them as outputs
+    # without the suffix, only the journal shows that they are outputs
     assert len(find_jobs(["in"], recursive=True)) == 2
 
 
@@ -377,7 +377,7 @@ def test_names_that_are_not_unicode_are_recorded(folder):
     assert Journal(folder)[folder / os.fsdecode(b"caf\xe9.png")]["state"] == "start"
 
 
-def test_a_journal_that_cannot_be_written_is_said_before_the_work(folder):
+def test_a_journal_that_cannot_be_written_is_reported_before_the_work(folder):
     save("in/a.png"), save("in/b.png")
     Path("out", NAME).mkdir(parents=True)
     with pytest.raises(OutputError, match=NAME) as caught:
@@ -387,7 +387,7 @@ def test_a_journal_that_cannot_be_written_is_said_before_the_work(folder):
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder where nobody may write")
-def test_a_folder_that_cannot_be_made_is_named_and_not_its_journal(folder):
+def test_if_a_folder_cannot_be_created_the_error_names_it_and_not_its_journal(folder):
     save("in/a.png"), save("in/b.png")
     events = list(run_batch(find_jobs(["in"], "/sys/kernel/out"), TWICE))
     assert [type(event) for event in events] == [Failed, Failed]
@@ -432,7 +432,7 @@ def wait_for_pictures(out: Path, count: int) -> None:
     [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
     ids=lambda kills: f"{kills} kills",
 )
-def test_killed_at_random_moments_nothing_is_lost_done_twice_or_left_lying(reference, hasn_runs, tmp_path, kills):
+def test_if_killed_at_random_moments_nothing_is_lost_done_twice_or_left_behind(reference, hasn_runs, tmp_path, kills):
     folder, seconds = reference
     wanted = {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
     assert len(wanted) == PICTURES
@@ -455,7 +455,7 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_left_lying(refer
 
         assert hasn_runs.run(*command, "--resume") == 0
         assert {path.name: path.read_bytes() for path in out.glob("*.png")} == wanted
-        assert {path.name for path in out.iterdir()} == {*wanted, NAME}, "something was left lying"
+        assert {path.name for path in out.iterdir()} == {*wanted, NAME}, "something was left behind"
         for name in known:
             assert identity(out / name) == before[name], "something was done twice"
     assert len(stages) > 1, "every kill fell on the same moment"
@@ -463,7 +463,7 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_left_lying(refer
 
 
 @RUNS
-def test_a_run_killed_twice_more_while_it_resumes_comes_to_its_end(reference, hasn_runs, tmp_path):
+def test_a_run_that_is_killed_while_it_resumes_can_be_finished(reference, hasn_runs, tmp_path):
     folder, _ = reference
     command = ("upscale", folder / "in", "-s", 2, "-o", tmp_path, "--resume")
     counts = []

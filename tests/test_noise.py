@@ -1,4 +1,4 @@
-"""Noise, which no encoder can make smaller, in every format, size and depth that is written."""
+"""Noise, which no encoder can compress, is written in every format, size and depth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = [(1, 1), (1, 300), (300, 1), (2, 3), (17, 31), (100, 101)]
 
 
 def noise(seed: int, shape: tuple[int, ...], colors: int = 0, dtype: type = np.uint8) -> np.ndarray:
-    """H×W×C of every value, or of a few colours."""
+    """H×W×C pixels with random values, or with a few random colours."""
     dice = np.random.default_rng(seed)
     if not colors:
         return dice.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
@@ -80,7 +80,7 @@ def test_noise_of_floats_is_written_in_every_format(format):
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].animation])
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (63, 65)])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_noise_that_moves_is_written_in_every_format(format, size, channels):
+def test_animated_noise_is_written_in_every_format(format, size, channels):
     frames = [noise(seed, (*size, channels)) for seed in range(3)]
     found = through(frames, format, EncodeOptions(quality=100))
     assert [pixels.shape[:2] for pixels in found] == [size] * 3

@@ -1,4 +1,4 @@
-"""Sizes beyond x4 take two passes, planned for the larger one; plans need no PyTorch."""
+"""Sizes beyond x4 take two passes and are planned for the larger one. Plans need no PyTorch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hasn_cli.weights import header
 
 
 class Repeating:
-    """An upscaler that repeats pixels, and notes what it was given."""
+    """An upscaler that repeats pixels and records its inputs."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, tuple[int, ...]]] = []
@@ -71,7 +71,7 @@ def test_transparency_stays_between_its_neighbours_in_two_passes():
 
 
 @pytest.mark.parametrize(("box", "target"), [((90, 90), (75, 90)), ((5000, 5000), (160, 192)), ((6, 6), (5, 6))])
-def test_a_fit_is_never_impossible(box, target):
+def test_fit_works_for_every_picture(box, target):
     size = Size(fit=box)
     assert size.target((10, 12)) == target
     assert size.network_scale((10, 12)) in PASSES
@@ -133,7 +133,7 @@ def test_lists_and_dry_runs_import_no_pytorch(words, tmp_path):
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
-def test_two_passes_are_said_remembered_and_exact(hasn, tmp_path):
+def test_two_passes_are_announced_recorded_and_exact(hasn, tmp_path):
     save(tmp_path / "a.png", (16, 15))
     save(tmp_path / "b.png", (16, 15))
     first = hasn("a.png", "b.png", "-s", "800%", "-v")

@@ -1,4 +1,4 @@
-"""Places and sizes that XMP and EXIF hold follow when a picture is turned and enlarged; what cannot is named."""
+"""Places and sizes in XMP and EXIF are updated when a picture is turned and enlarged, or else removed and named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = (HEIGHT, WIDTH)
 
 
 def enlarged(metadata: Metadata, factor: int = 2, orientation: int = 1) -> Metadata:
-    """What becomes of a 64×48 picture's metadata."""
+    """The metadata of a 64×48 picture after it was turned and enlarged."""
     turned = upright(metadata, SIZE, orientation)
     assert turned.size is not None
     return resized(turned, (turned.size[0] * factor, turned.size[1] * factor))
@@ -79,7 +79,7 @@ def test_a_panorama_grows_with_its_picture(as_elements, prefix):
     assert found.notices == ()
 
 
-def test_a_panorama_on_its_side_is_turned_within_the_whole():
+def test_a_panorama_on_its_side_is_turned_with_its_full_size():
     xmp = packet(" ".join(f'GPano:{name}="{value}"' for name, value in PANORAMA.items()))
     found = enlarged(Metadata(xmp=xmp), 1, orientation=6)  # 90° clockwise: the top becomes the right side
     expected = (100, 200, 48, 64, 100 - 30 - 48, 20)
@@ -87,7 +87,7 @@ def test_a_panorama_on_its_side_is_turned_within_the_whole():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_points_go_where_their_pixels_go(orientation):
+def test_points_move_with_their_pixels(orientation):
     stored = np.zeros((*SIZE, 1), np.uint8)
     stored[10:14, 20:26] = 255
     shown = apply_orientation(stored, orientation)
@@ -141,7 +141,7 @@ def test_microsofts_and_iptcs_regions_follow_the_turn():
     assert [value(found.xmp, f"Iptc4xmpExt:Rb{side}") for side in "XYWH"] == ["68", "72", "40", "16"]
 
 
-def test_a_crop_that_waits_is_turned_and_one_that_was_applied_is_history():
+def test_a_pending_crop_is_turned_and_an_applied_one_is_kept_as_history():
     crop = 'crs:CropLeft="0.1" crs:CropTop="0.2" crs:CropRight="0.5" crs:CropBottom="0.9" crs:CropAngle="2.5"'
     found = enlarged(Metadata(xmp=packet(crop + ' crs:HasCrop="True"')), 2, orientation=5)
     edges = [float(value(found.xmp, f"crs:Crop{side}") or -1) for side in ("Left", "Top", "Right", "Bottom", "Angle")]
@@ -150,7 +150,7 @@ def test_a_crop_that_waits_is_turned_and_one_that_was_applied_is_history():
     assert enlarged(Metadata(xmp=applied), 2, orientation=5).xmp == applied
 
 
-def test_sizes_and_resolutions_in_xmp_follow():
+def test_sizes_and_resolutions_in_xmp_are_updated():
     names = 'tiff:ImageWidth="1" tiff:ImageLength="1" exif:PixelXDimension="64" exif:PixelYDimension="48"'
     resolutions = 'tiff:XResolution="300/1" tiff:YResolution="150/1" exif:FocalPlaneXResolution="4438/10"'
     xmp = packet(f'{names} {resolutions} exif:FocalPlaneYResolution="2000/1" tiff:Orientation="6"')
@@ -163,7 +163,7 @@ def test_sizes_and_resolutions_in_xmp_follow():
 
 
 @pytest.mark.parametrize(("orientation", "expected"), [(1, "64 48 20 12"), (6, "48 64 12 20"), (8, "48 64 12 20")])
-def test_the_subject_follows_in_xmp(orientation, expected):
+def test_the_subject_area_in_xmp_is_updated(orientation, expected):
     items = "".join(f"<rdf:li>{number}</rdf:li>" for number in (32, 24, 10, 6))
     xmp = packet(elements=f"<exif:SubjectArea><rdf:Seq>{items}</rdf:Seq></exif:SubjectArea>")
     found = enlarged(Metadata(xmp=xmp), 2, orientation).xmp or b""
@@ -180,7 +180,7 @@ def test_the_subject_follows_in_xmp(orientation, expected):
         (8, (10, 4, 9), (8, 108, 18)),
     ],
 )
-def test_the_subject_follows_in_exif(order, orientation, numbers, expected):
+def test_the_subject_area_in_exif_is_updated(order, orientation, numbers, expected):
     area = (0x9214, 3, len(numbers), struct.pack(f"{order}{len(numbers)}H", *numbers))
     place = (0xA214, 3, 2, struct.pack(order + "2H", *numbers[:2]))
     found = enlarged(Metadata(exif=exif_with(area, place, order=order)), 2, orientation)
@@ -188,13 +188,13 @@ def test_the_subject_follows_in_exif(order, orientation, numbers, expected):
     assert private_values(found.exif, 0xA214) == expected[:2]
 
 
-def test_the_sensors_resolution_follows():
+def test_the_sensors_resolution_is_updated():
     both = [(tag, 5, 1, struct.pack(">LL", number, 3)) for tag, number in ((0xA20E, 3000), (0xA20F, 1500))]
     found = enlarged(Metadata(exif=exif_with(*both)), 4, orientation=6)
     assert [private_values(found.exif, tag) for tag in (0xA20E, 0xA20F)] == [(2000,), (4000,)]
 
 
-def test_what_cannot_follow_is_left_out_and_named():
+def test_properties_that_cannot_be_updated_are_left_out_and_named():
     far = (0x9214, 3, 2, struct.pack(">2H", 60_000, 10))
     xmp = packet('GPano:FullPanoWidthPixels="wide" drone-dji:DewarpData="2020;1,2,3" dc:format="image/jpeg"')
     found = enlarged(Metadata(exif=exif_with(far), xmp=xmp), 2)
@@ -206,7 +206,7 @@ def test_what_cannot_follow_is_left_out_and_named():
     assert all(name in told for name in ("SubjectArea", "GPano:FullPanoWidthPixels", "drone-dji:DewarpData"))
 
 
-def test_an_extension_of_the_xmp_follows_too_and_is_left_out_where_none_can_be():
+def test_an_xmp_extension_is_updated_and_left_out_of_formats_without_it():
     inner = packet('GPano:LargestValidInteriorRectLeft="8" GPano:LargestValidInteriorRectTop="4"')
     name = hashlib.md5(inner).hexdigest().upper()
     pieces = [inner[:100], inner[100:]]
@@ -228,19 +228,19 @@ def test_an_extension_of_the_xmp_follows_too_and_is_left_out_where_none_can_be()
 
 
 @pytest.mark.parametrize("xmp", [b"<x:xmpmeta", b"rubbish", b"<a><b></a>", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'])
-def test_xmp_that_is_no_xml_is_left_out_and_told(xmp):
+def test_xmp_that_is_not_xml_is_left_out_and_reported(xmp):
     found = upright(Metadata(xmp=xmp), SIZE, 1)
     assert found.xmp is None and "XMP" in found.notices[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_xmp_of_any_encoding_keeps_everything_else_byte_by_byte(encoding):
+def test_xmp_in_any_encoding_keeps_everything_else_byte_for_byte(encoding):
     before = packet('tiff:Orientation="6" dc:format="日本 &amp; é"', "<dc:title> <!-- a --> x</dc:title>")
     found = upright(Metadata(xmp=before.decode().encode(encoding)), SIZE, 6)
     assert found.xmp == before.replace(b'Orientation="6"', b'Orientation="1"')
 
 
-def test_every_format_gets_true_values(tmp_path):
+def test_every_format_gets_updated_values(tmp_path):
     xmp = packet(" ".join(f'GPano:{name}="{value}"' for name, value in PANORAMA.items()))
     shown = picture(photo(), metadata=upright(Metadata(xmp=xmp, exif=exif(1)), SIZE))
     sr = enlarge(shown, Nearest, Size(2))
@@ -270,7 +270,7 @@ MOTION = 'GCamera:MotionPhoto="1" GCamera:MicroVideo="1" GCamera:MicroVideoOffse
 VIDEO = b"\0\0\0\x10ftypmp42\0\0\0\0" + bytes(400)
 
 
-def test_pointers_to_a_video_go_with_it_and_nothing_else_does():
+def test_only_the_pointers_to_a_lost_video_are_removed():
     found = open_picture(jpeg_with(packet(MOTION, DIRECTORY), VIDEO)).metadata
     text = (found.xmp or b"").decode()
     assert not re.search("MotionPhoto=|MicroVideo|Container:Item|Item:Length", text)
@@ -279,7 +279,7 @@ def test_pointers_to_a_video_go_with_it_and_nothing_else_does():
 
 
 @pytest.mark.parametrize("apple", [False, True])
-def test_pointers_to_a_gain_map_go_with_it(apple):
+def test_pointers_to_a_lost_gain_map_are_removed(apple):
     name = "HDRGainMap:HDRGainMapVersion" if apple else "hdrgm:Version"
     small = jpeg_with(packet(f'{name}="1.0"'))
     found = open_picture(jpeg_with(packet(f'{name}="1.0" dc:format="image/jpeg"'), small)).metadata
@@ -287,10 +287,10 @@ def test_pointers_to_a_gain_map_go_with_it(apple):
     assert found.notices == ("its gain map is left out",)
 
 
-def test_what_no_xmp_announces_is_told_too():
+def test_lost_parts_that_xmp_does_not_announce_are_reported_too():
     plain = jpeg_with(packet())
     assert open_picture(plain).metadata.notices == ()
-    assert open_picture(plain + bytes(100)).metadata.notices == ()  # mere filling
+    assert open_picture(plain + bytes(100)).metadata.notices == ()  # only padding
     assert open_picture(plain + plain).metadata.notices == ("its further pictures are left out",)
     assert open_picture(plain + VIDEO).metadata.notices == ("its video is left out",)
     assert "behind the picture" in open_picture(plain + b"SEFH" + bytes(20) + b"x" * 30 + b"SEFT").metadata.notices[0]
@@ -298,7 +298,15 @@ def test_what_no_xmp_announces_is_told_too():
     assert open_picture(jpeg_with(packet(), segment=iso)).metadata.notices == ("its gain map is left out",)
 
 
-def test_the_user_is_told_in_one_line_and_in_json(tmp_path, capfd):
+def test_the_video_of_a_motion_photo_in_heic_is_named():
+    buffer = io.BytesIO()
+    write_picture(picture(photo()), buffer, "heic", EncodeOptions())
+    video = struct.pack(">I4s", 8 + len(VIDEO), b"mpvd") + VIDEO
+    assert open_picture(buffer.getvalue()).metadata.notices == ()
+    assert open_picture(buffer.getvalue() + video).metadata.notices == ("its video is left out",)
+
+
+def test_notices_are_shown_in_one_line_and_in_json(tmp_path, capfd):
     path = tmp_path / "live.jpg"
     path.write_bytes(jpeg_with(packet(MOTION, DIRECTORY), VIDEO))
     assert run(["upscale", str(path), "-s", "2", "-o", str(tmp_path / "a.jpg"), "--json"]) == 0
@@ -310,7 +318,7 @@ def test_the_user_is_told_in_one_line_and_in_json(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_metadata_survives_a_turn_of_a_picture_that_says_nothing_in_pixels():
+def test_metadata_without_pixel_values_survives_a_turn():
     before = packet('dc:format="image/jpeg"')
     block = exif(6)
     found = upright(Metadata(xmp=before, exif=block), SIZE, 6)

@@ -1,4 +1,4 @@
-"""The time left is right from the first second, said in words, and fits any terminal."""
+"""The time left is right from the first second, is shown in words, and fits into any terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_clock_starts_with_the_first_report():
     assert clock.seconds(1.0, 112.0) == pytest.approx(87, rel=0.01)  # and goes down between reports
 
 
-def test_one_slow_strip_changes_the_estimate_little_and_a_new_speed_wins():
+def test_one_slow_strip_changes_the_estimate_little_but_a_new_speed_is_adopted():
     clock = TimeLeft()
     for second in range(60):
         clock.update(float(second), float(second))
@@ -45,7 +45,7 @@ def test_one_slow_strip_changes_the_estimate_little_and_a_new_speed_wins():
         (7400, "2 h 5 min left"),
     ],
 )
-def test_the_time_left_is_said_in_words(seconds, words):
+def test_the_time_left_is_shown_in_words(seconds, words):
     assert time_left(seconds) == words
 
 

@@ -1,4 +1,4 @@
-"""Nothing but our own lines ever appears on stderr, whatever the libraries in C think of a file."""
+"""Only our own messages appear on stderr, even if a C library wants to complain about a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(shown, format="png") -> bytes:
 
 
 def png_of(*pieces: bytes, extra: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
-    """An 8-bit RGB PNG of the photo, its image data in these pieces."""
+    """An 8-bit RGB PNG with its image data in these pieces."""
     parts = [
         (b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0)),
         *extra,
@@ -50,7 +50,7 @@ def odd_tiff() -> bytes:
 
 
 def sloppy_jpeg() -> bytes:
-    """Bytes between its segments, left-over bytes at its end, and a maker note that is rubbish."""
+    """A JPEG with bytes between its segments, extra bytes at its end, and an invalid maker note."""
     data = encoded(picture(photo(), metadata=Metadata(exif=exif(1))), "jpeg")
     return data[:-2] + b"\x12\x34\xff\xd9" + b"trailing bytes that nobody knows"
 
@@ -76,7 +76,7 @@ HOPELESS = {f"cut.{name.partition('.')[2]}": data[: len(data) * 2 // 3] for name
 
 
 @pytest.mark.parametrize("name", SLOPPY)
-def test_readers_let_no_library_speak(name, capfd):
+def test_readers_let_no_library_write_to_stderr(name, capfd):
     found = open_picture(SLOPPY[name])
     for frame in found.frames:
         assert frame.pixels.shape[:2] == (48, 64)
@@ -100,7 +100,7 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_a_folder_of_sloppy_and_broken_files_has_our_lines_alone_on_stderr(tmp_path):
+def test_only_our_own_lines_are_on_stderr_for_a_folder_of_sloppy_and_broken_files(tmp_path):
     for name, data in (SLOPPY | HOPELESS).items():
         (tmp_path / name).write_bytes(data)
     done = run(tmp_path, "-q")
@@ -110,7 +110,7 @@ def test_a_folder_of_sloppy_and_broken_files_has_our_lines_alone_on_stderr(tmp_p
     assert not [name for name in SLOPPY if name in done.stderr]
 
 
-def test_what_a_library_writes_to_the_descriptor_goes_nowhere():
+def test_messages_that_a_library_writes_to_the_descriptor_are_discarded():
     code = (
         "import os, sys; from hasn_cli import __main__;"
         "__main__._keep_stderr_to_ourselves(); os.write(2, b'library'); print('ours', file=sys.stderr)"
@@ -119,7 +119,7 @@ def test_what_a_library_writes_to_the_descriptor_goes_nowhere():
     assert done.stderr == "ours\n"
 
 
-def test_damaged_data_is_never_shown_as_if_it_were_whole(capfd):
+def test_damaged_data_is_never_accepted_as_complete(capfd):
     broken = bytearray(PACKED)
     broken[len(broken) // 2] ^= 0xFF
     image = np.asarray(Image.fromarray(photo()))

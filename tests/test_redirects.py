@@ -1,4 +1,4 @@
-"""Where servers send us: never to files, to less safety, or from the internet into a private network."""
+"""Redirects are never followed to files, from https to http, or from the internet into a private network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ETAG = hashlib.sha256(CONTENT).hexdigest()
 
 @contextmanager
 def answering(status: int, headers: dict[str, str], body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
-    """A server on loopback that gives every request the same answer; its address, and the paths asked for."""
+    """A server on loopback that gives every request the same answer. Yields its address and the requested paths."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ def outside(monkeypatch) -> None:
 
 @pytest.fixture
 def hub_at(monkeypatch, tmp_path):
-    """Make the hub's client take a server for the hub."""
+    """A function that makes the hub's client use a server as the hub."""
     from huggingface_hub import close_session, constants
 
     def use(url: str) -> None:
@@ -77,7 +77,7 @@ def hub_at(monkeypatch, tmp_path):
 
 @pytest.fixture
 def released_from(monkeypatch, tmp_path):
-    """Fetch the released checkpoint, for which `CONTENT` stands, from an address."""
+    """A function that downloads the released checkpoint, replaced by `CONTENT`, from an address."""
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setattr(weights, "RELEASED_SHA256", ETAG)
     monkeypatch.setattr(weights, "RELEASED_SIZE", len(CONTENT))
@@ -90,7 +90,7 @@ def released_from(monkeypatch, tmp_path):
 
 
 def kept(folder: Path) -> list[Path]:
-    """Files that hold anything but the hub client's own notes."""
+    """The files that are not empty, without the hub client's own records."""
     found = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
     return [path for path in found if "refs" not in path.parts and path.name != "CACHEDIR.TAG"]
 
@@ -111,14 +111,14 @@ def kept(folder: Path) -> list[Path]:
         ("https://1.1.1.1/a", "https://192.168.1.1/a", "inside a private network"),
         ("https://1.1.1.1/a", "https://2130706433/a", "inside a private network"),  # 127.0.0.1 as one number
         ("https://1.1.1.1/a", "https://localhost/a", "inside a private network"),
-        ("https://1.1.1.1/a", "https:///a", "leads nowhere"),
+        ("https://1.1.1.1/a", "https:///a", "names no server"),
         ("https://1.1.1.1/a", "https://8.8.8.8/a", None),
         ("http://1.1.1.1/a", "https://8.8.8.8/a", None),
         ("http://10.0.0.1/a", "http://10.0.0.2/a", None),  # a mirror in the same network
         ("http://127.0.0.1:80/a", "http://localhost:81/a", None),
     ],
 )
-def test_where_a_server_may_send_us(origin: str, target: str, reason: str | None):
+def test_which_redirects_are_followed(origin: str, target: str, reason: str | None):
     found = why_not_to_follow(origin, target)
     assert found is None if reason is None else found is not None and reason in found
 
@@ -127,7 +127,7 @@ def test_where_a_server_may_send_us(origin: str, target: str, reason: str | None
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:,a", "http://localhost:1/secret"])
-def test_a_mirror_of_the_released_checkpoint_cannot_send_us_anywhere(outside, released_from, tmp_path, target: str):
+def test_a_mirror_of_the_released_checkpoint_cannot_redirect_anywhere(outside, released_from, tmp_path, target: str):
     with answering(302, {"Location": target}) as (url, asked), pytest.raises(DownloadError) as caught:
         released_from(url)
     assert "refused" in caught.value.message or "not allowed" in caught.value.message or "302" in caught.value.message
@@ -135,17 +135,17 @@ def test_a_mirror_of_the_released_checkpoint_cannot_send_us_anywhere(outside, re
     assert kept(tmp_path) == []
 
 
-def test_a_mirror_of_the_released_checkpoint_may_send_us_to_another(released_from):
+def test_a_mirror_of_the_released_checkpoint_may_redirect_to_another_server(released_from):
     with answering(200, {}, CONTENT) as (mirror, _), answering(302, {"Location": f"{mirror}/w.pth"}) as (url, _):
         assert released_from(url).read_bytes() == CONTENT
 
 
-def test_the_released_checkpoint_may_be_a_file_and_is_checked_all_the_same(released_from, tmp_path):
+def test_the_released_checkpoint_may_be_a_local_file_and_is_checked_too(released_from, tmp_path):
     (tmp_path / "w.pth").write_bytes(CONTENT)
     assert released_from((tmp_path / "w.pth").as_uri()).read_bytes() == CONTENT
 
 
-def test_a_file_of_other_content_is_not_taken_for_the_released_checkpoint(released_from, tmp_path):
+def test_a_file_with_other_content_is_refused_as_the_released_checkpoint(released_from, tmp_path):
     (tmp_path / "w.pth").write_bytes(CONTENT[::-1])
     with pytest.raises(DownloadError, match="is not the file it should be"):
         released_from((tmp_path / "w.pth").as_uri())
@@ -156,7 +156,7 @@ def test_a_file_of_other_content_is_not_taken_for_the_released_checkpoint(releas
 @pytest.mark.parametrize(
     ("address", "message"), [("http://{host}/w.pth?token=secret", "404"), ("http://me:secret@{host}/w.pth", "a user")]
 )
-def test_what_is_secret_in_an_address_is_not_shown(released_from, address: str, message: str):
+def test_secrets_in_an_address_are_not_shown(released_from, address: str, message: str):
     with answering(404, {}) as (url, _), pytest.raises(DownloadError) as caught:
         released_from(address.format(host=url.removeprefix("http://")))
     assert message in caught.value.message
@@ -171,7 +171,7 @@ def answer_of_a_hub(**headers: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "http://localhost:1/secret"])
-def test_a_hub_cannot_send_us_anywhere(outside, hub_at, tmp_path, target: str):
+def test_a_hub_cannot_redirect_anywhere(outside, hub_at, tmp_path, target: str):
     with answering(302, answer_of_a_hub(Location=target)) as (url, asked):
         hub_at(url)
         with pytest.raises(WeightsError) as caught:
@@ -181,24 +181,24 @@ def test_a_hub_cannot_send_us_anywhere(outside, hub_at, tmp_path, target: str):
     assert kept(tmp_path) == []
 
 
-def test_a_hub_may_send_us_to_its_store(hub_at):
+def test_a_hub_may_redirect_to_its_store(hub_at):
     with answering(200, {}, CONTENT) as (store, _), answering(302, answer_of_a_hub(Location=f"{store}/w")) as (url, _):
         hub_at(url)
         assert weights.resolve("hf://o/r/w.safetensors", 2).path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("header", ["X-Repo-Commit", "ETag"])
-def test_a_hubs_names_cannot_lead_out_of_the_cache(hub_at, tmp_path, header: str):
+def test_names_from_a_hub_cannot_lead_out_of_the_cache(hub_at, tmp_path, header: str):
     (tmp_path / "hub").mkdir()
     headers = {**answer_of_a_hub(), header: "../../../../escaped"}
     with answering(200, headers, CONTENT) as (url, _):
         hub_at(url)
-        with pytest.raises(DownloadError, match=f"answers with a {header} that is none"):
+        with pytest.raises(DownloadError, match=f"answers with an invalid {header}"):
             weights.resolve("hf://o/r/w.safetensors", 2)
     assert kept(tmp_path) == []
 
 
-def test_a_file_too_large_for_weights_is_not_fetched(hub_at, monkeypatch, tmp_path):
+def test_a_file_too_large_for_weights_is_not_downloaded(hub_at, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "MOST_BYTES", len(CONTENT) - 1)
     with answering(200, answer_of_a_hub(), CONTENT) as (url, _):
         hub_at(url)
@@ -227,12 +227,12 @@ def test_names_that_lead_out_of_a_repository_are_no_hub_ids(monkeypatch, name: s
         weights.resolve(name, 2)
 
 
-def test_other_users_of_the_hubs_client_are_not_watched(outside, hub_at):
+def test_other_users_of_the_hubs_client_are_not_restricted(outside, hub_at):
     import huggingface_hub
 
     with answering(200, {}, CONTENT) as (store, _), serving() as server:
         hub_at(server.url)
         with pytest.raises(WeightsError):
-            weights.resolve("o/absent", 2)  # which sets up the watch
+            weights.resolve("o/absent", 2)  # installs the check
         response = huggingface_hub.get_session().get(store.replace("127.0.0.1", "localhost"))
     assert response.content == CONTENT

@@ -1,4 +1,4 @@
-"""A cluster on a machine with other users: who has no certificate gets nothing, and nothing of theirs is run."""
+"""A local cluster on a machine with other users: nobody can connect without its certificate, or make it run code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def client(address: str, security: Security | None):
         yield connected
 
 
-def test_only_who_has_the_runs_certificate_can_talk_to_a_local_cluster(private):
+def test_only_clients_with_the_runs_certificate_can_connect_to_a_local_cluster(private):
     worker = next(iter(private.workers.values())).worker_address
     with client(private.scheduler_address, private.security) as ours:
         assert ours.submit(sum, [1, 2]).result(timeout=300) == 3
@@ -66,10 +66,10 @@ def test_only_who_has_the_runs_certificate_can_talk_to_a_local_cluster(private):
         ]
         for where, security in strangers:
             with pytest.raises((OSError, TypeError, ValueError)), client(where, security):
-                pytest.fail(f"{where} took a stranger in")
+                pytest.fail(f"{where} accepted a stranger")
 
 
-def test_a_local_cluster_opens_no_port_that_does_not_ask_for_a_certificate(private):
+def test_every_port_of_a_local_cluster_asks_for_a_certificate(private):
     ours = psutil.Process()
     ports = set().union(*(listening(process) for process in (ours, *ours.children(recursive=True))))
     assert ports, "the scheduler, the nanny and the worker listen"
@@ -83,7 +83,7 @@ def test_a_local_cluster_opens_no_port_that_does_not_ask_for_a_certificate(priva
         assert not answer.startswith(b"HTTP"), f"a web server answers at {port}"
 
 
-def test_a_local_cluster_s_key_is_in_no_command_line_and_its_files_are_private(private):
+def test_the_key_of_a_local_cluster_is_in_no_command_line_and_its_files_are_private(private):
     assert Path(private.scratch).stat().st_mode & 0o777 == 0o700
     for process in psutil.Process().children(recursive=True):
         assert "PRIVATE KEY" not in " ".join([*process.cmdline(), *process.environ().values()])
@@ -91,27 +91,27 @@ def test_a_local_cluster_s_key_is_in_no_command_line_and_its_files_are_private(p
         (place,) = ours.run(lambda dask_worker: dask_worker.local_directory).values()
         (theirs,) = ours.run(lambda: sys.path).values()
     assert place.startswith(private.scratch)
-    for folder in (*sys.path, *theirs):  # Dask looks for modules in its scratch folder, which is in /tmp by default
+    for folder in (*sys.path, *theirs):  # Dask loads modules from its scratch folder, which is in /tmp by default
         assert "dask-scratch-space" not in folder or folder.startswith(private.scratch)
 
 
 @pytest.mark.slow
-def test_a_scratch_folder_that_somebody_prepared_is_not_used(folder):
+def test_a_scratch_folder_prepared_by_somebody_else_is_not_used(folder):
     save_many(2)
     prepared = folder / "tmp" / "dask-scratch-space"
     prepared.mkdir(parents=True)
-    for name in ("natsort", "simplejpeg", "tifffile", "json"):  # Dask looks for modules in its scratch folder
+    for name in ("natsort", "simplejpeg", "tifffile", "json"):  # Dask loads modules from its scratch folder
         (prepared / f"{name}.py").write_text(f"open({str(folder / 'pwned')!r}, 'w').close()")
     command = [sys.executable, "-m", "hasn_cli", "upscale", "in", "-s", "2", "-o", "out", "--cluster", "local:1"]
     environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not (folder / "pwned").exists() and len(list(Path("out").glob("*.png"))) == 2
-    assert [path.name for path in (folder / "tmp").iterdir()] == ["dask-scratch-space"], "nothing is left lying"
+    assert [path.name for path in (folder / "tmp").iterdir()] == ["dask-scratch-space"], "something was left behind"
 
 
-def test_hostile_names_go_through_a_cluster_and_its_journal(folder, private, monkeypatch):
-    monkeypatch.setattr(local_cluster, "start", lambda *args, **options: private)  # and its connections, by TLS
+def test_hostile_names_work_on_a_cluster_and_in_its_journal(folder, private, monkeypatch):
+    monkeypatch.setattr(local_cluster, "start", lambda *args, **options: private)  # whose connections use TLS
     monkeypatch.setattr(local_cluster, "end", lambda cluster: None)
     for name in EVIL:
         save(f"in/{name.removesuffix('.png')}.png")

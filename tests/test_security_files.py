@@ -1,4 +1,4 @@
-"""A folder from a stranger does no harm: journals, links, names, permissions, and files that change under our hands."""
+"""A folder from a stranger does no harm: journals, links, names, permissions, and files that change meanwhile."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hasn_cli.redaction import redacted, without_secrets
 from hasn_cli.weights import bundled_path
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="about links, pipes and permissions as POSIX has them")
-HUGE = 25 << 30  # bytes, of which none takes room on the disk
+HUGE = 25 << 30  # bytes of a sparse file, which takes no space on the disk
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A network that doubles by repetition, in place of the real one."""
+    """Replace the network by one that repeats pixels."""
     monkeypatch.setattr(UpscalerPool, "_load", lambda *args: FakeUpscaler())
 
 
@@ -57,7 +57,7 @@ def failures(jobs, settings=TWICE, **options) -> list[HasnError]:
     return [event.error for event in of_type(run_batch(jobs, settings, **options), Failed)]
 
 
-# --- journals that are none ---
+# --- journals that cannot be trusted ---
 
 
 def as_link(path: Path) -> None:
@@ -97,25 +97,25 @@ def as_another_user_s(path: Path) -> None:
         pytest.skip("only root may give files away")
 
 
-STRANGE = [as_link, as_dangling_link, as_hard_link, as_pipe, as_sparse_file, as_device, as_another_user_s]
+UNTRUSTED = [as_link, as_dangling_link, as_hard_link, as_pipe, as_sparse_file, as_device, as_another_user_s]
 
 
-@pytest.mark.parametrize("make", STRANGE)
+@pytest.mark.parametrize("make", UNTRUSTED)
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_strange_journal_is_refused_in_one_line_and_neither_followed_nor_read(folder, fake, make, resume):
+def test_an_untrusted_journal_is_refused_in_one_line_and_neither_followed_nor_read(folder, fake, make, resume):
     save("in/a.png"), save("in/$(touch pwned).png")
     profile = Path("in/profile")
     profile.write_text("export A=1\n")
     make(Path("in", NAME))
-    with pytest.raises(OutputError, match=f"^in/{re.escape(NAME)}: .*no journal") as caught:
+    with pytest.raises(OutputError, match=f"^in/{re.escape(NAME)}: .*not used as a journal") as caught:
         list(run_batch(find_jobs(["in"]), TWICE, resume=resume))
     assert "--no-journal" in caught.value.hint and "\n" not in str(caught.value)
     assert profile.read_text() == "export A=1\n" and not Path("in/nowhere").exists()
-    assert not list(Path("in").glob("*_x4*")), "nothing is begun"
+    assert not list(Path("in").glob("*_x4*")), "the batch was begun"
 
 
-@pytest.mark.parametrize("make", STRANGE)
-def test_where_nothing_is_written_a_strange_journal_is_told_and_the_batch_goes_on(folder, fake, make):
+@pytest.mark.parametrize("make", UNTRUSTED)
+def test_an_untrusted_journal_in_an_input_folder_is_reported_and_the_batch_continues(folder, fake, make):
     save("in/a.png"), save("in/sub/b.png")
     Path("in/sub/profile").write_text("export A=1\n")
     make(Path("in/sub", NAME))
@@ -126,7 +126,7 @@ def test_where_nothing_is_written_a_strange_journal_is_told_and_the_batch_goes_o
     assert Path("in/sub/profile").read_text() == "export A=1\n"
 
 
-def test_a_journal_that_becomes_a_link_meanwhile_is_not_written_through(folder):
+def test_a_journal_that_is_replaced_by_a_link_is_not_written(folder):
     save("profile.png")
     entry = Journal(folder)
     (folder / NAME).symlink_to("profile")
@@ -135,7 +135,7 @@ def test_a_journal_that_becomes_a_link_meanwhile_is_not_written_through(folder):
     assert not (folder / "profile").exists()
 
 
-def test_a_journal_is_made_for_its_owner_alone(folder, fake):
+def test_only_its_owner_can_read_a_journal(folder, fake):
     list(run_batch(save_many(2), TWICE))
     assert mode(Path("out", NAME)) == 0o600
 
@@ -148,7 +148,7 @@ def test_endless_lines_and_other_peoples_outputs_take_no_memory(folder):
         file.write("x" * 1_000_000 + "\n")
         file.writelines(record % f"{number}.png" for number in range(20_000))
         file.write(record % "b.png")
-        file.truncate(file.tell() + (20 << 20))  # one line of zeros that has no end
+        file.truncate(file.tell() + (20 << 20))  # one long line of zeros
     tracemalloc.start()
     try:
         assert set(journal.read(path, {"a.png", "b.png"})) == {"a.png", "b.png"}
@@ -178,7 +178,7 @@ def test_endless_lines_and_other_peoples_outputs_take_no_memory(folder):
     ids=str,
 )
 @pytest.mark.parametrize("where", ["in", "in/sub", "out"])
-def test_lines_that_no_run_wrote_are_passed_over_in_folders_below_too(folder, fake, line, where):
+def test_lines_that_no_run_wrote_are_ignored_in_subfolders_too(folder, fake, line, where):
     save("in/0.png"), save("in/sub/1.png")
     Path(where).mkdir(exist_ok=True)
     Path(where, NAME).write_text(json.dumps(line) + "\n" + "[" * 60_000 + "\n")
@@ -188,7 +188,7 @@ def test_lines_that_no_run_wrote_are_passed_over_in_folders_below_too(folder, fa
         assert len(of_type(events, Skipped if resume else Done)) == 2 and not of_type(events, Failed)
 
 
-def test_a_line_about_weights_that_do_not_exist_ends_no_batch(folder, fake):
+def test_a_line_about_weights_that_do_not_exist_does_not_end_the_batch(folder, fake):
     (job,) = save_many(1)
     list(run_batch([job], TWICE, resume=True))
     path = Path("out", NAME)
@@ -203,7 +203,7 @@ def line(target: str, state: str, **facts: object) -> str:
     return json.dumps({"target": target, "state": state, **facts}) + "\n"
 
 
-def test_no_made_up_line_lets_resume_replace_a_file(folder, fake):
+def test_no_forged_line_lets_resume_replace_a_file(folder, fake):
     (job,) = save_many(1)
     list(run_batch([job], TWICE, resume=True))
     record = json.loads(Path("out", NAME).read_text().splitlines()[-1])
@@ -227,7 +227,7 @@ def test_no_made_up_line_lets_resume_replace_a_file(folder, fake):
         assert job.target.read_bytes() == b"a photo of my own"
 
 
-def test_a_picture_finished_just_before_a_run_was_killed_counts_as_done_if_it_is_the_very_same(folder, fake):
+def test_a_picture_finished_just_before_a_run_was_killed_counts_as_done_if_it_is_the_same(folder, fake):
     (job,) = save_many(1)
     list(run_batch([job], TWICE, resume=True))
     path = Path("out", NAME)
@@ -237,11 +237,11 @@ def test_a_picture_finished_just_before_a_run_was_killed_counts_as_done_if_it_is
     assert len(of_type(run_batch([job], TWICE, resume=True), Skipped)) == 1
 
 
-def test_a_run_killed_while_it_did_pictures_again_can_still_replace_the_old_ones(folder, fake):
+def test_a_run_killed_while_it_replaced_pictures_can_still_replace_the_old_ones(folder, fake):
     (job,) = save_many(1)
     list(run_batch([job], TWICE, resume=True))
     entry = Journal(Path("out"))
-    entry.start(job.target, str(Path("in/0.png").resolve()))  # and then it was killed
+    entry.start(job.target, str(Path("in/0.png").resolve()))  # the run was killed after this
     entry.close()
     other = Settings(size=Size(width=30))
     assert len(of_type(run_batch([job], other, resume=True), Done)) == 1
@@ -249,7 +249,7 @@ def test_a_run_killed_while_it_did_pictures_again_can_still_replace_the_old_ones
         assert image.width == 30
 
 
-# --- links where outputs go ---
+# --- links at the places of outputs ---
 
 
 def test_a_dangling_link_is_an_output_that_exists_and_is_replaced_but_not_followed(folder, fake):
@@ -265,7 +265,7 @@ def test_a_dangling_link_is_an_output_that_exists_and_is_replaced_but_not_follow
     assert not away.exists() and link.is_file() and not link.is_symlink()
 
 
-def test_of_a_link_to_a_file_only_the_link_is_replaced(folder, fake):
+def test_only_the_link_to_a_file_is_replaced_and_not_the_file(folder, fake):
     save("a.png")
     Path("notes.txt").write_text("mine")
     Path("b.png").symlink_to("notes.txt")
@@ -279,7 +279,7 @@ def test_of_a_link_to_a_file_only_the_link_is_replaced(folder, fake):
 
 
 @pytest.mark.parametrize("link", ["symbolic", "hard"])
-def test_a_link_to_an_input_at_an_outputs_name_stops_no_batch_and_harms_no_input(folder, fake, link):
+def test_a_link_to_an_input_at_an_outputs_name_fails_one_picture_and_harms_no_input(folder, fake, link):
     save("in/a.png"), save("in/b.png", seed=1)
     Path("in/a_x2.png").symlink_to("b.png") if link == "symbolic" else os.link("in/b.png", "in/a_x2.png")
     content = Path("in/b.png").read_bytes()
@@ -290,14 +290,14 @@ def test_a_link_to_an_input_at_an_outputs_name_stops_no_batch_and_harms_no_input
     assert Path("in/b.png").read_bytes() == content
 
 
-def test_the_systems_own_links_are_never_replaced():
+def test_system_links_are_never_replaced():
     for path in (Path("/dev/stdout"), Path("/dev/fd/1"), Path("/proc/self/exe")):
         if path.is_symlink():
-            with pytest.raises(OutputError, match="no regular file"):
+            with pytest.raises(OutputError, match="is not a regular file"):
                 check_target(path)
 
 
-def test_a_link_to_a_folder_below_the_outputs_is_followed_only_when_asked(folder, fake):
+def test_a_link_to_a_folder_below_the_outputs_is_followed_only_on_request(folder, fake):
     save("in/sub/a.png"), save("in/b.png")
     Path("away").mkdir(), Path("out").mkdir()
     Path("out/sub").symlink_to(folder / "away")
@@ -315,7 +315,7 @@ def test_the_folder_that_the_user_names_may_be_a_link(folder, fake):
     assert len(of_type(run_batch(find_jobs(["in"], "out"), TWICE), Done)) == 1 and Path("away/a.png").exists()
 
 
-def test_a_folder_that_is_swapped_for_a_link_while_a_picture_is_computed_leads_nowhere(folder, fake, monkeypatch):
+def test_a_folder_that_is_replaced_by_a_link_while_a_picture_is_computed_is_not_followed(folder, fake, monkeypatch):
     save("in/sub/a.png")
     Path("away").mkdir(), Path("out/sub").mkdir(parents=True)
     real = work.enlarge
@@ -330,7 +330,7 @@ def test_a_folder_that_is_swapped_for_a_link_while_a_picture_is_computed_leads_n
     assert "link to a folder" in str(error) and not list(Path("away").iterdir())
 
 
-def test_a_folder_that_is_swapped_while_a_picture_is_encoded_still_gets_it(folder):
+def test_a_folder_that_is_moved_while_a_picture_is_encoded_still_gets_it(folder):
     Path("out").mkdir(), Path("away").mkdir()
     with replacing(Path("out/a.png"), Placing(overwrite=False)) as stream:
         stream.write(b"whole")
@@ -354,7 +354,7 @@ def test_a_link_that_appears_between_the_check_and_the_move_is_not_followed(fold
     assert not Path("away").exists() and no_halves(folder)
 
 
-def test_nothing_that_is_no_half_file_of_ours_is_cleared_away(folder):
+def test_only_our_own_unfinished_files_are_deleted(folder):
     Path("mine").write_text("mine")
     link, pipe, below = (Path(f".hasn-{name}.part") for name in ("link", "pipe", "folder"))
     link.symlink_to("mine")
@@ -384,7 +384,7 @@ def test_no_command_writes_through_a_link(folder, capfd, command, names):
         target.symlink_to(folder / "away")
         assert run([word.format(target=target) for word in command]) == 1
         said = capfd.readouterr().err
-        assert ("exists already" in said or "which a run would replace" in said) and len(said.splitlines()) <= 2
+        assert ("exists already" in said or "which training would replace" in said) and len(said.splitlines()) <= 2
         assert target.is_symlink() and not Path("away").exists()
         target.unlink()
 
@@ -397,7 +397,7 @@ def test_no_command_writes_through_a_link(folder, capfd, command, names):
     [(0o600, 0o600), (0o640, 0o640), (0o644, 0o644), (0o666, 0o644), (0o400, 0o600), (0o444, 0o644), (0o604, 0o604)],
     ids=oct,
 )
-def test_an_output_is_no_more_open_than_its_input(folder, fake, given, expected):
+def test_an_output_is_not_readable_for_more_people_than_its_input(folder, fake, given, expected):
     umask = subprocess.run(["sh", "-c", "umask"], capture_output=True, text=True).stdout
     (job,) = save_many(1)
     Path("in/0.png").chmod(given)
@@ -410,7 +410,7 @@ def test_an_output_is_no_more_open_than_its_input(folder, fake, given, expected)
     [(0o644, 0o640, 0o640), (0o600, 0o644, 0o600), (0o640, 0o604, 0o600), (0o666, 0o666, 0o666), (0o644, 0o755, 0o644)],
     ids=oct,
 )
-def test_overwriting_keeps_permissions_as_far_as_the_input_has_them(folder, fake, source, old, expected):
+def test_overwriting_keeps_permissions_within_those_of_the_input(folder, fake, source, old, expected):
     (job,) = save_many(1)
     Path("in/0.png").chmod(source)
     job.target.parent.mkdir()
@@ -420,7 +420,7 @@ def test_overwriting_keeps_permissions_as_far_as_the_input_has_them(folder, fake
     assert mode(job.target) == expected
 
 
-def test_what_a_group_may_read_another_group_may_not(folder, fake):
+def test_permissions_of_a_group_do_not_pass_to_another_group(folder, fake):
     (job,) = save_many(1)
     try:
         os.chown("in/0.png", -1, 12345)
@@ -431,7 +431,7 @@ def test_what_a_group_may_read_another_group_may_not(folder, fake):
     assert mode(job.target) == 0o600
 
 
-def test_a_half_file_is_private(folder):
+def test_an_unfinished_file_is_private(folder):
     with replacing(Path("a.png")) as stream:
         stream.write(b"half")
         stream.flush()
@@ -445,7 +445,7 @@ def _umask() -> int:
 
 
 @pytest.mark.parametrize("name", ["page.html", "sheet.png"])
-def test_a_page_and_a_sheet_are_no_more_open_than_the_pictures_on_them(folder, name, capfd):
+def test_a_page_and_a_sheet_are_not_readable_for_more_people_than_their_pictures(folder, name, capfd):
     save("a.png", (20, 16)), save("b.png", (40, 32))
     Path("b.png").chmod(0o600)
     assert run(["compare", "a.png", "-s", "2", "-o", name]) == 0 and mode(Path(name)) == 0o666 & ~_umask()
@@ -462,13 +462,13 @@ def huge_file(name: str, beginning: bytes = b"") -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_huge_files_are_looked_at_before_they_are_hashed(folder, fake, monkeypatch, resume):
+def test_huge_files_are_checked_before_they_are_hashed(folder, fake, monkeypatch, resume):
     Path("in").mkdir()
     huge_file("in/zeros.png")
     huge_file("in/declares.ppm", b"P6 100000 100000 255\n")
     huge_file("in/bitmap.bmp", b"BM" + bytes(60))
-    monkeypatch.setattr(marks.hashlib, "file_digest", lambda *args: pytest.fail("it was read to its end"))
-    if resume:  # with a journal that asks for a look at them
+    monkeypatch.setattr(marks.hashlib, "file_digest", lambda *args: pytest.fail("a file was read to its end"))
+    if resume:  # with a journal that makes hasn examine them
         Path("out").mkdir()
         facts = {"input": {"size": HUGE}, "output": {"size": 3}, "settings": TWICE.fingerprint(), "scale": 2}
         names = ["zeros.png", "declares.ppm", "bitmap.bmp"]
@@ -479,7 +479,7 @@ def test_huge_files_are_looked_at_before_they_are_hashed(folder, fake, monkeypat
     assert len(errors) == 3 and all(isinstance(error, ImageError | OutputError) for error in errors)
 
 
-def test_an_input_that_is_swapped_while_it_is_read_fails(folder, fake, monkeypatch):
+def test_an_input_that_is_replaced_while_it_is_read_fails(folder, fake, monkeypatch):
     (job,) = save_many(1)
     save("other.png", seed=7)
     real = reading._read_small
@@ -494,23 +494,23 @@ def test_an_input_that_is_swapped_while_it_is_read_fails(folder, fake, monkeypat
     assert "was changed while it was read" in str(error) and not job.target.exists()
 
 
-def test_a_large_input_that_is_swapped_while_it_is_decoded_fails_and_leaves_nothing(folder, fake, monkeypatch):
+def test_a_large_input_that_is_replaced_while_it_is_decoded_fails_and_leaves_nothing(folder, fake, monkeypatch):
     (job,) = save_many(1)
     save("other.png", seed=7)
-    monkeypatch.setattr(reading, "READ_WHOLE", 0)  # every file is a large one
-    real = work.look
+    monkeypatch.setattr(reading, "READ_WHOLE", 0)  # every file counts as large
+    real = work.plan_job
 
-    def look(*args):
+    def plan_job(*args):
         Path("other.png").replace("in/0.png")
         return real(*args)
 
-    monkeypatch.setattr(work, "look", look)
+    monkeypatch.setattr(work, "plan_job", plan_job)
     (error,) = failures([job])
     assert "was changed while it was read" in str(error)
     assert not job.target.exists() and no_halves(folder)
 
 
-def test_a_pipe_that_takes_a_files_place_holds_nothing_up(folder, fake, monkeypatch):
+def test_a_pipe_that_replaces_a_file_does_not_block_the_batch(folder, fake, monkeypatch):
     (job,) = save_many(1)
     real = reading._identity
 
@@ -532,12 +532,12 @@ def test_a_list_that_never_ends_is_refused(monkeypatch):
         read_list("/dev/zero", null=True)
 
 
-# --- names and secrets in what is shown ---
+# --- names and secrets in messages ---
 
 EVIL = os.fsdecode(b"\x1b]0;owned\x07\x1b[2J\xff\n\xe2\x80\xae.png")
 
 
-def test_no_name_reaches_a_terminal_raw_not_even_in_a_traceback(folder, capfdbinary):
+def test_control_characters_in_names_are_escaped_even_in_tracebacks(folder, capfdbinary):
     Path(EVIL).write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     for verbose in ([], ["-v"]):
         assert run(["upscale", EVIL, "gone" + EVIL, *verbose]) == 1
@@ -546,7 +546,7 @@ def test_no_name_reaches_a_terminal_raw_not_even_in_a_traceback(folder, capfdbin
         assert b"\\x1b]0;owned" in err and (b"Traceback" in err) == bool(verbose)
 
 
-def test_hostile_names_are_remembered_and_resumed(folder, fake):
+def test_hostile_names_are_recorded_and_resumed(folder, fake):
     names = [EVIL, '"},{"target":"x.png', "$(touch pwned).png", "a\u2028b.png", "-rf.png", "\\u0000.png", "tab\t.png"]
     for name in names:
         save(f"in/{name.removesuffix('.png')}.png")
@@ -594,7 +594,7 @@ def test_passwords_tokens_and_keys_are_not_shown(monkeypatch):
         "use --memory 2G, and fewer pictures at once, -j 1",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_text_without_secrets_stays(text):
     assert redacted(text) == text
 
 
@@ -617,12 +617,12 @@ def test_what_is_no_secret_stays(text):
         "x" * 50 + "://",
     ],
 )
-def test_no_text_takes_long_to_look_through(piece):
+def test_no_text_takes_long_to_search_for_secrets(piece):
     for text in (piece * 20_000, piece * 20_000 + "@", "?" + piece * 20_000 + "=1"):
         redacted(text)
 
 
-def test_a_journal_keeps_no_password(folder, fake, monkeypatch):
+def test_a_journal_contains_no_password(folder, fake, monkeypatch):
     memory = pytest.importorskip("fsspec").filesystem("memory")
     save("a.png")
     memory.pipe_file("/bucket/a.png?token=letmein99", Path("a.png").read_bytes())
@@ -635,7 +635,7 @@ def test_a_journal_keeps_no_password(folder, fake, monkeypatch):
         memory.rm("/bucket", recursive=True)
 
 
-def test_a_dangling_link_in_a_folder_is_told(folder, capfd):
+def test_a_dangling_link_in_a_folder_is_reported(folder, capfd):
     save("in/a.png")
     Path("in/gone.png").symlink_to("/nowhere/b.png")
     Path("in/notes.txt").symlink_to("/nowhere/notes")
@@ -659,6 +659,7 @@ def test_completing_a_hostile_name_runs_nothing(folder):
     Path("hasn").write_text(f'#!/bin/sh\nexec {sys.executable} -m hasn_cli "$@"\n')
     Path("hasn").chmod(0o755)
     script = """
+        compopt() { :; }  # works only while a shell completes
         eval "$(hasn completion bash)"
         for word in '' '$' '`' 'a;' '-o$(' 'x'; do
             COMP_WORDS=(hasn upscale "$word"); COMP_CWORD=2; COMPREPLY=()
@@ -672,7 +673,7 @@ def test_completing_a_hostile_name_runs_nothing(folder):
     assert not Path("pwned").exists()
 
 
-def test_a_page_holds_no_script_from_the_picture_and_no_path(folder, monkeypatch, capfd):
+def test_a_page_contains_no_script_from_the_picture_and_no_path(folder, monkeypatch, capfd):
     attack = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", attack)
@@ -692,7 +693,7 @@ def test_a_page_holds_no_script_from_the_picture_and_no_path(folder, monkeypatch
     assert "new.safetensors" in page and "a.png" in page
 
 
-def test_compiled_code_is_kept_where_nobody_else_can_put_any(folder, monkeypatch):
+def test_compiled_code_is_stored_where_nobody_else_can_write(folder, monkeypatch):
     from hasn_cli.inference.fusion import keep_compiled_code_private
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

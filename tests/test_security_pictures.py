@@ -1,4 +1,4 @@
-"""Pictures made to take too much memory or time: each is refused in one line, or read within bounds.
+"""Pictures made to take too much memory or time: each is refused in one line, or read within limits.
 
 Each read runs in a process of its own under a limit of memory and time (`bounded.py`).
 """
@@ -31,8 +31,8 @@ from hasn_cli.images.limits import MAX_METADATA, MAX_TOTAL_PIXELS
 from hasn_cli.images.stream import read_stream
 
 MIB = 2**20
-SMALL = 150 * MIB  # more than any refusal takes beyond the file itself
-SOON = 10.0  # seconds of processor time; what is refused takes a fraction of one
+SMALL = 150 * MIB  # more than any refusal takes in addition to the file itself
+SOON = 10.0  # seconds of processor time; a refusal takes a fraction of a second
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def bounded() -> Iterator[Reader]:
 
 
 def refused(outcome: Outcome, *words: str, size: int = 0) -> None:
-    """One line with these words, soon, and without much memory beyond a few times the file's own bytes."""
+    """Check that it was refused quickly, in one line with these words, with little memory besides the file's bytes."""
     assert outcome.crash is None, outcome
     assert outcome.error is not None and "\n" not in outcome.error, outcome
     assert all(word in outcome.error for word in words), outcome.error
@@ -51,7 +51,7 @@ def refused(outcome: Outcome, *words: str, size: int = 0) -> None:
 
 
 def read_well(outcome: Outcome, *sizes: tuple[int, int], peak: int = SMALL) -> None:
-    """Read, soon, in bounded memory."""
+    """Check that it was read quickly, in limited memory."""
     assert outcome.crash is None and outcome.error is None, outcome
     assert not sizes or outcome.sizes == sizes
     assert outcome.peak < peak, outcome
@@ -88,7 +88,7 @@ def codestream(
     layers: int = 1,
     in_tile: bool = False,
 ) -> bytes:
-    """A JPEG 2000 codestream that declares much and holds nothing; `block` and `precinct` are exponents of sides."""
+    """A JPEG 2000 codestream with a header but no pixels. `block` and `precinct` are exponents of sides."""
     side = tile or max(width, height)
     sizes = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, side, side, 0, 0, components)
     style = struct.pack(">BBHBBBBBB", precinct is not None, 0, layers, 0, levels, block - 2, block - 2, 0, 1)
@@ -126,12 +126,12 @@ def test_a_jpeg_2000_divided_into_a_piece_for_each_pixel_is_refused(bounded, opt
 
 
 @pytest.mark.parametrize("components", [500, 16_384])
-def test_components_of_a_jpeg_2000_are_counted_before_decoding(bounded, components):
+def test_jpeg_2000_components_are_counted_before_decoding(bounded, components):
     shown = struct.pack(">H9H", 3, 0, 0, 1, 1, 0, 2, 2, 0, 3)
     refused(bounded.read(jp2(codestream(1000, 1000, components), box(b"cdef", shown))), f"{components} components")
 
 
-def test_a_palette_of_a_jpeg_2000_multiplies_nothing(bounded):
+def test_a_jpeg_2000_palette_does_not_multiply_memory(bounded):
     entries = struct.pack(">HB", 2, 255) + b"\7" * 255 + bytes(2 * 255)
     mapping = b"".join(struct.pack(">HBB", 0, 1, column) for column in range(255))
     data = jp2(codestream(4000, 4000), box(b"pclr", entries), box(b"cmap", mapping))
@@ -147,7 +147,7 @@ def test_a_palette_of_a_jpeg_2000_multiplies_nothing(bounded):
     ],
     ids=str,
 )
-def test_jpeg_2000_as_archives_and_viewers_divide_it_is_read(bounded, options):
+def test_jpeg_2000_divided_as_by_archives_and_viewers_is_read(bounded, options):
     buffer = io.BytesIO()
     Image.fromarray(photo(600, 800)).save(buffer, "JPEG2000", **options)
     read_well(bounded.read(buffer.getvalue()), (600, 800))
@@ -173,7 +173,7 @@ def multiplying_exif(pointers: int, below: int, entries: int) -> bytes:
 
 @pytest.mark.parametrize("counts", [(1000, 1000, 1000), (60_000, 1, 1), (1, 60_000, 5000)])
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp"])
-def test_exif_whose_pointers_multiply_costs_nothing(bounded, format, counts):
+def test_exif_with_multiplying_pointers_takes_no_resources(bounded, format, counts):
     block = multiplying_exif(*counts)
     if format == "jpeg" and len(block) > 65_000:
         pytest.skip("a JPEG cannot hold it")
@@ -182,7 +182,7 @@ def test_exif_whose_pointers_multiply_costs_nothing(bounded, format, counts):
     read_well(outcome, (48, 64))
 
 
-def test_a_tiff_whose_pointers_multiply_costs_nothing(bounded):
+def test_a_tiff_with_multiplying_pointers_takes_no_resources(bounded):
     plain = written(picture(photo()), "tiff")
     at = len(plain) + len(plain) % 2
     (first,) = struct.unpack_from("<L", plain, 4)
@@ -198,7 +198,7 @@ def test_a_tiff_whose_pointers_multiply_costs_nothing(bounded):
     read_well(bounded.read(bytes(data), write="tiff"), (48, 64))
 
 
-def test_exif_whose_values_are_all_the_same_bytes_costs_nothing(bounded):
+def test_exif_values_that_share_their_bytes_take_no_resources(bounded):
     entries = b"".join(struct.pack("<HHLL", 0x1000 + number, 7, 900_000, 60_000) for number in range(4000))
     block = b"II*\0" + struct.pack("<LH", 8, 4000) + entries + bytes(4)
     block = block.ljust(960_000, b"\7")
@@ -213,7 +213,7 @@ def test_exif_whose_values_are_all_the_same_bytes_costs_nothing(bounded):
 
 @cache
 def zeros(count: int) -> bytes:
-    """So many zeros, packed by zlib."""
+    """`count` zeros, packed by zlib."""
     worker = zlib.compressobj(1)
     packed = [worker.compress(bytes(MIB)) for _ in range(count // MIB)]
     return b"".join([*packed, worker.compress(bytes(count % MIB)), worker.flush()])
@@ -258,14 +258,14 @@ def packed_box(kind: bytes, length: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
 @pytest.mark.parametrize("count", [1, 50])
-def test_png_metadata_that_unpack_to_gigabytes_are_refused_or_left_out(bounded, kind, count):
+def test_png_metadata_that_unpacks_to_gigabytes_is_refused_or_left_out(bounded, kind, count):
     head = {b"zTXt": b"key\0\0", b"iTXt": b"key\0\1\0\0\0", b"iCCP": b"name\0\0"}[kind]
     outcome = bounded.read(png_with(*[png_chunk(kind, head + zeros(66_000_000))] * count), write="png")
     refused(outcome, "metadata")
 
 
 @pytest.mark.parametrize("kind", [b"Exif", b"xml "])
-def test_packed_boxes_of_a_jpeg_xl_have_one_budget(bounded, kind):
+def test_packed_boxes_of_a_jpeg_xl_share_one_limit(bounded, kind):
     read_well(bounded.read(jxl_with(*[packed_box(kind, 40_000_000)] * 60)), (48, 64))
 
 
@@ -295,13 +295,13 @@ METADATA_BOMBS = {
 
 
 @pytest.mark.parametrize("name", METADATA_BOMBS)
-def test_metadata_beyond_the_limit_are_refused(bounded, name):
+def test_metadata_over_the_limit_is_refused(bounded, name):
     data = METADATA_BOMBS[name]()
     refused(bounded.read(data, memory=2 << 30), "metadata", size=len(data))
 
 
 def profile_of_elements(count: int) -> bytes:
-    """A profile of inks whose processing elements all are the same bytes."""
+    """A CMYK profile whose processing elements all share the same bytes."""
     table = struct.pack(">II", 148 + 8 * count, 60_000) * count
     elements = b"mpet" + bytes(4) + struct.pack(">HHI", 4, 3, count) + table + bytes(60_000)
     icc = bytearray(128) + struct.pack(">I4sII", 1, b"D2B1", 144, len(elements)) + elements
@@ -317,7 +317,7 @@ def test_elements_of_a_profile_that_share_their_bytes_are_refused(bounded):
     refused(bounded.read(buffer.getvalue()), "overlap")
 
 
-def test_the_largest_metadata_of_honest_files_are_kept():
+def test_the_largest_metadata_of_real_files_is_kept():
     xmp = b"<x:xmpmeta>" + b" " * 8_000_000 + b"</x:xmpmeta>"
     icc = WIDE_GAMUT + bytes(4_000_000)
     assert len(xmp) + len(icc) < MAX_METADATA
@@ -326,7 +326,7 @@ def test_the_largest_metadata_of_honest_files_are_kept():
         assert (found.xmp, found.icc) == (xmp, icc), format
 
 
-def test_a_profile_of_nothing_but_lines_is_passed_over(bounded):
+def test_a_profile_with_only_newlines_is_ignored(bounded):
     body = b"Raw profile type exif\0\0" + zlib.compress(b"\n" * (MAX_METADATA - 1000))
     read_well(bounded.read(png_with(png_chunk(b"zTXt", body))), (48, 64))
 
@@ -362,7 +362,7 @@ def tiff(
     extra: Sequence[tuple[int, int, bytes]] = (),
     **tags: int,
 ) -> bytes:
-    """A TIFF of 8-bit RGB (or as `tags` say) whose strips hold these bytes; `extra` are tags, types and values."""
+    """A TIFF of 8-bit RGB (or as `tags` say) with these bytes in its strips. `extra` are tags, types and values."""
     channels = tags.pop("channels", 3)
     rows = tags.pop("rows", height)
     data = b"II*\0" + bytes(4)
@@ -398,7 +398,7 @@ def tiff(
 
 
 def inner(kind: str, side: int) -> bytes:
-    """A picture of one colour, to be put into a strip."""
+    """A picture of one colour, to put into a strip."""
     pixels = np.full((side, side), 77, np.uint8)
     if kind == "jpeg":
         return bytes(imagecodecs.jpeg8_encode(pixels))
@@ -434,12 +434,12 @@ def test_pictures_in_strips_together_are_no_larger_than_the_page(bounded):
 
 
 @pytest.mark.parametrize("compression", [22610, 34934])
-def test_what_is_coded_in_a_way_that_cannot_be_looked_through_is_refused(bounded, compression):
+def test_compressions_whose_size_cannot_be_checked_are_refused(bounded, compression):
     data = tiff(16, 16, inner("jpegxr", 16), compression=compression, channels=1)
     refused(bounded.read(data), "not supported")
 
 
-def test_a_jpeg_in_a_strip_has_no_thousands_of_scans(bounded):
+def test_a_jpeg_with_thousands_of_scans_in_a_strip_is_refused(bounded):
     data = bytearray(saved("JPEG", (16, 16), progressive=True))
     scan = data.rindex(b"\xff\xda")
     strip = bytes(data[:-2]) + bytes(data[scan:-2]) * 5000 + b"\xff\xd9"
@@ -480,7 +480,9 @@ def test_pages_that_share_a_long_list_are_refused(bounded):
         following = len(data) + 2 + 12 * len(entries) + 4 if index + 1 < count else 0
         data += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHLL", *entry) for entry in entries)
         data += struct.pack("<L", following)
-    refused(bounded.read(data[:4] + struct.pack("<L", first) + data[8:]), "more than the file", size=len(data))
+    refused(
+        bounded.read(data[:4] + struct.pack("<L", first) + data[8:]), "more data than the file contains", size=len(data)
+    )
 
 
 def test_strips_that_share_a_long_piece_of_the_file_are_refused(bounded):
@@ -490,7 +492,7 @@ def test_strips_that_share_a_long_piece_of_the_file_are_refused(bounded):
     refused(bounded.read(file), "strips", size=len(file))
 
 
-def test_tables_that_are_read_for_each_strip_are_short(bounded):
+def test_long_tables_that_are_read_for_each_strip_are_refused(bounded):
     tables = b"\xff\xd8" + segment(0xFFE5, bytes(65_000)) * 100 + b"\xff\xd9"
     strips = [inner("jpeg", 16)] * 4000
     file = tiff(16, 64_000, *strips, rows=16, compression=7, channels=1, extra=[(347, 7, tables)])
@@ -506,7 +508,7 @@ def test_a_chain_of_a_million_pages_is_refused(bounded):
     refused(bounded.read(data), "pages", size=len(data))
 
 
-def test_directories_that_lie_in_each_other_are_refused(bounded):
+def test_overlapping_directories_are_refused(bounded):
     # 16,000 directories of 4,000 entries each, four bytes apart
     step = struct.pack("<HH", 4000, 4000)
     data = bytearray(b"II*\0" + struct.pack("<L", 8) + step * 60_000)
@@ -528,7 +530,7 @@ def test_a_long_document_is_read(bounded):
 
 
 def gif(width: int, height: int, frames: int) -> bytes:
-    """Frames of one pixel each on a large canvas."""
+    """Frames of one pixel on a large canvas."""
     one = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"
     return (
         b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff" * 3 + one * frames + b"\x3b"
@@ -559,7 +561,7 @@ def webp(width: int, height: int, frames: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [gif, apng, webp])
-def test_the_limit_holds_for_all_frames_together(bounded, make):
+def test_the_limit_applies_to_the_sum_of_all_frames(bounded, make):
     refused(bounded.read(make(1000, 1000, 20), max_pixels=1_000_000), "20 megapixels", "limit of 1")
     read_well(bounded.read(make(100, 100, 20), max_pixels=1_000_000), *[(100, 100)] * 20)
 
@@ -575,7 +577,7 @@ def test_a_hundred_thousand_frames_are_refused(bounded, make):
     refused(bounded.read(data), "frames", size=len(data))
 
 
-def test_the_pages_of_a_document_have_a_limit_together_that_scans_do_not_meet():
+def test_all_pages_together_have_a_limit_above_that_of_real_scans():
     assert MAX_TOTAL_PIXELS > 300 * 25_000_000
     pages = [Frame(photo(10, 10)), Frame(photo(20, 30))]
     data = written(picture(pages[0].pixels, frames=pages, frame_count=2, paged=True), "tiff")
@@ -621,11 +623,11 @@ def rle_bmp(width: int, height: int, data: bytes, bits: int = 8) -> bytes:
 
 
 @pytest.mark.parametrize("data", [b"\1\0\0\0" * 500, b"\0\0" * 1000, b"\0\2\0\xff" * 30, b"\xff\7" * 500, b"\0\1"])
-def test_a_run_length_encoded_bmp_of_nothing_is_refused_at_once(bounded, data):
+def test_a_run_length_encoded_bmp_without_pixels_is_refused_at_once(bounded, data):
     refused(bounded.read(rle_bmp(10_000, 10_000, data)), "truncated")
 
 
-def test_lines_of_a_run_length_encoded_bmp_that_end_early_take_no_time(bounded):
+def test_short_lines_of_a_run_length_encoded_bmp_are_unpacked_quickly(bounded):
     """Each of these lines of 200,000 pixels ends after the first."""
     refused(bounded.read(rle_bmp(200_000, 500, b"\1\7\0\0" * 400)), "truncated")
 
@@ -653,7 +655,7 @@ def test_a_run_length_encoded_bmp_is_read_as_pillow_reads_it(bits, width):
     np.testing.assert_array_equal(frame.pixels, expected)
 
 
-def test_image_data_of_a_png_unpack_to_no_more_than_its_pixels(bounded):
+def test_png_image_data_that_unpacks_to_more_than_its_pixels_is_refused(bounded):
     body = png_chunk(b"IDAT", zeros(200_000_000))
     for interlaced in (0, 1):
         head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, interlaced))
@@ -688,12 +690,12 @@ def test_the_frames_of_an_avif_are_counted_before_a_library_does(bounded):
     refused(bounded.read(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :]), "frames")
 
 
-def test_items_that_share_their_bytes_multiply_nothing(bounded):
+def test_items_that_share_their_bytes_do_not_multiply_memory(bounded):
     data = saved("AVIF", exif=b"Exif\0\0" + multiplying_exif(1, 1, 1))
     places = data.index(b"iloc")
     (count,) = struct.unpack_from(">H", data, places + 10)
     assert count == 2
-    # the second item, EXIF, becomes one of many pieces that all are the same 30 MB
+    # the second item, EXIF, gets many pieces, which are all the same 30 MB
     grown = data + bytes(30_000_000)
     at = places + 12 + 14 + 6
     (length,) = struct.unpack_from(">I", data, at + 4)
@@ -707,7 +709,7 @@ def test_a_jpeg_xl_of_thousands_of_channels_is_refused(bounded):
     assert open_picture(data).channels == 4
     start = data.index(b"\xff\x0a")
     bits = int.from_bytes(data[start : start + 64], "little")
-    # size header (1 + 5 + 3 + 5 or more bits) is written anew: 8×8 pixels, then a header that is not the default
+    # size header (1 + 5 + 3 + 5 or more bits) is replaced: 8×8 pixels, then a header that is not the default
     fields = [(1, 1), (5, 0), (3, 1), (1, 0), (1, 0), (1, 0), (2, 0), (1, 1), (2, 3), (12, 4000)]
     value, at = 0x0AFF, 16
     for width, number in fields:
@@ -718,7 +720,7 @@ def test_a_jpeg_xl_of_thousands_of_channels_is_refused(bounded):
     refused(bounded.read(lying), "4001 extra channels")
 
 
-def test_the_head_of_a_jpeg_xl_may_lie_in_several_boxes(bounded):
+def test_the_header_of_a_jpeg_xl_may_be_split_over_boxes(bounded):
     data = written(picture(photo(300, 400)), "jpegxl")
     start = data.index(b"jxlc") - 4
     (length,) = struct.unpack_from(">I", data, start)
@@ -731,7 +733,7 @@ def test_the_head_of_a_jpeg_xl_may_lie_in_several_boxes(bounded):
     refused(bounded.read(split, max_pixels=300 * 400 - 1), "limit")
 
 
-def test_boxes_in_boxes_in_boxes_are_no_trouble(bounded):
+def test_deeply_nested_boxes_are_handled(bounded):
     nested = b""
     for _ in range(20_000):
         nested = struct.pack(">I4s", len(nested) + 8, b"moov") + nested
@@ -743,7 +745,7 @@ def test_boxes_in_boxes_in_boxes_are_no_trouble(bounded):
 
 
 class Endless(io.RawIOBase):
-    """A stream that begins as it is told, goes on for ever, and knows how much of it was read."""
+    """A stream with a given beginning that never ends, and that counts the bytes that were read from it."""
 
     def __init__(self, start: bytes, rest: bytes = b"\0") -> None:
         self._start = start
@@ -771,7 +773,7 @@ class Endless(io.RawIOBase):
         (b"PF 40 30 -1\n", 14_400),
     ],
 )
-def test_of_an_endless_stream_only_what_its_header_announces_is_read(head, length):
+def test_an_endless_stream_is_read_only_as_far_as_its_header_says(head, length):
     stream = Endless(head)
     data = read_stream(stream)
     assert len(data) <= len(head) + length + 64
@@ -802,7 +804,7 @@ def test_an_endless_stream_in_another_format_is_refused(monkeypatch):
     assert len(read_stream(Endless(b"no picture"))) == 64
 
 
-def test_the_command_reads_no_more_of_stdin_either(monkeypatch):
+def test_the_command_reads_stdin_only_as_far_as_the_header_says(monkeypatch):
     from hasn_cli.batch.settings import Settings
     from hasn_cli.batch.work import open_source
 

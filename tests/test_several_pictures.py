@@ -1,4 +1,4 @@
-"""Several pictures in one file or pipe: all of them where the format has that, else an error that counts them."""
+"""Several pictures in one file or pipe: all are read if the format allows it; otherwise an error counts them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("between", [b"", b"\n", b" \r\n"])
-def test_a_stream_of_pnm_is_read_whole_and_written_whole(between):
+def test_all_pictures_of_a_pnm_stream_are_read_and_written(between):
     found = open_picture(between.join(pnm(pixels) for pixels in PAGES))
     assert (found.frame_count, found.paged) == (5, True)
     assert [shape.size for shape in found.shapes] == [pixels.shape[:2] for pixels in PAGES]
@@ -47,7 +47,7 @@ def test_a_stream_of_pnm_is_read_whole_and_written_whole(between):
             np.testing.assert_array_equal(frame.pixels, wanted)
 
 
-def test_netpbms_own_kinds_may_be_mixed():
+def test_netpbm_formats_may_be_mixed():
     bits = b"P4\n# a comment\n10 3\n" + bytes([0b10101010, 0b11000000] * 3)
     plain = b"P2\n2 2\n9\n0 3\n6 9\n"
     found = open_picture(bits + pnm(PAGES[0]) + bits + plain + b"what follows plain text means nothing")
@@ -58,12 +58,12 @@ def test_netpbms_own_kinds_may_be_mixed():
 
 
 @pytest.mark.parametrize("junk", [b"\0" * 100, b"\n", b"junk", b"P", b"P6", b"P6 of something", b"P9 3 3 255 "])
-def test_what_follows_and_is_no_picture_is_left(junk):
+def test_other_data_after_a_netpbm_picture_is_ignored(junk):
     found = open_picture(pnm(PAGES[0]) + junk)
     assert (found.frame_count, found.paged) == (1, False)
 
 
-def test_a_stream_that_is_cut_off_says_where():
+def test_a_truncated_stream_names_the_picture():
     whole = pnm(PAGES[0])
     cut = open_picture(whole + whole + whole[:-1])
     assert cut.frame_count == 3
@@ -83,7 +83,7 @@ def test_a_stream_of_pfm_becomes_a_tiff():
         np.testing.assert_array_equal(frame.pixels, wanted)
 
 
-def test_a_pipe_of_pnm_comes_out_as_a_pipe_of_pnm():
+def test_a_pnm_pipe_in_gives_a_pnm_pipe_out():
     stream = b"".join(pnm(np.roll(photo(16, 20), 3 * index, axis=1)) for index in range(3))
     command = [sys.executable, "-m", "hasn_cli", "upscale", "-", "-s", "2", "-o", "-"]
     result = subprocess.run(command, input=stream, capture_output=True, timeout=300, check=True)
@@ -95,7 +95,7 @@ def test_a_pipe_of_pnm_comes_out_as_a_pipe_of_pnm():
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_four_channels_of_pam_are_no_alpha_unless_they_are_called_so(depth):
+def test_pam_channels_are_alpha_only_if_they_are_named_so(depth):
     dtype = np.uint8 if depth == 8 else np.uint16
     inks = np.zeros((3, 4, 4), dtype)
     inks[..., 0] = np.iinfo(dtype).max
@@ -112,19 +112,19 @@ STREAMS = ["png", "jpeg", "gif", "webp", "bmp", "avif", "jpegxl", "jpeg2000", "h
 
 
 @pytest.mark.parametrize("format", STREAMS)
-def test_files_one_behind_the_other_are_counted_and_refused(format):
+def test_concatenated_files_are_counted_and_refused(format):
     one = encoded(picture(photo()), format)
     other = encoded(picture(photo(20, 30)), "png")
     for data, count in ((one * 3, 3), (one + other, 2), (one + other + one, 3)):
         found = open_picture(data)
-        with pytest.raises(ImageError, match=f"holds {count} files") as caught:
+        with pytest.raises(ImageError, match=f"contains {count} pictures") as caught:
             check_can_hold(found, found.size, "png", EncodeOptions())
         assert "--first-frame" in caught.value.hint
         check_can_hold(found, found.size, "png", EncodeOptions(first_frame=True))
         np.testing.assert_array_equal(next(iter(found.frames)).pixels, next(iter(open_picture(one).frames)).pixels)
 
 
-def test_an_animation_behind_a_picture_counts_as_one(tmp_path):
+def test_an_animation_after_a_picture_counts_as_one_picture(tmp_path):
     frames = [Frame(np.roll(photo(), index, axis=0), 50.0) for index in range(3)]
     film = encoded(picture(photo(), frames=frames, frame_count=3, loop=0), "gif")
     assert open_picture(film + film).following == 1
@@ -138,7 +138,7 @@ MP4 = struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 512, b"isom") + struct.pack
     "junk", [b"\0" * 64, b"\xff" * 9, b"junk", MP4, b"\xff\xd8", b"BMX", b"P6 2 2 255 aaaaaaaaaaaa"]
 )
 @pytest.mark.parametrize("format", STREAMS)
-def test_what_stands_behind_a_file_and_is_no_picture_is_left(format, junk):
+def test_other_data_after_a_file_is_ignored(format, junk):
     if format in ("avif", "heic", "jpegxl", "jpeg2000"):
         junk = MP4[20:]  # anything else would be a broken box
     assert open_picture(encoded(picture(photo()), format) + junk).following == 0
@@ -157,13 +157,13 @@ def test_the_pictures_that_belong_to_a_jpeg_are_not_counted():
     assert open_picture(notes + notes).following == 1
 
 
-def test_the_command_says_how_many_and_takes_the_first_when_asked(tmp_path, capsys):
+def test_the_command_counts_the_pictures_and_takes_the_first_on_request(tmp_path, capsys):
     source, target = tmp_path / "three.png", tmp_path / "out.png"
     source.write_bytes(encoded(picture(photo(16, 20)), "png") * 3)
     command = ["upscale", str(source), "-s", "2", "-o", str(target), "-q"]
     assert run(command) == 1
     said = capsys.readouterr().err
-    assert "holds 3 files" in said and "--first-frame" in said
+    assert "contains 3 pictures" in said and "--first-frame" in said
     assert not target.exists()
     assert run([*command, "--first-frame"]) == 0
     assert open_picture(target).size == (32, 40)

@@ -1,4 +1,4 @@
-"""What stands still in an animation stands still in its enlargement, pixel for pixel, in every animated format."""
+"""Parts of an animation that do not move keep exactly the same pixels when it is enlarged, in every animated format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hasn_cli.stillness import RADIUS
 
 
 class Global(Nearest):
-    """An upscaler whose every value depends on the whole frame, as the network's does; never twice the same."""
+    """An upscaler like the network: each value depends on the whole frame. It never gives the same values twice."""
 
     def __init__(self, scale: int) -> None:
         super().__init__(scale)
@@ -50,7 +50,7 @@ def passing(count: int = 5, channels: int = 3, width: int = 120) -> list[np.ndar
 
 
 def still(before: np.ndarray, now: np.ndarray, scale: int) -> np.ndarray:
-    """sH×sW: where two frames are equal as far as `RADIUS` around."""
+    """sH×sW: where two frames are equal within `RADIUS`."""
     differs = (before != now).any(axis=2)
     near = np.zeros_like(differs)
     for row, column in np.argwhere(differs):
@@ -60,7 +60,7 @@ def still(before: np.ndarray, now: np.ndarray, scale: int) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("scale", [2, 3])
-def test_what_is_equal_around_keeps_its_values_and_the_rest_is_computed_anew(channels, scale):
+def test_unchanged_surroundings_keep_their_values_and_the_rest_is_recomputed(channels, scale):
     frames = passing(channels=channels)
     large = enlarged(frames, Global(scale), Size(scale))
     for earlier, later, before, now in zip(large, large[1:], frames, frames[1:], strict=False):
@@ -70,30 +70,30 @@ def test_what_is_equal_around_keeps_its_values_and_the_rest_is_computed_anew(cha
         assert (later[~where] != earlier[~where]).any()
 
 
-def test_sizes_between_keep_what_stands_still_too():
+def test_sizes_between_the_scales_keep_unchanged_parts_too():
     frames = passing()
     large = enlarged(frames, Global(2), Size(1.6))
-    far = np.s_[:16]  # above the square and what lies near it
+    far = np.s_[:16]  # above the square and its surroundings
     for later in large[1:]:
         np.testing.assert_array_equal(later[far], large[0][far])
 
 
-def test_what_something_passed_before_looks_as_it_did_before():
+def test_a_background_uncovered_again_looks_as_before():
     frames = passing()
     large = enlarged(frames, Global(2))
     where = still(frames[0], frames[-1], 2)
     np.testing.assert_array_equal(large[-1][where], large[0][where])
 
 
-def test_every_value_stems_from_a_whole_evaluation_of_some_frame_so_that_nothing_adds_up():
+def test_every_value_comes_from_a_full_evaluation_of_some_frame():
     frames = passing(9)
     alone = [enlarge_pixels(pixels, lambda scale: Global(2), Size(2)) for pixels in frames]
     for index, pixels in enumerate(enlarged(frames, Global(2))):
-        # `Global` draws other digits each time, and all of them lie within 7 of the pixel itself
+        # `Global` gives other values each time, all of them within 7 of the pixel itself
         assert np.abs(pixels.astype(int) - alone[index]).max() <= 14
 
 
-def test_a_cut_to_another_scene_begins_anew():
+def test_a_cut_to_another_scene_starts_afresh():
     one, two = photo(40, 60), photo(40, 60)[::-1].copy()
     large = enlarged([one, two, two[:, ::-1].copy()], Global(2))
     for pixels, small in zip(large, (one, two, two[:, ::-1]), strict=True):
@@ -104,7 +104,7 @@ def test_a_cut_to_another_scene_begins_anew():
     np.testing.assert_array_equal(scenes[-1][where], scenes[1][where])
 
 
-def test_frames_that_are_equal_are_computed_once():
+def test_equal_frames_are_computed_once():
     one, other = photo(30, 40), photo(30, 40).copy()
     other[:10] = 0
     upscaler, told = Nearest(2), []
@@ -116,7 +116,7 @@ def test_frames_that_are_equal_are_computed_once():
         np.testing.assert_array_equal(pixels, small.repeat(2, 0).repeat(2, 1))
 
 
-def test_colour_under_what_is_transparent_counts_only_where_alpha_is_data():
+def test_colour_under_transparent_pixels_counts_only_if_alpha_is_data():
     one, other = photo(30, 40, channels=4), photo(30, 40, channels=4)
     one[..., 3] = other[..., 3] = np.where(np.arange(40) < 20, 0, 255)
     other[:, :10, :3] = 0
@@ -126,7 +126,7 @@ def test_colour_under_what_is_transparent_counts_only_where_alpha_is_data():
         assert len(upscaler.calls) == calls  # colour and alpha, of one frame or of two
 
 
-def test_pages_of_a_document_are_no_animation():
+def test_pages_of_a_document_are_not_treated_as_an_animation():
     pages = passing(3)
     document = picture(pages[0], "tiff", frames=[Frame(page) for page in pages], frame_count=3, paged=True)
     upscaler = Global(2)
@@ -134,7 +134,7 @@ def test_pages_of_a_document_are_no_animation():
     assert (large[0][:16] != large[1][:16]).any()
 
 
-def test_few_frames_are_held_however_many_come():
+def test_only_a_few_frames_are_kept_in_memory():
     def frames():
         for index in range(30):
             pixels = photo(100, 150).copy()
@@ -183,7 +183,7 @@ def read_back(film: Picture, format: str, **options) -> list[np.ndarray]:
     ("format", "options"),
     [("gif", {}), ("png", {}), ("webp", {"lossless": True}), ("webp", {"quality": 95}), ("webp", {"quality": 50})],
 )
-def test_files_keep_what_stands_still(real, format, options):
+def test_files_keep_unchanged_parts(real, format, options):
     frames, film = real
     found = read_back(film, format, **options)
     for index in range(1, len(frames)):
@@ -195,7 +195,7 @@ def test_files_keep_what_stands_still(real, format, options):
         assert np.abs(got[..., :3].astype(int) - wanted.pixels).mean() <= limit
 
 
-def test_avif_keeps_nearly_all_of_what_stands_still(real):
+def test_avif_keeps_nearly_all_unchanged_parts(real):
     frames, film = real
     found = read_back(film, "avif", quality=95)
     for index in range(1, len(frames)):
@@ -204,7 +204,7 @@ def test_avif_keeps_nearly_all_of_what_stands_still(real):
         assert (change > 0).mean() < 0.05 and change.max() < 16  # AV1 codes whole blocks with loss
 
 
-def test_what_is_kept_is_near_what_the_network_gives_for_the_frame_alone(real, network):
+def test_kept_pixels_are_close_to_the_networks_result_for_the_single_frame(real, network):
     frames, film = real
     for small, frame in zip(frames, film.frames, strict=True):
         alone = enlarge_pixels(small, lambda scale: network, Size(2)).astype(int)
@@ -212,7 +212,7 @@ def test_what_is_kept_is_near_what_the_network_gives_for_the_frame_alone(real, n
         assert difference.mean() < 0.5 and np.percentile(difference, 99) <= 4
 
 
-# --- WebP that moves -------------------------------------------------------------------------------------------------
+# --- animated WebP ---------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -221,7 +221,7 @@ def test_what_is_kept_is_near_what_the_network_gives_for_the_frame_alone(real, n
     channels=st.sampled_from([1, 2, 3, 4]),
 )
 @settings(max_examples=40, deadline=None)
-def test_any_lossless_webp_that_moves_comes_back_pixel_by_pixel(seed, shape, channels):
+def test_any_lossless_animated_webp_is_preserved_exactly(seed, shape, channels):
     dice = np.random.default_rng(seed)
     shown = [dice.integers(0, 256, (*shape, channels), np.uint8)]
     for _ in range(3):
@@ -242,7 +242,7 @@ def test_any_lossless_webp_that_moves_comes_back_pixel_by_pixel(seed, shape, cha
 
 
 @pytest.mark.parametrize("quality", [40, 95])
-def test_a_lossy_webp_with_half_transparency_keeps_what_stands_still(quality):
+def test_a_lossy_webp_with_partial_transparency_keeps_unchanged_parts(quality):
     frames = []
     for index in range(4):
         pixels = np.dstack([photo(50, 70), np.full((50, 70), 255, np.uint8)])
@@ -259,7 +259,7 @@ def test_a_lossy_webp_with_half_transparency_keeps_what_stands_still(quality):
             np.testing.assert_array_equal(got[where], found[index - 1][where])
 
 
-def test_a_webp_that_moves_is_smaller_where_little_moves():
+def test_an_animated_webp_is_smaller_if_little_moves():
     moving, first = film_of(passing(9)), film_of(passing(9)[:1])
 
     def length(film: Picture) -> int:

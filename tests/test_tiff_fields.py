@@ -1,4 +1,4 @@
-"""What a TIFF's fields say besides the pixels: no resolution out of nothing, and the kind of gray that came in."""
+"""Fields of TIFF files: no invented resolution, and the meaning of zero in gray pictures is kept."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from pictures import Nearest, exif, photo, picture
+from PIL import Image
 
 from hasn_cli.enlarge import Size, enlarge
 from hasn_cli.images import EncodeOptions, Metadata, open_picture, write_picture
@@ -22,7 +23,7 @@ def encoded(shown, format) -> bytes:
 
 
 @pytest.mark.parametrize("came", FORMATS)
-def test_no_resolution_comes_out_where_none_came_in(came):
+def test_no_resolution_is_written_if_none_was_read(came):
     for metadata in (Metadata(), Metadata(exif=exif(1))):
         found = open_picture(encoded(picture(photo(24, 32), metadata=metadata), came))
         assert found.metadata.dpi is None
@@ -35,12 +36,12 @@ def test_no_resolution_comes_out_where_none_came_in(came):
             if format == "png":
                 assert b"pHYs" not in data
             if format == "jpeg":
-                assert data[13:18] == b"\0\0\1\0\1"  # JFIF cannot leave it out: no unit, square pixels
+                assert data[13:18] == b"\0\0\1\0\1"  # JFIF must state one: no unit, square pixels
             if format == "bmp":
                 assert data[38:46] == bytes(8)
 
 
-def test_a_resolution_without_a_unit_is_one_of_inches_as_the_standard_has_it():
+def test_a_resolution_without_a_unit_is_in_inches_as_the_standard_says():
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, photo(), photometric="rgb", resolution=(300, 150), resolutionunit="inch", metadata=None)
     data = bytearray(buffer.getvalue())
@@ -68,7 +69,7 @@ def min_is_white(samples: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_a_tiff_whose_zero_is_white_comes_out_as_one(dtype):
+def test_a_tiff_in_which_zero_is_white_is_written_as_one(dtype):
     if dtype == np.float32:
         samples = np.linspace(-3.1, 3.1, 48 * 64, dtype=np.float32).reshape(48, 64)
     else:
@@ -98,3 +99,27 @@ def test_each_page_keeps_its_own_kind_of_gray():
     with tifffile.TiffFile(io.BytesIO(encoded(open_picture(buffer.getvalue()), "tiff"))) as file:
         assert [page.photometric.name for page in file.pages] == ["MINISWHITE", "MINISBLACK"]
         assert all(np.array_equal(page.asarray(), gray) for page in file.pages)
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+@pytest.mark.parametrize("height", [5, 700])
+def test_fax_pages_are_read_dot_by_dot(compression, height):
+    rng = np.random.default_rng(3)
+    runs = rng.integers(1, 90, size=40_000)
+    dots = np.resize(np.repeat(np.arange(len(runs)) % 2, runs), (height, 1235)).astype(bool)
+    buffer = io.BytesIO()
+    Image.fromarray(dots).save(buffer, "TIFF", compression=compression)
+    found = next(iter(open_picture(buffer.getvalue()).frames)).pixels
+    np.testing.assert_array_equal(found[..., 0], np.where(dots, 255, 0))
+
+
+def test_a_palette_of_one_bit_is_read():
+    dots = photo(channels=1)[..., 0] > 100
+    colormap = (320, 3, 6, (0, 65535, 10 * 257, 200 * 257, 0, 30 * 257), True)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, dots, photometric="minisblack", extratags=[colormap], metadata=None)
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\x06\x01\x03\0\x01\0\0\0\x01")
+    data[at + 8] = 3  # a palette
+    found = next(iter(open_picture(bytes(data)).frames)).pixels
+    np.testing.assert_array_equal(found, np.where(dots[..., None], (255, 200, 30), (0, 10, 0)))

@@ -57,7 +57,7 @@ def test_the_depthwise_gradient_by_products_is_the_one_by_convolution():
 
 def started(scale: int = 2) -> tuple[HASN, torch.Tensor]:
     """A network whose weights are all different from 0, and patches."""
-    lr = Patches(pictures(), [scale], PatchPlan(side=20, batch=4))[0].lr.float() / 255
+    lr = Patches(pictures(), [scale], PatchPlan(side=16, batch=2))[0].lr.float() / 255
     network = HASN(scale)
     start(network, lr)
     random = torch.Generator().manual_seed(0)
@@ -81,17 +81,19 @@ def test_pytorchs_own_depthwise_gradient_gives_the_same_training_step():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_blocks_give_the_same_training_step_and_compile_once():
     network, lr = started()
     torch._dynamo.reset()
     compiled = block_function(compiled=True)
-    for one, other in zip(gradients(network, lr, block=compiled), gradients(network, lr), strict=True):
-        assert (one - other).norm() <= 1e-3 * other.norm() + 1e-6
-    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    other_scale = started(3)[0]
-    gradients(other_scale, lr, block=compiled)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compilations <= 2
+    ours, eager = (gradients(network, lr, half=True, block=block) for block in (compiled, block_function()))
+    for one, other in zip(ours, eager, strict=True):
+        assert (one - other).norm() <= 0.3 * other.norm() + 1e-7  # rounding alone makes 0.15 of it
+    counted = torch._dynamo.utils.counters["stats"]
+    compilations = counted["unique_graphs"]
+    gradients(started(3)[0], lr, half=True, block=compiled)
+    assert counted["unique_graphs"] == compilations, "once for all blocks and scales"
 
 
 def test_validation_by_the_plain_module_agrees_with_the_engine():
@@ -110,22 +112,3 @@ def test_a_run_on_a_device_cuts_its_patches_there(tmp_path, monkeypatch):
     recipe = Recipe(iterations=1, patches=PatchPlan(side=16, batch=2), device="cuda")
     Trainer(pictures(), [], tmp_path, recipe)
     assert made[0][3] == "cuda"
-
-
-def test_the_share_done_grows_during_the_first_step_of_a_run_by_minutes(tmp_path, monkeypatch):
-    trainer = Trainer(pictures(), [], tmp_path, Recipe(minutes=1e-3, patches=PatchPlan(side=16, batch=2)))
-    seen, original = [], trainer._train_on
-
-    def watched(*arguments):
-        seen.append((trainer.fraction, trainer.seconds_left))
-        result = original(*arguments)
-        seen.append((trainer.fraction, trainer.seconds_left))
-        return result
-
-    monkeypatch.setattr(trainer, "_train_on", watched)
-    assert trainer.fraction == 0
-    list(trainer.run())
-    (before, left_before), (after, left_after) = seen[:2]
-    assert before < after <= 1
-    assert left_before > left_after >= 0
-    assert trainer.fraction == 1

@@ -1,4 +1,4 @@
-"""Alpha that is 0 everywhere because nobody uses it does not erase the picture; alpha that is data stays data."""
+"""An unused alpha channel (0 everywhere) does not hide the picture, and alpha that is data stays data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def assert_opaque(pixels: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def tga(pixels: np.ndarray, alpha_bits: int, attributes: int | None = None) -> bytes:
-    """An uncompressed TGA, the top row first; with an extension area where `attributes` is given."""
+    """An uncompressed TGA with the top row first, and with an extension area if `attributes` is given."""
     height, width, channels = pixels.shape
     kind, order = (3, (0, 1)) if channels == 2 else (2, (2, 1, 0, 3))
     head = struct.pack("<BBBHHBHHHHBB", 0, 0, kind, 0, 0, 0, 0, 0, width, height, 8 * channels, 0x20 | alpha_bits)
@@ -46,30 +46,30 @@ def tga(pixels: np.ndarray, alpha_bits: int, attributes: int | None = None) -> b
 
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("stored", [0, 77, None])
-def test_a_tga_whose_header_knows_no_alpha_has_none(channels, stored):
+def test_a_tga_whose_header_declares_no_alpha_has_none(channels, stored):
     pixels = photo(channels=channels)
     if stored is not None:
         pixels[..., -1] = stored
     found = shown(tga(pixels, 0))
     assert found.shape[2] == channels - 1
     assert_opaque(found, pixels[..., :-1])
-    np.testing.assert_array_equal(shown(tga(pixels, 8)), pixels)  # with alpha in its header it is another matter
+    np.testing.assert_array_equal(shown(tga(pixels, 8)), pixels)  # the header declares alpha, so it counts
 
 
 @pytest.mark.parametrize(("attributes", "erased"), [(0, False), (1, False), (2, False), (3, True)])
-def test_a_tgas_extension_tells_whether_alpha_that_is_0_everywhere_means_anything(attributes, erased):
+def test_a_tgas_extension_tells_whether_alpha_of_0_everywhere_is_meant(attributes, erased):
     pixels = photo(channels=4)
     pixels[..., 3] = 0
     assert (shown(tga(pixels, 8, attributes))[..., 3] == (0 if erased else 255)).all()
 
 
-def test_a_tgas_colour_that_has_been_multiplied_by_alpha_is_divided():
+def test_premultiplied_colour_of_a_tga_is_divided_by_alpha():
     pixels = np.full((4, 4, 4), (50, 100, 25, 128), np.uint8)
     assert np.abs(shown(tga(pixels, 8, 4)).astype(int) - (100, 199, 50, 128)).max() <= 1
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_colour_that_cannot_have_been_multiplied_by_an_alpha_of_0_is_opaque(channels):
+def test_colour_with_a_premultiplied_alpha_of_0_everywhere_is_opaque(channels):
     pixels = photo(channels=channels)
     pixels[..., -1] = 0
     document = io.BytesIO()
@@ -80,7 +80,7 @@ def test_colour_that_cannot_have_been_multiplied_by_an_alpha_of_0_is_opaque(chan
         assert_opaque(shown(tga(pixels, 8, 4)), pixels[..., :-1])
 
 
-def test_samples_of_a_tiff_that_are_not_declared_as_alpha_are_none():
+def test_tiff_samples_that_are_not_declared_as_alpha_are_not_alpha():
     pixels = photo(channels=4)
     pixels[..., 3] = 0
     document = io.BytesIO()
@@ -103,7 +103,7 @@ def test_a_tga_whose_palette_has_an_alpha_of_0_is_opaque(alpha):
 
 
 def bmp(pixels: np.ndarray, header: int) -> bytes:
-    """A 32-bit BMP with a mask for its alpha, in a header of version 3 (56 bytes), 4 or 5."""
+    """A 32-bit BMP with a bit mask for alpha in its header, of version 3 (56 bytes), 4 or 5."""
     height, width, _ = pixels.shape
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     info = struct.pack("<IiiHHIIiiII", header, width, height, 1, 32, 3, pixels.nbytes, 0, 0, 0, 0) + masks
@@ -120,7 +120,7 @@ def test_a_bmp_whose_alpha_is_0_everywhere_is_opaque(header):
 
 
 def icon(pixels: np.ndarray, mask: np.ndarray | None, depth: int = 32, header: int = 40) -> bytes:
-    """An ICO of one 32-bit bitmap; the mask is 1 where nothing shows; `depth` is what its directory says."""
+    """An ICO with one 32-bit bitmap. The mask is 1 for transparent pixels; `depth` is the value in its directory."""
     height, width, _ = pixels.shape
     body = struct.pack("<IiiHHIIiiII", header, width, 2 * height, 1, 32, 0, 0, 0, 0, 0, 0)
     body += pixels[::-1, :, (2, 1, 0, 3)].tobytes()
@@ -132,10 +132,10 @@ def icon(pixels: np.ndarray, mask: np.ndarray | None, depth: int = 32, header: i
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 17), (48, 64)])
 @pytest.mark.parametrize("depth", [0, 32])
-def test_an_icon_whose_alpha_is_0_everywhere_shows_what_its_mask_leaves(size, depth):
+def test_an_icon_whose_alpha_is_0_everywhere_uses_its_mask(size, depth):
     pixels = photo(*size, channels=4)
     mask = np.random.default_rng(0).integers(0, 2, size, np.uint8)
-    np.testing.assert_array_equal(shown(icon(pixels, mask, depth)), pixels)  # alpha goes before the mask
+    np.testing.assert_array_equal(shown(icon(pixels, mask, depth)), pixels)  # alpha takes precedence over the mask
     pixels[..., 3] = 0
     found = shown(icon(pixels, mask, depth))
     np.testing.assert_array_equal(found[..., :3], pixels[..., :3])
@@ -149,7 +149,7 @@ def test_an_icon_with_neither_alpha_nor_mask_is_opaque():
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "tiff", "tga", "ppm", "gif"])
-def test_a_picture_that_is_wholly_transparent_on_purpose_stays_so(format):
+def test_a_picture_that_is_fully_transparent_on_purpose_stays_so(format):
     stream = io.BytesIO()
     write_picture(picture(np.zeros((9, 8, 4), np.uint8)), stream, format, EncodeOptions(lossless=True))
     assert (shown(stream.getvalue())[..., 3] == 0).all()
@@ -159,7 +159,7 @@ def test_a_picture_that_is_wholly_transparent_on_purpose_stays_so(format):
 
 
 def texture(dtype: type = np.uint8, channels: int = 4) -> np.ndarray:
-    """Colour everywhere, and alpha that has nothing to do with it: 0 in the left half."""
+    """Colour everywhere, and unrelated alpha: 0 in the left half."""
     pixels = photo(40, 50, channels=channels, dtype=dtype)
     pixels[:, :25, -1] = 0
     return pixels
@@ -168,7 +168,7 @@ def texture(dtype: type = np.uint8, channels: int = 4) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("size", [Size(2), Size(1.5)])
-def test_separate_alpha_leaves_every_channel_to_itself(dtype, channels, size):
+def test_separate_alpha_keeps_all_channels_independent(dtype, channels, size):
     pixels = texture(dtype, channels)
     large = enlarge_pixels(pixels, Overshooting, size, alpha="separate")
     color = enlarge_pixels(pixels[..., :-1].copy(), Overshooting, size)
@@ -187,7 +187,7 @@ def test_separate_alpha_that_is_the_same_everywhere_stays_so(value):
     np.testing.assert_array_equal(large[::2, ::2, :3], pixels[..., :3])
 
 
-def test_what_alpha_is_must_be_known():
+def test_an_unknown_meaning_of_alpha_is_refused():
     with pytest.raises(UsageError, match="blend or separate"):
         enlarge_pixels(texture(), Nearest, Size(2), alpha="maybe")
 

@@ -1,4 +1,4 @@
-"""Weights from the package and from files: found by name, read safely, refused with the reason, written whole."""
+"""Weights from the package and from files: found by name, read safely, refused with a reason, written completely."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
-    """A state dict for x2, of random numbers."""
+    """A state dict for x2 with random values."""
     torch.manual_seed(0)
     return HASN(2).state_dict()
 
 
 def refusal(path: Path, scale: int = 2) -> WeightsError:
-    """The error that loading `path` ends in."""
+    """The error from loading `path`."""
     with pytest.raises(WeightsError) as caught:
         weights.load_network(str(path), scale)
     return caught.value
@@ -64,7 +64,7 @@ def test_bundled_weights_need_no_network(monkeypatch):
     assert upscale(torch.zeros(16, 16, 3, dtype=torch.uint8).numpy(), 2, weights="hasn").shape == (32, 32, 3)
 
 
-def test_the_checksums_beside_the_bundled_weights_are_true():
+def test_the_checksums_beside_the_bundled_weights_are_correct():
     folder = weights.bundled_path(4).parent
     listed = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
     actual = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
@@ -97,7 +97,7 @@ def test_a_pytorch_file_is_unwrapped(tmp_path, state, wrap):
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
-def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path, state):
+def test_the_type_of_a_file_follows_from_its_content_and_not_its_name(tmp_path, state):
     torch.save(state, tmp_path / "w.safetensors")
     save_file(state, tmp_path / "w.pth")
     torch.save(state, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
@@ -111,14 +111,14 @@ def test_half_precision_files_become_float32(tmp_path, state):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_a_file_whose_name_is_no_unicode_is_read(tmp_path):
+def test_a_file_whose_name_is_not_unicode_is_read(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.safetensors"
     shutil.copy(weights.bundled_path(2), path)
     assert weights.load_network(os.fsdecode(path), 2).scale == 2
 
 
 @pytest.mark.parametrize(("scale", "width"), [(2, 52), (3, 52), (4, 26)])
-def test_scale_and_width_are_read_off_the_shapes(scale: int, width: int):
+def test_scale_and_width_follow_from_the_shapes(scale: int, width: int):
     network = network_from_state_dict(HASN(scale, width).state_dict())
     assert (network.scale, network.num_features) == (scale, width)
 
@@ -132,7 +132,7 @@ def test_the_released_checkpoint_loads_as_the_authors_published_it(shared):
 
 
 class Payload:
-    """Pickled, it writes a file when it is loaded by somebody careless."""
+    """An object whose pickle writes a file when it is loaded without care."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -144,7 +144,7 @@ class Payload:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [2, 5])
 @pytest.mark.parametrize("saver", ["torch", "legacy", "pickle"])
-def test_a_pickle_that_wants_more_than_tensors_is_refused_and_does_not_run(tmp_path, state, saver: str, protocol: int):
+def test_a_pickle_with_more_than_tensors_is_refused_and_not_run(tmp_path, state, saver: str, protocol: int):
     path, trace = tmp_path / "w.pth", tmp_path / "trace"
     content = {**state, "extra": Payload(trace)}
     if saver == "pickle":
@@ -152,13 +152,13 @@ def test_a_pickle_that_wants_more_than_tensors_is_refused_and_does_not_run(tmp_p
     else:
         torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=saver == "torch")
     error = refusal(path)
-    assert "holds more than tensors" in error.message
-    if protocol == 2:  # torch reads later ones no further than their first opcodes, and damaged files look the same
+    assert "contains more than tensors" in error.message
+    if protocol == 2:  # later protocols are refused at their first opcodes, which a damaged file may contain, too
         assert "is refused: loading it could run any code" in error.message
     assert "safetensors" in (error.hint or "")
     assert not trace.exists()
     torch.load(path, weights_only=False) if saver != "pickle" else pickle.loads(path.read_bytes())
-    assert trace.exists()  # the payload works where it is let
+    assert trace.exists()  # the payload works if it is allowed to run
 
 
 def without(state: dict, *names: str) -> dict:
@@ -178,21 +178,21 @@ def without(state: dict, *names: str) -> dict:
             "not finite numbers in conv_2.bias",
         ),
         (lambda s: {**s, "conv_2.bias": torch.zeros(52, dtype=torch.int64)}, "not finite numbers in conv_2.bias"),
-        (lambda s: {**s, "upsampler.0.weight": torch.zeros(75, 52, 3, 3)}, r"for no scale of \(2, 3, 4\)"),
-        (lambda s: {"some": torch.zeros(3)}, "is not HASN's"),
-        (lambda s: {}, "is not HASN's"),
-        (lambda s: {"params": {**s, "epoch": 3}}, "epoch is no tensor"),
-        (lambda s: [1, 2], "holds a list, not a state dict"),
+        (lambda s: {**s, "upsampler.0.weight": torch.zeros(75, 52, 3, 3)}, r"for none of the scales \(2, 3, 4\)"),
+        (lambda s: {"some": torch.zeros(3)}, "is not for HASN"),
+        (lambda s: {}, "is not for HASN"),
+        (lambda s: {"params": {**s, "epoch": 3}}, "epoch is not a tensor"),
+        (lambda s: [1, 2], "contains a list, not a state dict"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, state, change, message: str):
+def test_tensors_that_do_not_fit_are_named(tmp_path, state, change, message: str):
     torch.save(change(state), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=message):
         weights.load_network(str(tmp_path / "w.pth"), 2)
 
 
 def test_a_file_that_claims_to_be_huge_takes_no_memory(tmp_path, state):
-    wide = {**state, "conv_1.weight": torch.zeros(200_000, 3, 1, 1)}  # a network so wide would fill 500 GB
+    wide = {**state, "conv_1.weight": torch.zeros(200_000, 3, 1, 1)}  # such a wide network would fill 500 GB
     save_file(wide, tmp_path / "w.safetensors")
     assert "does not fit HASN" in refusal(tmp_path / "w.safetensors").message
 
@@ -216,23 +216,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     message, grown = done.stdout.splitlines()
-    assert "does not hold what it claims in conv_1.weight" in message
-    assert int(grown) < 500_000  # KiB; one tensor of them would fill a gigabyte
+    assert "contains less than it claims in conv_1.weight" in message
+    assert int(grown) < 500_000  # KiB; a single one of these tensors would fill a gigabyte
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensor: tensor.to("meta"), "another kind of tensor"),
-        (lambda tensor: tensor.to_sparse(), "another kind of tensor"),
-        (lambda _: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "another kind of tensor"),
-        (lambda tensor: tensor[:0], "does not hold what it claims in conv_1.weight"),
-        (lambda _: torch.zeros(1 << 40, 0, 3, 3), "does not hold what it claims in conv_1.weight"),
+        (lambda tensor: tensor.to("meta"), "a kind of tensor that HASN does not use"),
+        (lambda tensor: tensor.to_sparse(), "a kind of tensor that HASN does not use"),
+        (
+            lambda _: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+            "a kind of tensor that HASN does not use",
+        ),
+        (lambda tensor: tensor[:0], "contains less than it claims in conv_1.weight"),
+        (lambda _: torch.zeros(1 << 40, 0, 3, 3), "contains less than it claims in conv_1.weight"),
     ],
     ids=["meta", "sparse", "nested", "no rows", "endless and empty"],
 )
-def test_tensors_of_strange_kinds_are_refused(tmp_path, state, change, message: str):
+def test_unsupported_kinds_of_tensors_are_refused(tmp_path, state, change, message: str):
     torch.save({**state, "conv_1.weight": change(state["conv_1.weight"])}, tmp_path / "w.pth")
     assert message in refusal(tmp_path / "w.pth").message
 
@@ -253,7 +256,7 @@ def test_a_damaged_file_is_refused(tmp_path, state, name: str, keep: int):
     assert str(path) in refusal(path).message
 
 
-def test_however_a_pytorch_file_is_damaged_it_is_refused_and_not_accused(tmp_path):
+def test_a_damaged_pytorch_file_is_refused_but_not_called_dangerous(tmp_path):
     path, zipped = tmp_path / "w.pth", io.BytesIO()
     torch.save({"a": torch.zeros(2, 2), "b": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
     torch.save({"a": torch.zeros(2, 2), "b": torch.ones(3)}, zipped)
@@ -266,7 +269,7 @@ def test_however_a_pytorch_file_is_damaged_it_is_refused_and_not_accused(tmp_pat
                 content[place] = rng.randrange(256)
             path.write_bytes(content)
             accused += "could run any code" in refusal(path).message
-    assert accused < 60  # those where the damage spells the name of something to import
+    assert accused < 60  # files in which the damage happens to name something to import
 
 
 def test_a_compressed_file_is_refused_before_it_grows(tmp_path):
@@ -322,7 +325,7 @@ def test_a_file_comes_before_a_hub_id_of_the_same_name(tmp_path, monkeypatch, st
 # writing
 
 
-def test_what_save_network_writes_loads_again(tmp_path):
+def test_a_saved_network_can_be_loaded(tmp_path):
     network = HASN(3)
     save_network(network, tmp_path / "w.safetensors", {"steps": "5"})
     loaded = network_from_state_dict(load_state_dict_file(tmp_path / "w.safetensors"))
@@ -331,7 +334,7 @@ def test_what_save_network_writes_loads_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "w.safetensors"
     target.write_bytes(b"before")
 
@@ -359,11 +362,11 @@ def hasn_weights(*args: str) -> str:
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
-    """No released checkpoint of the machine's owner's is met."""
+    """Hide a released checkpoint that is in the cache of this machine."""
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
 
 
-def test_list_is_tab_separated_where_there_is_no_terminal():
+def test_list_is_tab_separated_without_a_terminal():
     lines = [line.split("\t") for line in hasn_weights("list").splitlines()]
     assert [(cells[0], cells[1], cells[-1]) for cells in lines] == [
         ("name", "scale", "here"),
@@ -388,7 +391,7 @@ def test_list_on_a_terminal_fits_80_columns(monkeypatch, capsys):
     assert max(map(len, table.splitlines())) <= 80
 
 
-def test_list_as_json_has_every_figure():
+def test_list_as_json_contains_every_number():
     rows = json.loads(hasn_weights("list", "--json"))
     by_name = {(row["name"], row["scale"]): row for row in rows}
     x4, released = by_name["hasn", 4], by_name["released", 4]
@@ -398,7 +401,7 @@ def test_list_as_json_has_every_figure():
     assert (released["sha256"], released["present"], released["path"]) == (weights.RELEASED_SHA256, False, None)
 
 
-def test_figures_come_from_the_model_card(tmp_path, state):
+def test_numbers_come_from_the_model_card(tmp_path, state):
     save_file(state, tmp_path / "hasn_x2.safetensors")
     card = """---
 license: cc0-1.0
@@ -422,7 +425,7 @@ model-index:
 
 
 @pytest.mark.parametrize("header", ["- : [", "model-index: [{name: hasn_x2}]", "model-index: 7", "just words"])
-def test_a_broken_model_card_is_no_reason_to_fail(tmp_path, state, header: str):
+def test_a_broken_model_card_is_ignored(tmp_path, state, header: str):
     save_file(state, tmp_path / "hasn_x2.safetensors")
     (tmp_path / "README.md").write_text(f"---\n{header}\n---\n")
     (row,) = json.loads(hasn_weights("info", str(tmp_path), "--json"))
@@ -431,24 +434,24 @@ def test_a_broken_model_card_is_no_reason_to_fail(tmp_path, state, header: str):
 
 def test_info_says_that_the_release_has_no_licence_file():
     text = hasn_weights("info", "released")
-    assert "No licence file comes with the authors' checkpoint" in text
+    assert "The authors' checkpoint has no licence file" in text
     assert "hasn weights pull released" in text
     assert weights.RELEASED_SHA256 in text
 
 
-def test_path_prints_a_line_a_scale():
+def test_path_prints_a_line_for_each_scale():
     assert hasn_weights("path", "hasn", "-s", "3") == f"{weights.bundled_path(3)}\n"
     assert len(hasn_weights("path", "hasn").splitlines()) == 3
 
 
-def test_path_of_a_single_file_is_told_by_its_own_scale(tmp_path, state):
+def test_path_lists_a_single_file_only_for_its_own_scale(tmp_path, state):
     save_file(state, tmp_path / "w.safetensors")
     assert hasn_weights("path", str(tmp_path / "w.safetensors")).splitlines() == [str(tmp_path / "w.safetensors")]
     with pytest.raises(WeightsError, match="is for x2, not x4"):
         hasn_weights("path", str(tmp_path / "w.safetensors"), "-s", "4")
 
 
-def test_verify_passes_what_came_with_the_package():
+def test_verify_accepts_the_bundled_weights():
     text = hasn_weights("verify")
     assert text.count("SHA-256 and tensors are correct") == 3
     assert "released: not on this machine" in text
@@ -468,7 +471,7 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
     assert "hasn_x3.safetensors has SHA-256" in told.err
 
 
-def test_locating_weights_leaves_torch_alone():
+def test_finding_weights_does_not_import_torch():
     script = "import sys; from hasn_cli import weights; weights.files_of('hasn'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "False"

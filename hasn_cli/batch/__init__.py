@@ -1,8 +1,8 @@
-"""A batch of pictures, one failure stopping no other: decoded ahead of the network, encoded behind it.
+"""Process a batch of pictures. If one fails, the others continue.
 
-A few threads take one picture each from its file to its file; the network has a thread of its own (`pool.py`), on
-which they wait in turn. So while it computes one picture, the next are being decoded and the last ones encoded, and
-there are never more in memory than there are threads, nor more than fit (`room.py`).
+A few threads each read, enlarge and write one picture at a time. The network runs in a thread of its own (`pool.py`),
+which they share. While it computes one picture, the next ones are decoded and the previous ones encoded. The number of
+threads and `memory_limit.py` limit how many pictures are in memory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.batch.gate import Gate, OnExists
+from hasn_cli.batch.existing_outputs import ExistingOutputs, OnExists
 from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, Planner, UpscalerPool
-from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import disk_is_full, do_job, is_taken, look, meets_every_picture, open_source
+from hasn_cli.batch.work import disk_is_full, do_job, is_taken, meets_every_picture, open_source, plan_job
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import MissingExtraError, UsageError
 from hasn_cli.images import unfinished
@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 PATIENCE = 1.5  # seconds that a stopped batch waits for its threads
-WORKERS = 4  # one picture in the network, the others before and behind it
-MOST_WORKERS = 32  # for an accelerator, which takes many small pictures at once
+WORKERS = 4  # one picture in the network, the others being decoded or encoded
+MOST_WORKERS = 32  # for an accelerator, which can use many small pictures at once
 
 
 def run_batch(
@@ -58,36 +58,36 @@ def run_batch(
     journal: bool = True,
     cluster: str | None = None,
 ) -> Generator[Event, None, None]:
-    """Do every job, and tell of it as it goes.
+    """Run all jobs and yield events as they happen.
 
-    Closing the generator, or Ctrl-C inside it, stops everything within two seconds and leaves no half output.
+    Closing the generator, or Ctrl-C inside it, stops everything within two seconds. No unfinished output remains.
 
     Args:
         jobs: from `find_jobs`.
-        settings: what becomes of each picture.
-        on_exists: what to do where the output is there already.
-        workers: pictures under way at once, at least 1; None chooses for the device, or for the cluster's workers.
-        resume: skip what the journal says is done from this very input with these settings, do the rest.
-        journal: keep one beside the outputs, where there are several jobs or `resume` is given, which needs it.
+        settings: how to enlarge and write each picture.
+        on_exists: what to do if an output exists already.
+        workers: the number of pictures to work on at once, at least 1. None: chosen for the device or the cluster.
+        resume: skip the pictures that, by the journal, were made from the same input with the same settings.
+        journal: keep a journal beside the outputs if there are several jobs, or with `resume`, which needs it.
         cluster: `tcp://HOST:PORT` of a Dask scheduler, or `local:N` for N worker processes on this machine.
 
     Raises:
-        WeightsError, DeviceError: no picture could be done with these settings.
-        UsageError: `resume` without a journal, or settings that no picture could be done with.
+        WeightsError, DeviceError: no picture can be computed with these settings.
+        UsageError: `resume` without a journal, or settings that cannot work for any picture.
     """
     _check_resume(resume, journal)
-    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=resume or (journal and len(jobs) > 1))
-    gate.open(jobs)
+    outputs = ExistingOutputs(settings, on_exists=on_exists, resume=resume, keep=resume or (journal and len(jobs) > 1))
+    outputs.open(jobs)
     if resume:
         for folder in {job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None}:
             unfinished.clear_abandoned(folder)
     try:
         if cluster is not None:
-            yield from _run_there(jobs, settings, gate, cluster, workers)
+            yield from _run_there(jobs, settings, outputs, cluster, workers)
         else:
-            yield from _run_here(jobs, settings, gate, workers)
+            yield from _run_here(jobs, settings, outputs, workers)
     finally:
-        gate.close()
+        outputs.close()
 
 
 def plan_batch(
@@ -98,14 +98,14 @@ def plan_batch(
     resume: bool = False,
     journal: bool = True,
 ) -> Generator[Event, None, None]:
-    """What `run_batch` would begin with: `Started`, `Skipped` or `Failed` for each job. Nothing is written.
+    """Yield `Started`, `Skipped` or `Failed` for each job, as `run_batch` would. Nothing is written.
 
     Raises:
         WeightsError, DeviceError, UsageError: as `run_batch` does.
     """
     _check_resume(resume, journal)
-    gate = Gate(settings, on_exists=on_exists, resume=resume, keep=False)
-    gate.open(jobs)
+    outputs = ExistingOutputs(settings, on_exists=on_exists, resume=resume, keep=False)
+    outputs.open(jobs)
     planner = Planner(settings)
     with ExitStack() as stack:
         decoders = _decoders_for(jobs, count_cores())
@@ -113,12 +113,12 @@ def plan_batch(
             stack.callback(decoders.close)
         for job in jobs:
             try:
-                reason = gate.check(job).reason
+                reason = outputs.check(job).reason
                 if reason is not None:
                     event: Event = Skipped(job, reason)
                 else:
                     with in_use(decoders):
-                        event = look(job, open_source(job.source, settings, job.name)[0], settings, planner)
+                        event = plan_job(job, open_source(job.source, settings, job.name)[0], settings, planner)
             except Exception as error:
                 if meets_every_picture(error, settings):
                     raise
@@ -128,21 +128,23 @@ def plan_batch(
 
 def _check_resume(resume: bool, journal: bool) -> None:
     if resume and not journal:
-        raise UsageError("--resume goes by the journal, and --no-journal keeps none", "leave one of them out")
+        raise UsageError("--resume needs the journal, which --no-journal turns off", "leave one of them out")
 
 
 def _run_there(
-    jobs: Sequence[Job], settings: Settings, gate: Gate, address: str, workers: int | None
+    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, address: str, workers: int | None
 ) -> Iterator[Event]:
     try:
         from hasn_cli.batch.cluster import run_on_cluster
     except ImportError as error:
         raise MissingExtraError("--cluster", "cluster") from error
-    yield from run_on_cluster(jobs, settings, gate, address, workers)
+    yield from run_on_cluster(jobs, settings, outputs, address, workers)
 
 
-def _run_here(jobs: Sequence[Job], settings: Settings, gate: Gate, workers: int | None) -> Iterator[Event]:
-    crew = _Crew(settings, gate, workers, _decoders_for(jobs, min(workers or WORKERS, count_cores())))
+def _run_here(
+    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, workers: int | None
+) -> Iterator[Event]:
+    crew = _Crew(settings, outputs, workers, _decoders_for(jobs, min(workers or WORKERS, count_cores())))
     try:
         yield from crew.work(jobs)
     finally:
@@ -150,33 +152,35 @@ def _run_here(jobs: Sequence[Job], settings: Settings, gate: Gate, workers: int 
 
 
 def _decoders_for(jobs: Sequence[Job], most: int) -> Decoders | None:
-    """Processes that decode, where there is more than one picture; one alone has nobody to be protected from it."""
+    """Processes that decode, if there are several pictures: they keep a crash from ending the whole batch."""
     return Decoders(most) if len(jobs) > 1 else None
 
 
 class _Crew:
-    """The threads that carry pictures, and the pool that they share."""
+    """The threads that process pictures, and the networks and memory that they share."""
 
-    def __init__(self, settings: Settings, gate: Gate, workers: int | None, decoders: Decoders | None) -> None:
+    def __init__(
+        self, settings: Settings, outputs: ExistingOutputs, workers: int | None, decoders: Decoders | None
+    ) -> None:
         self._decoders = decoders
         self._settings = settings
-        self._gate = gate
+        self._outputs = outputs
         self._workers = workers
         self._pool = UpscalerPool(settings)
-        self._room = Room(settings.memory)
+        self._memory = MemoryLimit(settings.memory)
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._folders: set[Path] = set()
 
     def work(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        """Hand out the jobs, a new one for each that comes back: a slow reader of the events slows the batch."""
+        """Give jobs to the threads, a new one whenever one ends. A slow reader of the events slows the batch."""
         waiting = deque(jobs)
         under_way = 0
         full: str | None = None
         while True:
             while waiting and full is None and under_way < self._limit():
-                self._hand_out(waiting.popleft())
+                self._assign(waiting.popleft())
                 under_way += 1
             if under_way == 0:
                 break
@@ -192,9 +196,9 @@ class _Crew:
             yield Stopped(full, len(waiting))
 
     def dismiss(self) -> None:
-        """Stop everything, and clear away what could not be stopped in time."""
+        """Stop everything. If a thread does not stop in time, delete its unfinished files."""
         self._pool.stop()
-        self._room.close()
+        self._memory.close()
         if self._decoders is not None:
             self._decoders.close()
         for _ in self._threads:
@@ -208,12 +212,12 @@ class _Crew:
                 unfinished.clear_own(folder, unfinished.owner())
 
     def _limit(self) -> int:
-        """How many pictures may be under way."""
+        """The largest number of pictures to work on at once."""
         if self._workers is not None:
             return max(1, self._workers)
         return min(MOST_WORKERS, 2 * count_cores()) if self._pool.accelerated else WORKERS
 
-    def _hand_out(self, job: Job) -> None:
+    def _assign(self, job: Job) -> None:
         if isinstance(job.target, Path):
             self._folders.add(job.target.parent)
         self._inbox.put(job)
@@ -225,12 +229,12 @@ class _Crew:
     def _next(self) -> Event:
         while True:
             try:
-                return self._outbox.get(timeout=0.5)  # without a timeout, Ctrl-C would not get through on Windows
+                return self._outbox.get(timeout=0.5)  # without a timeout, Windows would not deliver Ctrl-C
             except queue.Empty:
                 continue
 
     def _carry(self) -> None:
-        """One thread's life: pictures from file to file."""
+        """Process pictures from the inbox until told to stop. Runs in each thread."""
         while (job := self._inbox.get()) is not None:
             try:
                 with in_use(self._decoders):
@@ -240,19 +244,19 @@ class _Crew:
                 return
             except Exception as error:
                 if is_taken(error):
-                    self._gate.spare(job)
+                    self._outputs.disown(job)
                 self._outbox.put(Failed(job, error))
 
     def _do(self, job: Job) -> Event:
-        verdict = self._gate.check(job)
+        verdict = self._outputs.check(job)
         if verdict.reason is not None:
             return Skipped(job, verdict.reason)
 
         def tell(event: Started | Progress) -> None:
             if isinstance(event, Started):
-                self._gate.begin(job)
+                self._outputs.begin(job)
             self._outbox.put(event)
 
-        done, receipt = do_job(job, self._settings, self._pool, self._room, tell, verdict.overwrite)
-        self._gate.finish(job, receipt)
+        done, receipt = do_job(job, self._settings, self._pool, self._memory, tell, verdict.overwrite)
+        self._outputs.finish(job, receipt)
         return done

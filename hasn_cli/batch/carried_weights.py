@@ -1,4 +1,4 @@
-"""Weights that travel to a cluster's workers with a run: files and folders of the machine that starts it."""
+"""Send weights that are files on this machine to the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from hasn_cli.weights import NAMES, files_of, hub
 
 Files = tuple[str, dict[str, bytes]]
-"""The name that is given as -w, and the files by their paths."""
+"""What to give as `-w`, and path → content of each file."""
 
 
 def pack(weights: str) -> Files | None:
-    """The file that `weights` means, or those of the folder; None where workers find by that name what we do."""
+    """Read the file or folder that `weights` names. None if the workers can find these weights by name themselves."""
     if weights in NAMES or weights.startswith(hub.SCHEME):
         return None
     path = Path(weights).expanduser()
@@ -26,7 +26,7 @@ def pack(weights: str) -> Files | None:
 
 
 def unpack(files: Files, folder: Path) -> str:
-    """Write the files below `folder`; returns what to give as -w there."""
+    """Write the files below `folder`, and return what to give as `-w` there."""
     name, contents = files
     for below, data in contents.items():
         (folder / below).parent.mkdir(parents=True, exist_ok=True)

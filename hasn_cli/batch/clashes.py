@@ -1,4 +1,4 @@
-"""No two jobs may write to one place, and none onto an input: found before anything runs."""
+"""Check, before anything runs, that no two jobs write to the same place and that none overwrites an input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def without_repeats(jobs: Iterable[Job]) -> list[Job]:
-    """`jobs` without those that read and write the same as an earlier one (a folder, and again a file in it)."""
+    """Remove jobs that repeat an earlier one, for example if both a folder and a file in it are named."""
     first: dict[object, Job] = {}
     for job in jobs:
         first.setdefault((_identity(job.source), _key(job.target)), job)
@@ -25,13 +25,13 @@ def without_repeats(jobs: Iterable[Job]) -> list[Job]:
 
 
 def refuse_clashes(jobs: Sequence[Job]) -> None:
-    """See that no two outputs are one, and none is an input.
+    """Check that all outputs are different files, and that none is an input.
 
-    A link at an output's name is replaced and not followed, so what it points to is in no danger. Where it points to an
-    input, that is refused for a single picture, since it was hardly meant; in a batch it is an output that exists.
+    A link at an output's name is replaced and not followed, so the file that it points to is safe. If that file is an
+    input, a single picture is refused, since this is hardly intended. In a batch, it counts as an output that exists.
 
     Raises:
-        UsageError: they are.
+        UsageError: two outputs are the same file, or an output is an input.
     """
     writers: dict[object, Job] = {}
     read = {_identity(job.source): job for job in jobs if job.source != "-" and job.problem is None}
@@ -41,30 +41,33 @@ def refuse_clashes(jobs: Sequence[Job]) -> None:
         other = writers.setdefault(_key(job.target), job)
         if other is not job:
             message = f"{other.name} and {job.name} would both be written to {job.target}"
-            raise UsageError(message, "name them apart: another folder, another format, or --suffix")
+            raise UsageError(message, "use another output folder or another format")
         reader = read.get(_identity(job.target))
         if reader is not None and (len(jobs) == 1 or _key(reader.source) == _key(job.target)):
-            message = f"{job.name} would be written onto {reader.name}, which is an input"
+            message = f"the output of {job.name} would overwrite {reader.name}, which is an input"
             raise UsageError(message, "choose another output, give --suffix, or name the folder instead of its files")
 
 
 def _key(place: Place) -> object:
-    """Equal for two names of one file, there or not; a link at its end is a file of its own, as when it is written."""
+    """A value that is equal for two names of the same file, even if it does not exist.
+
+    A link counts as a file of its own, because writing replaces it.
+    """
     if not isinstance(place, Path):
         return remote.filesystem(place) if remote.is_url(place) else place
     key = os.path.join(os.path.realpath(place.parent), place.name)  # noqa: PTH118 (`place` may end in "..")
-    if sys.platform in ("darwin", "win32"):  # their file systems hold a.png, A.png and both forms of é to be one name
+    if sys.platform in ("darwin", "win32"):  # where a.png and A.png are the same file, and so are both forms of é
         key = unicodedata.normalize("NFC", key).casefold()
     return key
 
 
 def _identity(place: Place) -> object:
-    """The file itself where there is one, so that no link and no other spelling hides that it is an input."""
+    """A value that is equal for the same file, whatever links or spellings lead to it. If there is none: its key."""
     try:
         if not isinstance(place, Path):
             return _key(place)
         found = place.stat()
-    except HasnError:  # a store out of reach, which is told when its turn comes
+    except HasnError:  # the store cannot be reached, which is reported when the job runs
         return place
     except OSError:
         return _key(place)

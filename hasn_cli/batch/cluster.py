@@ -1,12 +1,12 @@
-"""The same batch on a Dask cluster (needs the extra `cluster`).
+"""Run a batch on a Dask cluster (needs the extra `cluster`).
 
-Each picture is one task; it is read and written where it runs, from a disk that all machines share or from URLs. A
-plugin gives each worker its pool, so that the network is loaded once there. The journal, and the word on what exists,
-stay here.
+Each picture is one task. The worker that runs it also reads and writes it, on a disk that all machines share or at
+URLs. A plugin gives each worker a pool of networks, so that each loads the network only once. This process keeps the
+journal and decides what to do about existing outputs.
 
-A worker may die at any moment, and Dask gives its pictures to others. One that it had already finished may be among
-them: so each task is told what the output looked like before, and one that finds it to be another, and a picture of the
-size that it is to have, has nothing to do.
+A worker may die at any moment, and Dask then gives its pictures to other workers, even one that it had just finished.
+So each task knows the state of the output before the batch. If the output has changed since and is a picture of the
+right size, the task counts as done.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from distributed.utils import silence_logging_cmgr
 from hasn_cli import errors
 from hasn_cli.batch import carried_weights, local_cluster
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
-from hasn_cli.batch.gate import Gate, target_state
+from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state
 from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER, PrivateCluster
 from hasn_cli.batch.marks import Mark
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
-from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
@@ -48,30 +48,30 @@ from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.images.unfinished import Overwrite
 
-GPU_SHARE = 1 / PICTURES_PER_WORKER  # what each of them claims of a worker's GPU
+GPU_SHARE = 1 / PICTURES_PER_WORKER  # the part of a worker's GPU that each picture claims
 CONNECT_TIMEOUT = 10.0  # seconds
-CLEANUP_TIMEOUT = 0.5  # seconds for each of four steps at most, after Ctrl-C
-WORKERS_TIMEOUT = 300.0  # seconds until a cluster without workers is given up; one that grows on demand takes a while
-AGAIN = "start it again, and add --resume"
+CLEANUP_TIMEOUT = 0.5  # seconds for each of at most four steps after Ctrl-C
+WORKERS_TIMEOUT = 300.0  # seconds to wait for workers; a cluster that grows on demand takes a while
+RESUME_HINT = "start it again with --resume"
 
 
 def run_on_cluster(
-    jobs: Sequence[Job], settings: Settings, gate: Gate, address: str, most: int | None = None
+    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, address: str, most: int | None = None
 ) -> Iterator[Event]:
-    """As `hasn_cli.batch.run_batch`, on the cluster at `address` (`tcp://…` or `local:N`).
+    """Do what `hasn_cli.batch.run_batch` does on the cluster at `address` (`tcp://…` or `local:N`).
 
-    There are never more than `most` pictures with it, where that is given.
+    If `most` is given, the cluster never has more pictures than that at once.
 
     Raises:
-        UsageError: an address that is none, or a picture from or to a standard stream.
-        HasnError: no scheduler answers, no worker comes, or the cluster is lost.
+        UsageError: the address is invalid, or a picture is read from or written to a standard stream.
+        HasnError: no scheduler answers, there are no workers, or the cluster is lost.
     """
     for job in jobs:
         if "-" in (job.source, job.target):
             raise UsageError("a cluster cannot use the standard streams", "give files, folders or URLs")
     threads, local = None, None
     with ExitStack() as stack:
-        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what matters of it becomes an error here
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what matters is raised as an error here
         if address.startswith("local:"):
             count = local_cluster.count_of(address)
             local = local_cluster.start(count, use_gpus=settings.device != "cpu")
@@ -80,15 +80,16 @@ def run_on_cluster(
             threads = local_cluster.cores_share(count)
             address = local.scheduler_address
         security = None if local is None else local.security
-        run = _Run(_connect(address, security), settings, gate, threads, most)
+        run = _Run(_connect(address, security), settings, outputs, threads, most)
         stack.callback(run.close, local)
         yield from run.events(jobs)
 
 
 def _connect(address: str, security: Any) -> Client:
-    """A client of the scheduler at `address`; without `security`, with the certificates of Dask's configuration."""
+    """Connect to the scheduler at `address`. Without `security`, the certificates in Dask's configuration are used."""
     if "://" not in address:
-        raise UsageError(f"--cluster {address}: no address", "give tcp://HOST:PORT of a running scheduler, or local:N")
+        hint = "give tcp://HOST:PORT of a running scheduler, or local:N"
+        raise UsageError(f"--cluster {address}: this is not an address", hint)
     try:
         return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False, security=security)
     except (OSError, ValueError) as error:
@@ -97,17 +98,17 @@ def _connect(address: str, security: Any) -> Client:
 
 
 class _Run:
-    """One batch on one cluster, seen from here."""
+    """One batch on one cluster, as this process sees it."""
 
     def __init__(
-        self, client: Client, settings: Settings, gate: Gate, threads: int | None, most: int | None = None
+        self, client: Client, settings: Settings, outputs: ExistingOutputs, threads: int | None, most: int | None = None
     ) -> None:
         self._threads = threads
         self._most = most
         self.id = f"hasn-{uuid.uuid4().hex[:12]}"
         self._client = client
         self._settings = settings
-        self._gate = gate
+        self._outputs = outputs
         self._inbox: queue.SimpleQueue[Future | dict[str, Any]] = queue.SimpleQueue()
         self._flight: dict[Future, Job] = {}
         self._by_index: dict[int, Job] = {}
@@ -119,10 +120,10 @@ class _Run:
         self._deadline = time.monotonic() + WORKERS_TIMEOUT
 
     def events(self, jobs: Sequence[Job]) -> Iterator[Event]:
-        """Keep the workers supplied, and tell what comes back."""
+        """Give pictures to the workers, and yield the events that come back."""
         self._client.subscribe_topic(self.id, self._receive)
         self._client.register_plugin(WorkerState(self.id, self._settings, self._threads), name=self.id)
-        self._see_that_workers_see(jobs)
+        self._check_shared_disk(jobs)
         waiting = deque(jobs)
         full: str | None = None
         while (waiting and full is None) or self._flight:
@@ -143,7 +144,7 @@ class _Run:
             yield Stopped(full, len(waiting))
 
     def close(self, local: PrivateCluster | None) -> None:
-        """Leave the cluster as it was: nothing of this run goes on there. One that was ours is ended."""
+        """Stop all work of this run on the cluster. A cluster that was started for this run is ended."""
         interrupted = bool(self._flight)
         within = CLEANUP_TIMEOUT if interrupted else CONNECT_TIMEOUT
         if interrupted:
@@ -158,41 +159,41 @@ class _Run:
         dead = self._processes - alive if alive or local else set()
         for folder in self._folders:
             unfinished.clear_abandoned(folder)
-            for process in dead:  # whose files a disk without locks does not show to be abandoned
+            for process in dead:  # on a disk without locks, nothing else shows that its files are abandoned
                 unfinished.clear_own(folder, process)
 
     def _workers(self) -> list[dict[str, Any]]:
-        """What the scheduler knows of its workers, at most a second old."""
+        """The scheduler's information about its workers, at most a second old."""
         if time.monotonic() - self._asked > 1:
             try:
                 self._known = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
             except Exception as error:
-                raise HasnError("the cluster is lost: its scheduler does not answer", AGAIN) from error
+                raise HasnError("the cluster is lost: its scheduler does not answer", RESUME_HINT) from error
             self._asked = time.monotonic()
         return self._known
 
     def _capacity(self) -> int:
-        """How many pictures may be with the cluster: what its workers carry at once, and one more each."""
+        """How many pictures the cluster may have at once: as many as its workers process, and one more for each."""
         carried = sum(min(int(worker["nthreads"]), PICTURES_PER_WORKER) + 1 for worker in self._workers())
         return max(1, carried if self._most is None else min(carried, self._most))
 
-    def _see_that_workers_see(self, jobs: Sequence[Job]) -> None:
-        """Local paths are of use only where all machines share the disk."""
+    def _check_shared_disk(self, jobs: Sequence[Job]) -> None:
+        """Check that the workers can see local paths, which requires a disk that all machines share."""
         path = next((job.source.absolute() for job in jobs if isinstance(job.source, Path) and not job.problem), None)
         if path is None or not path.exists():
             return
         blind = [address for address, sees in self._client.run(path.exists).items() if not sees]
         if blind:
             hint = "use a folder that all machines share, or URLs such as s3://…"
-            raise HasnError(f"{path}: the workers on {', '.join(blind)} do not see it", hint)
+            raise HasnError(f"{path}: the workers on {', '.join(blind)} cannot see this file", hint)
 
     def _submit(self, job: Job) -> Event | None:
-        """Give one job to the cluster; an event if that is all there is to it."""
+        """Give one job to the cluster; returns an event if it is skipped or fails right away."""
         try:
-            verdict = self._gate.check(job)
+            verdict = self._outputs.check(job)
             if verdict.reason is not None:
                 return Skipped(job, verdict.reason)
-            self._gate.begin(job)
+            self._outputs.begin(job)
         except Exception as error:
             return Failed(job, error)
         self._by_index[job.index] = job
@@ -212,22 +213,22 @@ class _Run:
         try:
             item = self._inbox.get(timeout=0.5)
         except queue.Empty:
-            self._see_that_cluster_lives()
+            self._check_connection()
             return None
         if isinstance(item, Future):
             return self._finished(item, self._flight.pop(item))
-        return self._told(item)
+        return self._event_from(item)
 
-    def _see_that_cluster_lives(self) -> None:
+    def _check_connection(self) -> None:
         if self._client.status != "running":
-            raise HasnError("the cluster is lost: its scheduler does not answer", AGAIN)
+            raise HasnError("the cluster is lost: its scheduler does not answer", RESUME_HINT)
         if self._workers():
             self._deadline = time.monotonic() + WORKERS_TIMEOUT
         elif time.monotonic() > self._deadline:
             raise HasnError("the cluster has no workers", "start some: dask worker ADDRESS")
 
-    def _told(self, message: dict[str, Any]) -> Event | None:
-        """A message of a task under way; late ones, and a second start elsewhere, are passed over."""
+    def _event_from(self, message: dict[str, Any]) -> Event | None:
+        """The event for a message of a running task. Late messages, and a second start elsewhere, are ignored."""
         if "process" in message:
             self._processes.add(message["process"])
             return None
@@ -240,17 +241,19 @@ class _Run:
             return None
         self._started.add(job.index)
         size, target_size = tuple(message["size"]), tuple(message["target_size"])
-        return Started(job, size, target_size, message["frames"], message["format"], message["plan"])
+        return Started(
+            job, size, target_size, message["frames"], message["format"], message["plan"], message["details"]
+        )
 
     def _finished(self, future: Future, job: Job) -> Event:
         self._by_index.pop(job.index)
         try:
             outcome = future.result()
         except KilledWorker:
-            hint = "they may lack memory: give a smaller --memory"
+            hint = "they may have run out of memory: give a smaller --memory"
             return Failed(job, HasnError(f"{job.name}: every worker that tried it died", hint))
         except CancelledError as error:
-            raise HasnError("the cluster is lost: it dropped a picture", AGAIN) from error
+            raise HasnError("the cluster is lost: it dropped a picture", RESUME_HINT) from error
         except Exception as error:
             return Failed(job, error)
         finally:
@@ -258,19 +261,19 @@ class _Run:
         if "error" in outcome:
             failed = Failed(job, _error_from(outcome["error"]))
             if is_taken(failed.error):
-                self._gate.spare(job)
+                self._outputs.disown(job)
             return failed
-        self._gate.finish(job, Receipt(**outcome["receipt"]))
+        self._outputs.finish(job, Receipt(**outcome["receipt"]))
         return Done(job=job, **outcome["done"])
 
 
 class WorkerState(WorkerPlugin):  # type: ignore[misc]
-    """What one run keeps in each worker: the pool of networks, and the memory for pictures.
+    """What a run keeps in each worker: the pool of networks, the memory limit, and the decoders.
 
     Args:
-        name: the run's.
-        settings: the run's; a file or folder of weights goes with them, for workers on other machines.
-        threads: that the network may use; None: as many as the worker was given.
+        name: the run's name.
+        settings: the run's settings. Weights that are a local file or folder are sent along.
+        threads: the number of threads for the network; None: as many as the worker has.
     """
 
     def __init__(self, name: str, settings: Settings, threads: int | None = None) -> None:
@@ -280,10 +283,10 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self._weights = carried_weights.pack(settings.weights)
 
     def setup(self, worker: Worker) -> None:
-        """Called by Dask in each worker, also in those that come later."""
+        """Set up a worker. Dask calls this in each one, also in those that join later."""
         import torch
 
-        # Dask's own default is one; first, since `inference` asks once, when it is imported
+        # Dask's default is one thread. This comes first, because `inference` reads the number when it is imported.
         torch.set_num_threads(self._threads or worker.state.nthreads)
         self._folder = tempfile.TemporaryDirectory(prefix="hasn-") if self._weights else None
         settings = Settings.from_dict(self._settings)
@@ -292,33 +295,33 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
         self.settings = settings
         self.pool = UpscalerPool(settings)
-        self.room = Room(settings.memory)
+        self.memory = MemoryLimit(settings.memory)
         self.decoders = Decoders(PICTURES_PER_WORKER)
         worker.log_event(self.name, {"process": unfinished.owner()})
 
     def teardown(self, worker: Worker) -> None:
-        """Called by Dask when the run is over: what still runs stops."""
+        """Stop what still runs. Dask calls this in each worker when the run is over."""
         self.pool.stop()
-        self.room.close()
+        self.memory.close()
         self.decoders.close()
         if self._folder:
             self._folder.cleanup()
 
 
 def run_task(run: str, job: Job, before: Mark | None, overwrite: Overwrite) -> dict[str, Any]:
-    """One picture, on a worker; errors are part of the answer, since not all of them can travel as they are.
+    """Process one picture on a worker. Errors are returned as values, since not all of them can be pickled.
 
     Args:
         run: the run's name.
-        job: with absolute paths.
-        before: the output's state when the gate let the job in.
-        overwrite: what becomes of what is there at the output.
+        job: the job, with absolute paths.
+        before: the output's state when it was decided to run the job.
+        overwrite: whether an existing output may be replaced.
     """
     worker = get_worker()
     state: WorkerState = worker.plugins[run]
 
     def tell(event: Started | Progress) -> None:
-        # without the names, which who started it knows: one that is no valid Unicode would end the connection
+        # Without the names, which the receiver knows: a name that is not valid Unicode would end the connection.
         facts = {key: value for key, value in event.to_dict().items() if key not in ("input", "output")}
         worker.log_event(run, facts)
 
@@ -327,7 +330,7 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: Overwrite) -> d
         changed = found if found != before else None
         with in_use(state.decoders):
             finished = changed and finished_before(job, changed, state.settings, state.pool)
-            done, receipt = finished or do_job(job, state.settings, state.pool, state.room, tell, overwrite)
+            done, receipt = finished or do_job(job, state.settings, state.pool, state.memory, tell, overwrite)
     except (Cancelled, Closed):
         return {"error": {"kind": "HasnError", "message": f"{job.name}: cancelled", "hint": None}}
     except Exception as error:
@@ -368,7 +371,7 @@ def _error_from(values: dict[str, Any]) -> HasnError:
 
 
 def _quietly(call: Any, *args: Any, within: float = CLEANUP_TIMEOUT) -> None:
-    """Clean up as far as the cluster lets us within so many seconds; it changes nothing for the pictures."""
+    """Call something to clean up, but wait no longer than `within` seconds and ignore errors."""
 
     def run() -> None:
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""What a batch tells while it runs: one frozen event after the other, each JSON-able by `to_dict`."""
+"""The events that a batch yields while it runs. Each is immutable and has a JSON-able form, `to_dict`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from hasn_cli.errors import HasnError
 
 @dataclass(frozen=True)
 class Started:
-    """The picture has been opened, and is going to be enlarged.
+    """The picture has been opened and will be enlarged.
 
     Attributes:
-        size: (height, width) of the first frame.
-        target_size: (height, width) that it will have.
-        frames: how many there are.
-        format: what will be written.
+        size: (height, width) of the input's first frame.
+        target_size: (height, width) of the output's first frame.
+        frames: the number of frames or pages.
+        format: the format of the output.
         plan: whether the picture is computed whole or in tiles, and in how much memory, in one line.
         details: device, precision and strips, in one line.
+        tiles: the number of tiles that the picture is cut into. 1: it is computed whole.
     """
 
     job: Job
@@ -28,6 +29,7 @@ class Started:
     format: str
     plan: str
     details: str = ""
+    tiles: int = 1
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
@@ -38,16 +40,17 @@ class Started:
             "format": self.format,
             "plan": self.plan,
             "details": self.details,
+            "tiles": self.tiles,
         }
 
 
 @dataclass(frozen=True)
 class Progress:
-    """So much of the picture is done.
+    """A part of the picture has been enlarged.
 
     Attributes:
-        fraction: 0 to 1.
-        megapixels: LR megapixels done, all frames together.
+        fraction: the part that is done, 0 to 1.
+        megapixels: the input megapixels that are done, all frames together.
     """
 
     job: Job
@@ -62,15 +65,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Done:
-    """The output stands where it belongs.
+    """The output has been written.
 
     Attributes:
-        seconds: from opening the input to the finished output, the wait for its turn left out.
-        network_seconds: of these, what the network took.
+        seconds: from opening the input to the finished output, without waiting for other pictures.
+        network_seconds: the part of `seconds` that the network took.
         size: (height, width) of the input's first frame.
         sr_size: (height, width) of the output's first frame.
         bytes: length of the output.
-        notices: what of the input was broken or does not come along, a few words each.
+        notices: what was damaged in the input or could not be kept, in a few words each.
     """
 
     job: Job
@@ -95,7 +98,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Nothing was to be done."""
+    """The picture was left out."""
 
     job: Job
     reason: str
@@ -107,7 +110,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Failed:
-    """This picture could not be done; the batch goes on."""
+    """This picture failed. The batch continues."""
 
     job: Job
     error: Exception
@@ -121,7 +124,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The batch gives up, though pictures are left: going on could only fail (the disk is full).
+    """The batch stopped before its end, because every further picture would fail (the disk is full).
 
     Attributes:
         reason: why.

@@ -1,7 +1,7 @@
-"""What a folder given as input holds: which of its files are meant, in which order.
+"""Find the pictures in a folder, in order.
 
-Left out: hidden names, names that are no picture's, the program's own outputs, links that lead out of the folder, and
-what `--include` and `--exclude` say.
+Left out are hidden files, files that are not named like a picture, outputs of this program, links that lead out of the
+folder, and files that `--include` and `--exclude` rule out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hasn_cli.errors import ImageError, OutputError, UsageError
 from hasn_cli.redaction import redacted
 
 OnSkip = Callable[[str, str], None]
-"""Told of each file or folder that is left out, and why."""
+"""Called with each file or folder that is left out, and the reason."""
 
 OWN_OUTPUT = "an output of hasn"
 SUBFOLDER = "a subfolder, without -r"
@@ -30,21 +30,21 @@ _OWN_SUFFIX = re.compile(r"(_x\d+(\.\d+)?|_\d+x\d+|_[wh]\d+|_\d+(\.\d+)?mp)$")
 
 @dataclass(frozen=True)
 class Walk:
-    """How folders are gone through.
+    """How to search folders.
 
     Attributes:
-        readable: file suffixes (lower case, with the dot) that are pictures'.
-        recursive: into folders below, too.
-        include: globs of which a file must match one, where there are any.
-        exclude: globs of which neither a file nor a folder may match one.
-        follow_links: also links out of the folder, and links to folders.
-        suffix: what own outputs end in, besides the default suffixes.
-        avoid: the outputs' folder, resolved, which is not entered; or its URL.
-        on_skip: told of what is left out for a reason that may surprise.
-        on_closed: told of folders that cannot be listed.
+        readable: the file suffixes of pictures, in lower case and with the dot.
+        recursive: search subfolders, too.
+        include: if there are any globs, a file must match one of them.
+        exclude: files and folders that match one of these globs are left out.
+        follow_links: also follow links out of the folder, and links to folders.
+        suffix: the suffix of our own outputs, besides the default suffixes.
+        avoid: the output folder, resolved, or its URL. It is not searched.
+        on_skip: called with what is left out for a reason that may surprise the user.
+        on_closed: called with folders that cannot be listed, and with links that lead nowhere.
 
     Raises:
-        UsageError: a glob that is none.
+        UsageError: a glob is invalid.
     """
 
     readable: frozenset[str]
@@ -65,19 +65,24 @@ class Walk:
         """The pictures in `root`, in natural order (a2 before a10), folder by folder.
 
         Raises:
-            OSError: `root` itself cannot be listed; a folder below it that cannot is left out and told.
+            OSError: `root` itself cannot be listed. Subfolders that cannot be listed are passed to `on_closed`.
         """
         visited: list[Path] = []
-        found = set(self._below(root, root, visited, (root.resolve(),)))
-        for folder in visited:
-            found -= self._told_of_in(folder, found)
+        found = set(self._below(root, visited))
+        below: dict[Path, list[Path]] = {folder: [] for folder in visited if os.path.lexists(folder / journal.NAME)}
+        for path in found if below else ():
+            for parent in path.parents:
+                if parent in below:
+                    below[parent].append(path)
+        for folder, paths in below.items():
+            found -= self._recorded_outputs(folder, found.intersection(paths))
         return sort_naturally(found, root)
 
-    def _told_of_in(self, folder: Path, found: Collection[Path]) -> frozenset[Path]:
-        """The files among those found that the journal in `folder` tells of as own outputs."""
+    def _recorded_outputs(self, folder: Path, found: Collection[Path]) -> frozenset[Path]:
+        """Those of the files found that the journal in `folder` records as outputs."""
         try:
             own = journal.outputs_recorded(folder, found)
-        except OutputError as error:  # it is not going to be written to here, so nothing else depends on it
+        except OutputError as error:  # nothing is written to this journal, so the run can do without it
             self.on_skip(str(folder / journal.NAME), error.message.partition(": ")[2])
             return frozenset()
         for path in sorted(own):
@@ -97,7 +102,7 @@ class Walk:
         stems: dict[PurePosixPath, set[str]] = {PurePosixPath(): set()}
         for name in pictures:
             stems.setdefault(name.parent, set()).add(name.stem)
-        own = frozenset[str]().union(*map(self._urls_told_of, (remote.join(url, folder) for folder in stems)))
+        own = frozenset[str]().union(*map(self._recorded_urls, (remote.join(url, folder) for folder in stems)))
         outputs = remote.relative(self.avoid, url) if isinstance(self.avoid, str) else None
         return [
             name
@@ -108,7 +113,7 @@ class Walk:
             and self._wanted_at(url, name, own, stems[name.parent])
         ]
 
-    def _urls_told_of(self, url: str) -> frozenset[str]:
+    def _recorded_urls(self, url: str) -> frozenset[str]:
         try:
             return journal.urls_recorded(url)
         except OutputError as error:
@@ -124,47 +129,57 @@ class Walk:
             return False
         return True
 
-    def _below(self, folder: Path, root: Path, visited: list[Path], above: tuple[Path, ...]) -> Iterator[Path]:
-        visited.append(folder)
-        entries = list(os.scandir(folder))
-        stems = {Path(entry.name).stem for entry in entries if is_picture(entry.name, self.readable)}
-        for entry in entries:
-            path = folder / entry.name
-            if entry.name.startswith(".") or self._excluded(path.relative_to(root)):
-                continue
+    def _below(self, root: Path, visited: list[Path]) -> Iterator[Path]:
+        """The pictures in `root` and, if wanted, below it; a loop, since folders may lie deeper than Python's stack."""
+        true = root.resolve()
+        waiting = [(root, true, frozenset({true}))]
+        while waiting:
+            folder, true, above = waiting.pop()
+            visited.append(folder)
             try:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError as error:  # a link that leads round to itself, or to where nobody may look
-                meant = is_picture(entry.name, self.readable) and self._included(path.relative_to(root))
-                (self.on_closed if meant else self.on_skip)(str(path), error.strerror or str(error))
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                if folder is root:
+                    raise
+                self.on_closed(str(folder), error.strerror or str(error))
                 continue
-            if is_folder:
-                yield from self._folder(entry, path, root, visited, above)
-            elif is_picture(entry.name, self.readable) and self._wanted(path, root, stems):
-                if is_file:
-                    yield path
-                elif entry.is_symlink() and not path.exists():
-                    self.on_closed(str(path), f"a link to {path.readlink()}, which does not exist")
-                else:
-                    self.on_skip(str(path), "a pipe, socket or device")
+            stems = {Path(entry.name).stem for entry in entries if is_picture(entry.name, self.readable)}
+            for entry in entries:
+                path = folder / entry.name
+                if entry.name.startswith(".") or self._excluded(path.relative_to(root)):
+                    continue
+                try:
+                    if not entry.is_dir():
+                        if self._is_wanted_picture(entry, path, root, stems):
+                            yield path
+                    elif self._to_enter(entry, path):
+                        real = path.resolve() if entry.is_symlink() else true / entry.name
+                        # not into the outputs' folder, nor by a link into a folder that we are in
+                        if real != self.avoid and real not in above:
+                            waiting.append((path, real, above | {real}))
+                except OSError as error:  # a link that leads round to itself, or to where nobody may look
+                    meant = is_picture(entry.name, self.readable) and self._included(path.relative_to(root))
+                    (self.on_closed if meant else self.on_skip)(str(path), error.strerror or str(error))
 
-    def _folder(
-        self, entry: os.DirEntry[str], path: Path, root: Path, visited: list[Path], above: tuple[Path, ...]
-    ) -> Iterator[Path]:
+    def _is_wanted_picture(self, entry: os.DirEntry[str], path: Path, root: Path, stems: set[str]) -> bool:
+        is_file = entry.is_file()
+        if not is_picture(entry.name, self.readable) or not self._wanted(path, root, stems):
+            return False
+        if not is_file and entry.is_symlink() and not path.exists():
+            self.on_closed(str(path), f"a link to {path.readlink()}, which does not exist")
+        elif not is_file:
+            self.on_skip(str(path), "a pipe, socket or device")
+        return is_file
+
+    def _to_enter(self, entry: os.DirEntry[str], path: Path) -> bool:
         if not self.recursive:
             if path.resolve() != self.avoid:
                 self.on_skip(str(path), SUBFOLDER)
-            return
+            return False
         if entry.is_symlink() and not self.follow_links:
             self.on_skip(str(path), "a link to a folder")
-            return
-        real = path.resolve()
-        if real == self.avoid or real in above:  # the outputs' folder, or a link round to a folder that we are in
-            return
-        try:
-            yield from self._below(path, root, visited, (*above, real))
-        except OSError as error:
-            self.on_closed(str(path), error.strerror or str(error))
+            return False
+        return True
 
     def _wanted(self, path: Path, root: Path, stems: set[str]) -> bool:
         if not self._included(path.relative_to(root)):
@@ -194,9 +209,9 @@ class Walk:
 
 
 def without_own_outputs(named: Sequence[str], walk: Walk) -> list[str]:
-    """`named` without the outputs of others of them: what `*.jpg` means when a command is repeated.
+    """Leave out files that are outputs of other files in `named`, so that a command with `*.jpg` can be repeated.
 
-    A file that is named without its input is kept.
+    A file whose input is not in `named` is kept.
     """
     stems: dict[PurePath, set[str]] = {}
     for path in map(PurePath, named):
@@ -212,9 +227,9 @@ def without_own_outputs(named: Sequence[str], walk: Walk) -> list[str]:
 
 
 def unreachable(path: Path, hint: str | None = None) -> ImageError | None:
-    """Why there is nothing to read at `path`. Devices are not read, since they may never end.
+    """The reason why `path` cannot be read, or None. Devices are not read, since they may never end.
 
-    `hint`: what to do if it does not exist.
+    `hint` is used if `path` does not exist.
     """
     try:
         mode = path.stat().st_mode
@@ -228,7 +243,7 @@ def unreachable(path: Path, hint: str | None = None) -> ImageError | None:
 
 
 def sniffed(source: Path | str) -> str | None:
-    """The format that a local file's first bytes announce."""
+    """The format of a local file, by its first bytes. None if it is unknown or cannot be read."""
     from hasn_cli.images.formats import sniff
 
     if not isinstance(source, Path) or not source.is_file():
@@ -241,21 +256,22 @@ def sniffed(source: Path | str) -> str | None:
 
 
 def is_picture(name: str, readable: Iterable[str]) -> bool:
-    """Whether the file name ends as a picture's does."""
+    """Whether the file name has a picture's suffix."""
     return PurePosixPath(name).suffix.lower() in readable
 
 
 def sort_naturally(paths: Iterable[Path], root: Path) -> list[Path]:
-    """`paths` (below `root`) as people count, whatever order the file system gave."""
+    """Sort `paths` (below `root`) in natural order: a2 before a10."""
     from natsort import natsorted, ns
 
     return natsorted(sorted(paths), key=lambda path: str(path.relative_to(root)), alg=ns.PATH | ns.IGNORECASE)
 
 
 def glob_matches(pattern: str, relative: PurePath) -> bool:
-    """Whether the glob matches a path below the folder, as .gitignore means it.
+    """Whether the glob matches a path below the folder, by the rules of .gitignore.
 
-    Without a slash it is matched with the last name, else with the whole path; `*` and `?` stop at a slash, `**` not.
+    A glob without a slash is matched with the file name, others with the whole path. `**` matches slashes; `*` and `?`
+    do not.
     """
     whole = "/" in pattern.rstrip("/")
     subject = relative.as_posix() if whole else relative.name
@@ -267,9 +283,7 @@ def _compiled(glob: str) -> re.Pattern[str]:
     try:
         return re.compile(_translated(glob.strip("/")), re.DOTALL)
     except re.error as error:
-        raise UsageError(
-            f"the glob {glob!r} is none: {error.msg}", "a [ that is meant itself is written [[]"
-        ) from error
+        raise UsageError(f"the glob {glob!r} is invalid: {error.msg}", "to match the character [, write [[]") from error
 
 
 def _translated(pattern: str) -> str:

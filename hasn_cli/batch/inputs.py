@@ -1,4 +1,4 @@
-"""From what the user names to jobs: which pictures are read, and what each output is called."""
+"""Turn the user's arguments into jobs: which pictures to read, and how to name each output."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 Place = Path | str
 """A file: a local path; an fsspec URL; or `-`, the standard stream."""
 
-FALLBACK_FORMAT = "png"  # where the input's format cannot be written: it holds everything but frames, and loses nothing
+FALLBACK_FORMAT = "png"  # if the input's format cannot be written: it is lossless and holds everything but frames
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to be done.
+    """One picture to process.
 
     Attributes:
         index: its place in the batch, from 0.
-        source: where it is read.
-        target: where the result goes; empty where `problem` stands.
-        name: what messages call it.
-        root: the folder, or URL, of the outputs that share a journal with this; None: nothing remembers it.
-        problem: why it cannot even be tried.
+        source: where to read it.
+        target: where to write the result; empty if there is a `problem`.
+        name: its name in messages.
+        root: the folder or URL of the outputs that share a journal; None: no journal.
+        problem: why it cannot be processed at all.
         follow_links: whether folders between `root` and the output may be links.
     """
 
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def target_name(self) -> str:
-        """What messages call the output."""
+        """The output's name in messages."""
         return "standard output" if self.target == "-" else str(self.target)
 
 
@@ -68,26 +68,28 @@ def find_jobs(
     follow_links: bool = False,
     on_skip: OnSkip | None = None,
 ) -> list[Job]:
-    """Every picture to upscale, each with the name of its output.
+    """Find all pictures to upscale, and name their outputs.
 
-    A named file is always taken, unless its input is named too (see `without_own_outputs`). `folders.py` says what is
-    taken from folders. Without `output`, or where the output would lie beside its input, the name gets the suffix.
+    A file that is named directly is always taken, unless its input is named too (see `without_own_outputs`).
+    `folders.py` describes which files are taken from folders. Without `output`, or if an output would be written beside
+    its input, its name gets the suffix.
 
     Args:
         inputs: files, folders, URLs, or `-` for the standard input.
-        output: a file, a folder (ends in a slash, exists, or there is more than one file to come), or `-`.
-        listed: more inputs, from `read_list`: relative ones keep their path below an output folder.
-        recursive: folders below folders too; their tree is kept.
-        include: globs, one of which a file in a folder must match.
-        exclude: globs, none of which a file or folder in a folder may match.
-        suffix: put after each name, wherever the output lies.
-        default_suffix: what is put there when the output lies beside its input (see `size_suffix`).
-        format: the format asked for; else the output's name says, else the input's.
-        follow_links: links out of a folder, and links to folders, too.
-        on_skip: told of what is left out.
+        output: a file, a folder, or `-`. It is a folder if it ends in a slash or exists, or if there may be several
+            pictures.
+        listed: more inputs, from `read_list`. Relative ones keep their path below an output folder.
+        recursive: include subfolders, and keep their structure.
+        include: globs; files in folders must match one of them.
+        exclude: globs; files and folders in folders that match one of them are left out.
+        suffix: added to the name of each output.
+        default_suffix: added to outputs beside their inputs if there is no `suffix` (see `size_suffix`).
+        format: the output format. By default it follows from the output's name, else from the input.
+        follow_links: follow links out of a folder, and links to folders.
+        on_skip: called with what is left out.
 
     Raises:
-        UsageError: nothing is named, or two outputs would be one, or one would be an input.
+        UsageError: there are no inputs, two outputs would be the same file, or an output would overwrite an input.
     """
     if "" in (*map(str, inputs), *listed):
         raise UsageError("an input's name is empty", "a shell variable may be unset: quote it and check it")
@@ -116,7 +118,7 @@ def find_jobs(
 
 
 def size_suffix(size: Size) -> str:
-    """What tells an output from its input: `_x4`, `_x1.5`, `_w800`, `_h600`, `_800x600`, `_2mp`."""
+    """The default suffix of outputs, by their size: `_x4`, `_x1.5`, `_w800`, `_h600`, `_800x600`, `_2mp`."""
     if size.width and size.height:
         return f"_{size.width}x{size.height}"
     if size.width:
@@ -124,21 +126,21 @@ def size_suffix(size: Size) -> str:
     if size.height:
         return f"_h{size.height}"
     if size.fit:
-        return f"_{size.fit[1]}x{size.fit[0]}"  # kept as (height, width)
+        return f"_{size.fit[1]}x{size.fit[0]}"  # fit is (height, width)
     if size.megapixels:
         return f"_{float(size.megapixels):g}mp"
     return f"_x{float(size.factor or 4):g}"
 
 
 def readable_suffixes() -> frozenset[str]:
-    """File suffixes, lower case with the dot, that `hasn_cli.images` reads."""
+    """The file suffixes that `hasn_cli.images` reads, in lower case and with the dot."""
     from hasn_cli.images.formats import SUFFIXES
 
     return frozenset(SUFFIXES)
 
 
 class _Naming:
-    """Where outputs go."""
+    """Names the outputs."""
 
     def __init__(
         self,
@@ -151,29 +153,29 @@ class _Naming:
     ) -> None:
         self.output = None if output is None else str(output)
         if suffix is not None and (not suffix.isprintable() or "/" in suffix or "\\" in suffix):
-            raise UsageError(f"a suffix is part of a name, and {suffix!r} cannot be")
+            raise UsageError(f"the suffix {suffix!r} cannot be part of a file name")
         self.suffix = suffix
         self.default_suffix = default_suffix
         self.format = format
         self._entries = [str(entry) for entry in (*inputs, *listed)]
         self._many = len(self._entries) > 1 or any(_is_folder(entry) for entry in self._entries)
         if self._many and self.output == "-":
-            raise UsageError("several pictures cannot all go to the standard output", "give a folder: -o OUT/")
+            raise UsageError("several pictures cannot be written to stdout", "give a folder: -o OUT/")
         if self.folder is None and self.output is not None:
             if suffix is not None:
-                raise UsageError("a suffix is put after names, and -o gives the one name", "give a folder: -o OUT/")
+                raise UsageError("--suffix has no effect if -o names the output file", "give a folder: -o OUT/")
             if self.output != "-":
                 self._check_file_name()
 
     @cached_property
     def keep_folder_names(self) -> bool:
-        """Whether there is more than one input folder; asked for late, since of URLs it takes a while to tell."""
+        """Whether there are several input folders. Computed only when needed, since it takes a while for URLs."""
         folders = (entry for entry in self._entries if _is_folder(entry))
         return len(list(islice(folders, 2))) > 1
 
     @cached_property
     def folder(self) -> Place | None:
-        """The output folder, where there is one."""
+        """The output folder, or None if there is none."""
         output = self.output
         if output is None or output == "-":
             return None
@@ -194,18 +196,18 @@ class _Naming:
         if self.format is None and format_for_name(self.output or "") is None:
             ending = Path(self.output or "").suffix
             what = f"unknown format {ending}" if ending else "the name has no ending that tells the format"
-            raise UsageError(f"{self.output}: {what}", "end it in .png, .jpg, .webp, …, or give a format: -f png")
+            raise UsageError(f"{self.output}: {what}", "use an ending such as .png or .jpg, or give a format: -f png")
 
     def hint_if_missing(self, entry: str) -> str | None:
-        """What was probably meant by an input that does not exist: the last of several may be meant as the output."""
+        """The hint for an input that does not exist. The last of several inputs may be meant as the output."""
         last = len(self._entries) > 1 and entry == self._entries[-1] and self.output is None
         return f"if it is the output: -o {entry}" if last and (_names_a_picture(entry) or entry.endswith("/")) else None
 
     def target(self, source: Place, relative: PurePosixPath) -> Place:
-        """The output of `source`, whose path below what the user named is `relative`.
+        """The output of `source`, which has the path `relative` below the folder that the user named.
 
         Raises:
-            UsageError: that path would lead out of the output folder.
+            UsageError: the output would be outside of the output folder.
         """
         if self.output is not None and self.folder is None:
             return self.output if self.output == "-" or remote.is_url(self.output) else Path(self.output)
@@ -222,9 +224,8 @@ class _Naming:
         suffix = self.suffix if self.suffix is not None else self.default_suffix if beside else ""
         target = _join(below, self._name(relative.name, source, suffix))
         if folder is not None and not _lies_below(target, folder):
-            raise UsageError(
-                f"{source} would be written to {target}, outside {folder}", "name its file, and the output"
-            )
+            message = f"the output of {source} would be {target}, outside {folder}"
+            raise UsageError(message, "upscale this file alone, with -o and a file name")
         return target
 
     def _name(self, name: str, source: Place, suffix: str) -> PurePosixPath:
@@ -263,7 +264,7 @@ def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = Fals
 
 
 def _is_inside(path: Path) -> bool:
-    """Whether a path of a list, kept below the output folder, stays there."""
+    """Whether a path from a list stays below the output folder when it is appended to it."""
     return not path.is_absolute() and ".." not in path.parts
 
 
@@ -297,10 +298,11 @@ def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming, listed: bool) -> 
 
 def _nothing_in(folder: Place, walk: Walk, own_outputs: bool) -> ImageError:
     if own_outputs:
-        hint = "name the files themselves to enlarge them once more"
-        return ImageError(f"{folder}: no pictures in this folder but hasn's own outputs", hint)
-    hint = "-r looks into the folders below, too"
-    return ImageError(f"{folder}: no pictures in this folder", None if walk.recursive else hint)
+        hint = "to enlarge these again, name the files themselves"
+        return ImageError(f"{folder}: all pictures in this folder are outputs of hasn", hint)
+    which = " that --include and --exclude select" if walk.include or walk.exclude else ""
+    hint = "-r includes subfolders"
+    return ImageError(f"{folder}: no pictures in this folder{which}", None if walk.recursive else hint)
 
 
 def _jobs_of_url(url: str, walk: Walk, naming: _Naming) -> Iterator[Job]:
@@ -352,7 +354,7 @@ def _is_folder(text: str) -> bool:
         return False
     try:
         return remote.is_folder(text) if remote.is_url(text) else Path(text).is_dir()
-    except (OSError, HasnError):  # out of reach; told when its turn comes
+    except (OSError, HasnError):  # it cannot be reached, which is reported when its job runs
         return False
 
 
@@ -363,7 +365,7 @@ def _join(folder: Place, below: PurePosixPath) -> Place:
 
 
 def _lies_below(target: Place, folder: Place) -> bool:
-    """Whether the names between the two lead nowhere else; what links there are is the user's business."""
+    """Whether `target` is below `folder` by its name. Links are not resolved."""
     if isinstance(target, Path):
         return Path(os.path.normpath(target.absolute())).is_relative_to(os.path.normpath(Path(folder).absolute()))
     below = PurePosixPath(target.removeprefix(f"{folder}/"))

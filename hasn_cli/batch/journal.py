@@ -1,12 +1,12 @@
-"""What a batch has done, remembered beside its outputs, so that a run that was killed can be taken up again.
+"""The journal: a file beside the outputs that records what a batch has done, so that `--resume` can continue it.
 
-A journal is a file of JSON lines that only ever grows: `start` before an output may appear, `done` after it stands.
-Each line goes to the file by one write to its end, so several runs may share a journal, and a line torn by a power cut
-is the last one and is passed over.
+A journal consists of JSON lines and only grows: a `start` line before an output may appear, and a `done` line after it
+is complete. Each line is appended by a single write, so several runs can share a journal. A power cut can only damage
+the last line, which is then ignored.
 
-A journal may come with a folder from a stranger. So it is opened only if it is a regular file of ours, never through a
-link; it is read line by line, within limits; and no line is believed that this program could not have written. What a
-line says of an output proves nothing before size, time and digest have been compared with the file.
+A folder from a stranger may contain a journal. So a journal is opened only if it is a regular file that belongs to us,
+never through a link. It is read line by line, within limits. Lines that this program could not have written are
+ignored. A line about an output proves nothing until size, time and SHA-256 have been compared with the file.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from hasn_cli.images.unfinished import CREATE, READ_REGULAR
 from hasn_cli.redaction import redacted
 
 NAME = ".hasn-journal.jsonl"
-LONGEST_LINE = 1 << 16  # bytes; two paths of 4,096 bytes, each of them escaped, fit
-LARGEST = 2 << 30  # bytes; some three million pictures
-LARGEST_SCALE = 64  # more than there will ever be
+LONGEST_LINE = 1 << 16  # bytes; enough for two paths of 4,096 bytes with every byte escaped
+LARGEST = 2 << 30  # bytes; about three million pictures
+LARGEST_SCALE = 64  # larger than any real one
 
 
 class Journal:
-    """One folder's journal: what it held when it was opened, and what is added.
+    """The journal of one folder: reads what it contains when it is opened, and appends to it.
 
     Args:
-        root: the folder of the outputs, or its URL; a URL's journal is kept on this machine.
-        targets: the outputs that are going to be asked for; None: all.
+        root: the folder of the outputs, or its URL. The journal of a URL is kept on this machine.
+        targets: the outputs whose records are needed; None: all.
 
     Raises:
-        OutputError: what is there is no journal that can be trusted (see `refusal`).
+        OutputError: the existing file is not a journal that can be trusted (see `refusal`).
     """
 
     def __init__(self, root: Path | str, targets: Collection[Path | str] | None = None) -> None:
@@ -47,31 +47,31 @@ class Journal:
         self.path = path_for(root)
         self.records = read(self.path, None if targets is None else {self._key(target) for target in targets})
         self._lock = threading.Lock()
-        self._file: int | None = None  # opened for the first line: a run that begins nothing leaves nothing
+        self._file: int | None = None  # opened for the first line, so that a run that begins nothing leaves no file
 
     def __getitem__(self, target: Path | str) -> Mark | None:
-        """The last line about an output, or None.
+        """The last record of an output, or None.
 
-        If that is a `start`, its `earlier` is what the line before it said of the output as it was then.
+        In a `start` record, `earlier` is the fingerprint of the output before that start, if it is known.
         """
         return self.records.get(self._key(target))
 
     def start(self, target: Path | str, source: str | None = None) -> None:
-        """Note that the output is going to be written, of `source`.
+        """Record that the output will be written, from the input `source`.
 
         Raises:
             OSError: the journal cannot be written.
-            OutputError: what is there by now is no journal that can be trusted.
+            OutputError: a file that is not a trusted journal has appeared in its place.
         """
         known = {"source": source} if source is not None else {}
         self._append({"target": self._key(target), "state": "start", **known}, durable=False)
 
     def done(self, target: Path | str, facts: Mark) -> None:
-        """Note that the output stands; on the disk when this returns, since it is the proof that the output is ours."""
+        """Record that the output is complete. This proves that it is ours, so it is flushed to the disk at once."""
         self._append({"target": self._key(target), "state": "done", **facts}, durable=True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             if self._file is not None:
                 os.close(self._file)
@@ -83,7 +83,7 @@ class Journal:
             if self._file is None:
                 self._file = self._open()
             written = os.write(self._file, line)
-            if written < len(line):  # the disk got full in the middle of a line: the rest raises
+            if written < len(line):  # the disk became full in the middle of a line: writing the rest raises the error
                 os.write(self._file, line[written:])
             if durable:
                 os.fsync(self._file)
@@ -91,13 +91,13 @@ class Journal:
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return os.open(self.path, CREATE | os.O_APPEND, 0o600)  # it tells paths
+            return os.open(self.path, CREATE | os.O_APPEND, 0o600)  # private, because it contains paths
         except FileExistsError:
             file = _open_own(self.path, os.O_RDWR | os.O_APPEND)
         length = os.fstat(file).st_size
         if length:
             os.lseek(file, length - 1, os.SEEK_SET)
-            if os.read(file, 1) != b"\n":  # a power cut tore the last line: end it, so that the next one is whole
+            if os.read(file, 1) != b"\n":  # a power cut damaged the last line: end it before the next one
                 os.write(file, b"\n")
         return file
 
@@ -108,7 +108,7 @@ class Journal:
 
 
 def path_for(root: Path | str) -> Path:
-    """Where the journal of outputs under `root` lies."""
+    """The path of the journal for outputs below `root`."""
     if isinstance(root, Path):
         return root / NAME
     import hashlib
@@ -120,10 +120,10 @@ def path_for(root: Path | str) -> Path:
 
 
 def refusal(file: int) -> str | None:
-    """Why an open file is no journal of ours, or None if it may be one."""
+    """Why an open file is not a journal to be trusted, or None if it may be one."""
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
         return "belongs to another user"
     if found.st_nlink > 1:
@@ -134,11 +134,11 @@ def refusal(file: int) -> str | None:
 
 
 def _open_own(path: Path, flags: int) -> int:
-    """Open a journal that is there.
+    """Open an existing journal.
 
     Raises:
-        FileNotFoundError: there is none.
-        OutputError: it is a link, or something else that is no journal of ours; or it cannot be opened.
+        FileNotFoundError: it does not exist.
+        OutputError: it is a link or not a journal to be trusted, or it cannot be opened.
     """
     try:
         file = os.open(path, READ_REGULAR | flags)
@@ -146,30 +146,30 @@ def _open_own(path: Path, flags: int) -> int:
         raise
     except OSError as error:
         if path.is_symlink():
-            raise _strange(path, "is a link") from None
-        if not path.is_file():  # a socket, say
-            raise _strange(path, "is no regular file") from None
-        raise OutputError(f"{path}: {error.strerror}", "--no-journal keeps none") from error
-    reason = "is a link" if path.is_symlink() else refusal(file)  # a link: for systems without O_NOFOLLOW
+            raise _untrusted(path, "is a link") from None
+        if not path.is_file():  # for example a socket
+            raise _untrusted(path, "is not a regular file") from None
+        raise OutputError(f"{path}: {error.strerror}", "--no-journal runs without one") from error
+    reason = "is a link" if path.is_symlink() else refusal(file)  # is_symlink: for systems without O_NOFOLLOW
     if reason is not None:
         os.close(file)
-        raise _strange(path, reason)
+        raise _untrusted(path, reason)
     return file
 
 
-def _strange(path: Path, reason: str) -> OutputError:
-    return OutputError(f"{path}: {reason}, and no journal of this program", "delete it, or use --no-journal")
+def _untrusted(path: Path, reason: str) -> OutputError:
+    return OutputError(f"{path}: {reason}, so it is not used as a journal", "delete it, or use --no-journal")
 
 
 def read(path: Path, keys: Collection[str] | None = None) -> dict[str, Mark]:
-    """The last line about each output; none where there is no journal. Torn and strange lines are passed over.
+    """Read the last record of each output; empty if there is no journal. Damaged and unknown lines are ignored.
 
     Args:
         path: the journal.
-        keys: the outputs that matter, as the journal names them; None: all. The others take no memory.
+        keys: the outputs that matter, by their names in the journal; None: all. The others take no memory.
 
     Raises:
-        OutputError: what is there is no journal that can be trusted.
+        OutputError: the file is not a journal that can be trusted.
     """
     records: dict[str, Mark] = {}
     try:
@@ -185,7 +185,7 @@ def read(path: Path, keys: Collection[str] | None = None) -> dict[str, Mark]:
 
 
 def _take(records: dict[str, Mark], record: Mark) -> None:
-    """Put a record in place of the last one about its output; a `start` keeps what was said of the output before."""
+    """Replace the last record of the output. A `start` record keeps the fingerprint that was known before."""
     last = records.get(record["target"], {})
     if record["state"] == "start" and (earlier := last.get("output") or last.get("earlier")):
         record = {**record, "earlier": earlier}
@@ -193,7 +193,7 @@ def _take(records: dict[str, Mark], record: Mark) -> None:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines of a journal, up to its length when this begins; those that are too long for one are left out."""
+    """The lines of a journal, up to the size limit. Lines that are too long are left out."""
     left = LARGEST
     whole = True
     while left > 0 and (piece := stream.readline(min(LONGEST_LINE, left))):
@@ -205,7 +205,7 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _record_in(line: bytes) -> Mark | None:
-    """What a line says, if it is one that this program writes, as far as its readers rely on it."""
+    """The record in a line, or None if this program could not have written it. Checks all that readers rely on."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -219,7 +219,7 @@ def _record_in(line: bytes) -> Mark | None:
 
 
 def _is_name(value: object) -> bool:
-    """Whether it can name a file: some strings that JSON can hold cannot."""
+    """Whether a value can be a file name. Some strings in JSON cannot."""
     if not isinstance(value, str) or not value or "\0" in value:
         return False
     try:
@@ -240,12 +240,12 @@ def _is_scale(value: object) -> bool:
 
 
 def outputs_recorded(folder: Path, among: Collection[Path]) -> frozenset[Path]:
-    """Which of the files `among` the journal in `folder` tells of as outputs of inputs that lie in it, too.
+    """Those of the files `among` that the journal in `folder` records as outputs of inputs in the same folder.
 
-    Where a folder holds outputs alone, they may well be wanted as inputs of another run.
+    If the inputs are elsewhere, the folder contains only outputs, which may be wanted as inputs of another run.
 
     Raises:
-        OutputError: what is there is no journal that can be trusted.
+        OutputError: the journal cannot be trusted.
     """
     here = folder.resolve()
     keys = {path.relative_to(folder).as_posix(): path for path in among if path.is_relative_to(folder)}
@@ -254,7 +254,7 @@ def outputs_recorded(folder: Path, among: Collection[Path]) -> frozenset[Path]:
 
 
 def urls_recorded(folder: str) -> frozenset[str]:
-    """As `outputs_recorded`, of a folder at a URL; the URLs without what is secret in them."""
+    """Like `outputs_recorded`, for a folder at a URL. Secrets in the URLs are hidden."""
     records = read(path_for(folder))
     return frozenset(key for key, record in records.items() if _is_below(record.get("source"), folder))
 
@@ -264,5 +264,5 @@ def _is_below(source: str | None, folder: str) -> bool:
 
 
 def _lies_in(source: str | None, folder: Path) -> bool:
-    """Whether a recorded path lies there, by its name: a stranger's line is no reason to look at any disk."""
+    """Whether a recorded path is in the folder, by its name alone: a stranger's line must not cause disk access."""
     return source is None or (".." not in PurePath(source).parts and PurePath(source).is_relative_to(folder))

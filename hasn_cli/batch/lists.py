@@ -9,18 +9,18 @@ from pathlib import Path
 
 from hasn_cli.errors import UsageError
 
-LARGEST = 1 << 28  # bytes; some millions of paths
+LARGEST = 1 << 28  # bytes; millions of paths
 
 
 def read_list(source: str, *, null: bool = False) -> list[str]:
-    """The paths in a list: one a line, or ended by NULs as `find -print0` gives them.
+    """Read the paths in a list: one on each line, or each ended by a NUL as from `find -print0`.
 
     Args:
         source: the list's file, or `-` for the standard input.
-        null: NULs stand between the paths, which may then hold anything.
+        null: the paths are separated by NULs instead of line breaks.
 
     Raises:
-        UsageError: the list cannot be read, or never ends.
+        UsageError: the list cannot be read, or is too long.
     """
     try:
         if source == "-":
@@ -31,8 +31,8 @@ def read_list(source: str, *, null: bool = False) -> list[str]:
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror}", "--files-from takes a file of paths, or -") from error
     if len(data) > LARGEST:
-        raise UsageError(f"{source}: the list is longer than {LARGEST >> 20} MiB", "give it in several parts")
+        raise UsageError(f"{source}: the list is longer than {LARGEST >> 20} MiB", "split it into several lists")
     if not null and b"\0" in data:
-        raise UsageError(f"{source}: the list holds NUL bytes", "-0 reads a list whose entries end in NUL")
+        raise UsageError(f"{source}: the list contains NUL bytes", "-0 reads a list whose entries end in NUL")
     entries = data.split(b"\0") if null else data.removeprefix(codecs.BOM_UTF8).splitlines()
     return [os.fsdecode(entry) for entry in entries if entry]

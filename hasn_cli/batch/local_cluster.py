@@ -1,8 +1,8 @@
 """A Dask cluster of processes on this machine: `--cluster local:N`.
 
-Others may use this machine, too, and whoever can talk to a scheduler can run code in its workers. So all of it talks by
-TLS, with a certificate that is made for the run and never leaves these processes; there is no dashboard, nor any other
-web server; and what Dask writes, and looks for modules in, is a folder that is ours alone.
+Other people may use this machine too, and whoever can connect to a scheduler can run code in its workers. So all
+connections use TLS with a certificate that is made for the run and never leaves these processes. There is no dashboard
+and no other web server. Dask writes to a private folder, because it also loads modules from there.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from distributed.security import Security
 from hasn_cli.errors import MissingExtraError, UsageError
 from hasn_cli.machine import count_cores, free_memory
 
-PICTURES_PER_WORKER = 4  # at most, so that decoding and encoding go on beside the network
-SHARE_OF_FREE = 0.5  # of the memory, for all workers together, where no budget is given
+PICTURES_PER_WORKER = 4  # at most, so that pictures are decoded and encoded while the network computes another
+SHARE_OF_FREE = 0.5  # of the memory, for all workers together, if no budget is given
 HOST = "127.0.0.1"
 SCRATCH = "temporary-directory"  # Dask's name for the setting
 
 
 class NoWebServer:
-    """Keeps a part of the cluster from opening a port for its dashboard and statistics, where anybody may look."""
+    """Keeps a scheduler or worker from opening a port for its dashboard and statistics, which anybody could read."""
 
     def start_http_server(self, *args: Any, **options: Any) -> None:
-        """Start none."""
+        """Do nothing."""
 
 
 class PlainScheduler(NoWebServer, Scheduler):  # type: ignore[misc]
@@ -56,19 +56,19 @@ def count_of(address: str) -> int:
     """The N of `local:N`.
 
     Raises:
-        UsageError: it is no number from 1.
+        UsageError: N is not a number from 1 up.
     """
     count = address.removeprefix("local:")
     if not count.isdecimal() or int(count) < 1:
-        raise UsageError(f"--cluster {address}: N must be a number from 1", "for instance local:4")
+        raise UsageError(f"--cluster {address}: N must be a number from 1 up", "for example local:4")
     return int(count)
 
 
 def start(count: int, *, use_gpus: bool) -> PrivateCluster:
-    """Start a scheduler and `count` worker processes; its `security` is what a client needs to talk to them.
+    """Start a scheduler and `count` worker processes. A client connects with the cluster's `security`.
 
-    Ctrl-C reaches every process of a terminal, but ending the workers is for us. So a thread starts them that is deaf
-    to it: what a thread starts, threads and processes, inherits its deafness.
+    Ctrl-C reaches every process of a terminal, but this process is the one that ends the workers. So they are started
+    from a thread that blocks SIGINT, because the threads and processes that a thread starts inherit its signal mask.
 
     Raises:
         MissingExtraError: the package that makes certificates is not installed.
@@ -97,38 +97,38 @@ def start(count: int, *, use_gpus: bool) -> PrivateCluster:
             shutil.rmtree(scratch, ignore_errors=True)
             started.set_exception(error)
 
-    resource_tracker.ensure_running()  # which would make the thread that starts it hear again
+    resource_tracker.ensure_running()  # if the thread below started it, SIGINT would be unblocked there
     threading.Thread(target=run, name="local cluster", daemon=True).start()
     return started.result()
 
 
 def end(cluster: PrivateCluster) -> None:
-    """End it at once: its workers have nothing left to bring to an end, and would take seconds to say good-bye."""
+    """End the cluster at once. Its workers have nothing left to finish, and a regular end would take seconds."""
     for nanny in cluster.workers.values():
         nanny.auto_restart = False
-        with suppress(AttributeError, TypeError, ProcessLookupError):  # it is not up, or already down
+        with suppress(AttributeError, TypeError, ProcessLookupError):  # it is not running yet, or not any more
             os.kill(nanny.process.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-    _clear(cluster)  # first, since whoever ends us may not wait for the rest
+    _clear(cluster)  # first, because this process may be killed before the rest is done
     with suppress(TimeoutError):
         cluster.close(1)
     _clear(cluster)
 
 
 def _clear(cluster: PrivateCluster) -> None:
-    """Delete its scratch folder, and forget it: Dask looks for modules there, and the name is free for anybody now."""
+    """Delete the scratch folder, and stop loading modules from it: from now on, anybody could make a folder there."""
     with suppress(AttributeError, OSError):
-        cluster.scheduler._workdir.release()  # or Dask would miss it when the program ends, and say so
+        cluster.scheduler._workdir.release()  # else Dask would report at exit that the folder is missing
     shutil.rmtree(cluster.scratch, ignore_errors=True)
     sys.path[:] = [folder for folder in sys.path if not folder.startswith(cluster.scratch)]
 
 
 def worker_specs(count: int, gpus: int) -> dict[int, dict[str, Any]]:
-    """How `count` workers are started; where there are GPUs, each has one."""
+    """The specifications of `count` workers. If there are GPUs, each worker gets one."""
     specs = {}
     for index in range(count):
         options: dict[str, Any] = {
             "nthreads": max(2, min(PICTURES_PER_WORKER, cores_share(count))),
-            "memory_limit": 0,  # the upscaler keeps to its budget; a worker killed at a threshold would help nobody
+            "memory_limit": 0,  # the upscaler keeps to its budget, so Dask need not kill a worker at a threshold
             "silence_logs": 50,
             "resources": {"GPU": 1} if gpus else {},
             "env": {"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {},
@@ -138,12 +138,12 @@ def worker_specs(count: int, gpus: int) -> dict[int, dict[str, Any]]:
 
 
 def cores_share(workers: int) -> int:
-    """The cores for each worker."""
+    """The number of cores for each worker."""
     return max(1, count_cores() // workers)
 
 
 def memory_share(workers: int, budget: int | None) -> int:
-    """The bytes for each worker."""
+    """The memory for each worker, in bytes."""
     return (budget or int(free_memory() * SHARE_OF_FREE)) // workers
 
 

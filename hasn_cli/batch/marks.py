@@ -1,4 +1,4 @@
-"""Marks: the facts by which a file, or what lies at a URL, is known again."""
+"""Marks: facts that tell whether a file, or the content of a URL, is still the same."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hasn_cli.errors import HasnError
 from hasn_cli.images.unfinished import READ_REGULAR, Written
 
 Mark = dict[str, Any]
-"""JSON-able facts by which a file is known again."""
+"""JSON-able facts that identify a file's content: size, times, and (a fingerprint) its SHA-256."""
 
-READ_WHOLE = 64 << 20  # files up to so many bytes are read once, for the decoder and for the fingerprint alike
+READ_WHOLE = 64 << 20  # files up to this many bytes are read only once, for both the decoder and the fingerprint
 
 
 def output_state(path: Path) -> Mark | None:
-    """What changes when the output at `path` does; None where there is none. A link is there, wherever it leads."""
+    """Facts that change whenever the output at `path` does; None if nothing exists there. A link counts as existing."""
     try:
         found = path.lstat()
     except OSError:
@@ -30,31 +30,31 @@ def output_state(path: Path) -> Mark | None:
 
 
 def mark_written(written: Written) -> Mark:
-    """The fingerprint of an output, taken as it was written."""
+    """The fingerprint of an output, computed while it was written."""
     return {"size": written.size, "mtime": written.mtime, "sha256": written.sha256}
 
 
 def mark_output(target: Path | str, state: Mark) -> Mark:
-    """The fingerprint of an output that is there: its `state`, and the SHA-256 of what it holds.
+    """The fingerprint of an existing output: its `state`, and the SHA-256 of its content.
 
     Raises:
-        OSError, HasnError: it cannot be read, or is no regular file.
+        OSError, HasnError: it cannot be read, or is not a regular file.
     """
     if isinstance(target, str):
         return {**state, "sha256": hashlib.sha256(remote.read(target)).hexdigest()}
     with os.fdopen(os.open(target, READ_REGULAR), "rb") as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise OSError(f"{target} is no regular file")
+            raise OSError(f"{target} is not a regular file")
         return {**state, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def looks_as_written(mark: Mark, state: Mark) -> bool:
-    """Whether an output has the size and times that were recorded; enough to leave it alone, not to replace it."""
+    """Whether an output has the recorded size and times. That is enough to keep it, but not enough to replace it."""
     return bool(mark) and all(mark.get(key) == value for key, value in state.items())
 
 
 def is_as_written(target: Path | str, mark: Mark, state: Mark) -> bool:
-    """Whether an output is the very file that was recorded: size, times and digest."""
+    """Whether an output is exactly the file that was recorded, by size, times and SHA-256."""
     if "sha256" not in mark or not looks_as_written(mark, state):
         return False
     try:
@@ -64,9 +64,9 @@ def is_as_written(target: Path | str, mark: Mark, state: Mark) -> bool:
 
 
 def input_state(path: Path) -> Mark | None:
-    """What changes when the input at `path` does; None where there is none.
+    """Facts that change whenever the input at `path` does; None if it does not exist.
 
-    With the time of the last change of anything about the file, which no program can set back.
+    They include ctime, the time of the last change to the file or its attributes, which programs cannot set.
     """
     try:
         found = path.stat()
@@ -76,12 +76,12 @@ def input_state(path: Path) -> Mark | None:
 
 
 def mark_input(path: Path, data: bytes | None = None, before: Mark | None = None) -> Mark:
-    """The fingerprint of an input: its state, and the SHA-256 of what it holds.
+    """The fingerprint of an input: its state, and the SHA-256 of its content.
 
     Args:
         path: the file.
-        data: its bytes, if they have been read.
-        before: its `input_state` before they were read.
+        data: its content, if it has been read.
+        before: its `input_state` before it was read.
     """
     before = before or input_state(path) or {}
     if data is not None:
@@ -91,9 +91,9 @@ def mark_input(path: Path, data: bytes | None = None, before: Mark | None = None
 
 
 def input_unchanged(source: Path | str, mark: Mark, max_pixels: int | None = None) -> bool:
-    """Whether an input still is what `mark` was taken of; a file that was merely touched, moved or copied is.
+    """Whether an input still has the content that `mark` was made from, even if it was touched, moved or copied.
 
-    A large one is read to its end only if it is a picture that would be taken.
+    A large file is read to its end only if it is a picture within the limit.
     """
     if isinstance(source, str):
         return _url_unchanged(source, mark)
@@ -102,14 +102,14 @@ def input_unchanged(source: Path | str, mark: Mark, max_pixels: int | None = Non
         return False
     if all(now[key] == mark.get(key) for key in now):
         return True
-    if not source.is_file():  # a pipe would have to be read to tell
+    if not source.is_file():  # a pipe can be read only once
         return False
     try:
         if now["size"] > READ_WHOLE:
             open_picture(source, max_pixels=max_pixels)
         return bool(mark_input(source)["sha256"] == mark.get("sha256"))
     except (OSError, HasnError):
-        return False  # it cannot be read, which is told when its turn comes
+        return False  # it cannot be read, which is reported when its job runs
 
 
 def _url_unchanged(url: str, mark: Mark) -> bool:

@@ -1,7 +1,7 @@
-"""`UpscalerPool`: the networks of one run, shared by all threads that have pictures.
+"""`UpscalerPool`: the networks of one run, shared by all threads that process pictures.
 
-Each device has one thread, which alone runs networks there. The others hand it their arrays and wait: while they decode
-and encode, it computes.
+Each device has one thread, and only that thread runs networks there. The other threads give it their arrays and wait
+for the results. It computes while they decode and encode.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Progress = Callable[[float], None]
 
 
 class Cancelled(BaseException):
-    """The run was stopped. Not an `Exception`, so that no handler takes it for a fault of the picture."""
+    """The run was stopped. This is not an `Exception`, so that no handler takes it for an error of the picture."""
 
 
 @dataclass(eq=False)
 class _Request:
-    """One array on its way through a network; `result` gives the larger array and the seconds that it took."""
+    """One array to enlarge. `result` gives the larger array and the seconds that the network took."""
 
     scale: int
     image: Image
@@ -45,10 +45,10 @@ class _Request:
 
 
 class UpscalerPool:
-    """Upscalers by device and scale, loaded when first needed, and the threads that run them.
+    """Upscalers by device and scale, loaded when they are first needed, and the threads that run them.
 
     Args:
-        settings: weights, devices and all that `Upscaler` takes.
+        settings: the weights, the devices, and the options of `Upscaler`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,7 +56,7 @@ class UpscalerPool:
         self.devices = [name.strip() for name in settings.device.split(",")]
         self.network_seconds = 0.0
         self._upscalers: dict[tuple[str, int], Upscaler] = {}
-        self._networks: dict[int, HASN] = {}  # by scale; every device gets a copy, whatever becomes of the file
+        self._networks: dict[int, HASN] = {}  # by scale; every device gets a copy, even if the file changes meanwhile
         self._digests: dict[int, str] = {}
         self._refused: dict[int, HasnError] = {}
         self._loading = threading.Lock()
@@ -66,10 +66,10 @@ class UpscalerPool:
         self._threads: list[threading.Thread] = []
 
     def loaded(self, scale: int, device: str | None = None) -> Upscaler:
-        """The upscaler for 2, 3 or 4 on one of the devices, by default the first.
+        """The upscaler for scale 2, 3 or 4 on one of the devices, by default the first.
 
         Raises:
-            WeightsError: there are no such weights; the same again for whoever asks next.
+            WeightsError: there are no such weights. Later calls raise the same error.
             DeviceError: there is no such device.
         """
         device = device or self.devices[0]
@@ -78,7 +78,7 @@ class UpscalerPool:
                 raise self._refused[scale]
             if (device, scale) not in self._upscalers:
                 try:
-                    self._digest(scale)  # first: should the file change meanwhile, it is not taken for the one used
+                    self._digest(scale)  # before loading: if the file changes between, --resume computes again
                     self._upscalers[device, scale] = self._load(scale, device)
                 except HasnError as error:
                     self._refused[scale] = error
@@ -86,7 +86,7 @@ class UpscalerPool:
             return self._upscalers[device, scale]
 
     def digest(self, scale: int) -> str:
-        """The SHA-256 of the file that the network for `scale` was loaded from, or would be; of several passes, all.
+        """The SHA-256 of the file of the network for `scale`. With several passes: one for each, joined by `+`.
 
         Args:
             scale: one of `enlarge.PASSES`.
@@ -129,30 +129,30 @@ class UpscalerPool:
 
     @property
     def accelerated(self) -> bool:
-        """Whether the network runs elsewhere than on the CPU; known once an upscaler is loaded."""
+        """Whether the network runs on something other than the CPU. Known once an upscaler is loaded."""
         return any(upscaler.device.type != "cpu" for upscaler in self._upscalers.values())
 
     def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> list[Plan]:
-        """How a picture of `size` (height, width) would be evaluated, pass by pass.
+        """The plan for a picture of `size` (height, width), one for each pass.
 
         Args:
             scale: one of `enlarge.PASSES`.
 
         Raises:
-            WeightsError, DeviceError: as `loaded` does.
-            BudgetError: one of the passes does not fit the memory budget.
+            WeightsError, DeviceError: as from `loaded`.
+            BudgetError: one of the passes does not fit into the memory budget.
         """
         return [self.loaded(step.scale).plan(step.size, channels, itemsize) for step in passes(scale, size)]
 
     def upscale(self, scale: int, image: Image, progress: Progress | None = None) -> tuple[Image, float]:
-        """Have `image` (H×W×C, as `Upscaler.upscale` takes it) enlarged; waits for its turn.
+        """Enlarge `image` (H×W×C, as for `Upscaler.upscale`). Waits until a device is free.
 
         Returns:
-            The larger image, and the seconds that the network took for it.
+            The larger image, and the seconds that the network took.
 
         Raises:
             Cancelled: the pool was stopped.
-            Exception: what the network raises.
+            Exception: any error from the network.
         """
         request = _Request(scale, image, progress)
         with self._change:
@@ -165,7 +165,7 @@ class UpscalerPool:
         return request.result.result()
 
     def stop(self) -> None:
-        """Cancel what waits and what runs. Does not wait for it."""
+        """Cancel what waits and what runs, without waiting for it to end."""
         with self._change:
             self._stopped = True
             waiting, self._requests = self._requests, deque()
@@ -174,7 +174,7 @@ class UpscalerPool:
             request.result.set_exception(Cancelled())
 
     def join(self, timeout: float) -> bool:
-        """After `stop`: wait for the devices to come to rest, and say whether they did."""
+        """After `stop`: wait until the devices are idle, and return whether they are."""
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -191,7 +191,7 @@ class UpscalerPool:
             pass
 
     def _serve_next(self, device: str) -> bool:
-        """Wait for a request and answer it; False if the pool was stopped. No array is held when it returns."""
+        """Wait for a request and answer it; False if the pool was stopped. When this returns, it holds no array."""
         request = self._take()
         if request is None:
             return False
@@ -223,9 +223,9 @@ class UpscalerPool:
 
 
 class Planner:
-    """Plans as `UpscalerPool` does, for a dry run: without loading the network, where that is possible.
+    """Makes the plans of `UpscalerPool` for a dry run, without loading the network if possible.
 
-    On a CPU, with weights in safetensors, no PyTorch is needed: that takes a tenth of the time.
+    On a CPU, with weights in safetensors, this needs no PyTorch and takes a tenth of the time.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -234,7 +234,7 @@ class Planner:
         self._checked: dict[int, bool] = {}  # scale → whether its weights could be checked without PyTorch
 
     def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> list[Plan]:
-        """As `UpscalerPool.plan`."""
+        """See `UpscalerPool.plan`."""
         wanted = self._settings
         quick = wanted.device == "cpu" or (wanted.device == "auto" and not may_have_gpu())
         if not (quick and all(map(self._is_checked, PASSES[scale]))):
@@ -266,12 +266,12 @@ class Planner:
 
 
 class PooledUpscaler:
-    """One picture's door to the pool, in the shape that `hasn_cli.enlarge` wants.
+    """The pool as one picture sees it, with the interface that `hasn_cli.enlarge` expects.
 
     Attributes:
-        scale: 2, 3 or 4, from `for_scale`.
-        seconds: that the network took so far.
-        waited: seconds that went by until its turn came.
+        scale: 2, 3 or 4, set by `for_scale`.
+        seconds: how long the network has computed for this picture.
+        waited: how long the picture has waited for a device, in seconds.
     """
 
     def __init__(self, pool: UpscalerPool) -> None:
@@ -281,12 +281,12 @@ class PooledUpscaler:
         self._pool = pool
 
     def for_scale(self, scale: int) -> PooledUpscaler:
-        """This, set to `scale`."""
+        """Set the scale, and return this object."""
         self.scale = scale
         return self
 
     def upscale(self, image: Image, progress: Progress | None = None) -> Image:
-        """As `Upscaler.upscale`."""
+        """See `Upscaler.upscale`."""
         began = time.perf_counter()
         result, seconds = self._pool.upscale(self.scale, image, progress)
         self.seconds += seconds

@@ -1,7 +1,7 @@
-"""The bytes of an input, from wherever they come, and the fingerprint that the journal knows them by.
+"""Read an input from a file, a URL or stdin, and compute the fingerprint for the journal.
 
-Looked at in an order that costs little: what kind of file it is and how it begins, then what its header declares, and
-only then is anything read to its end.
+The checks come in an order that costs little: the kind of file and its first bytes, then what its header declares. Only
+then is a file read to its end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hasn_cli.decoding.pool import open_picture
 from hasn_cli.errors import ImageError
 from hasn_cli.images import Picture
 from hasn_cli.images.formats import sniff
-from hasn_cli.images.picture import Again, Frame
+from hasn_cli.images.picture import Frame, ReplayableFrames
 from hasn_cli.images.stream import read_stream
 from hasn_cli.images.unfinished import READ_REGULAR
 
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 
 def open_input(source: Place, max_pixels: int | None, name: str) -> tuple[Picture, Mark]:
-    """The picture at a path, a URL, or on the standard input (`-`), and the fingerprint of what was read.
+    """Open the picture at a path, a URL, or on the standard input (`-`); returns it and the fingerprint of its file.
 
     Args:
-        source: where it is.
-        max_pixels: as `open_picture` takes it.
-        name: for messages.
+        source: a path, a URL or `-`.
+        max_pixels: see `open_picture`.
+        name: the picture's name in messages.
 
     Raises:
-        ImageError: there is none; also while its frames are iterated, and if the file is changed before they all are.
+        ImageError: it cannot be read, or the file is changed before all frames are read. This may also be raised while
+            the frames are iterated.
     """
     if source == "-":
         data = read_stream(sys.stdin.buffer, max_pixels=max_pixels, name=name)
@@ -50,13 +51,13 @@ def open_input(source: Place, max_pixels: int | None, name: str) -> tuple[Pictur
 
 
 def _open_file(path: Path, max_pixels: int | None, name: str) -> tuple[Picture, Mark]:
-    """A small file is read once, and a large one where it lies; either must stay as it is meanwhile."""
-    before = input_state(path)  # taken first: a change while we read must not go unnoticed
+    """Open a file. A small one is read once, a large one is left to the decoder. Neither may change meanwhile."""
+    before = input_state(path)  # first, so that a change while the file is read is noticed
     identity = _identity(path)
     if before is None or identity is None or before["size"] > READ_WHOLE:
         picture = open_picture(path, max_pixels=max_pixels, name=name)
         mark = mark_input(path, before=before)
-        return replace(picture, frames=Again(lambda: _unless_changed(picture, path, identity))), mark
+        return replace(picture, frames=ReplayableFrames(lambda: _unless_changed(picture, path, identity))), mark
     try:
         data = _read_small(path, max_pixels, name, wait=len(identity) == 2)
     except OSError as error:
@@ -66,11 +67,12 @@ def _open_file(path: Path, max_pixels: int | None, name: str) -> tuple[Picture, 
 
 
 def _read_small(path: Path, max_pixels: int | None, name: str, wait: bool) -> bytes:
-    """All of a regular file, or of a pipe, for whose writer to `wait`, as a stream's."""
+    """Read a regular file; or a pipe, if `wait` allows waiting for its writer."""
     flags = READ_REGULAR & ~getattr(os, "O_NOFOLLOW", 0)
     with os.fdopen(os.open(path, flags & ~os.O_NONBLOCK if wait else flags), "rb") as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            return read_stream(stream, max_pixels=max_pixels, name=name) if wait else b""  # it took the file's place
+            # without `wait`, a pipe has replaced the file since it was checked
+            return read_stream(stream, max_pixels=max_pixels, name=name) if wait else b""
         head = stream.read(64)
         return head + stream.read(READ_WHOLE) if sniff(head) else head
 
@@ -82,11 +84,11 @@ def _unless_changed(picture: Picture, path: Path, identity: tuple[int, ...] | No
 
 def _refuse_change(path: Path, identity: tuple[int, ...] | None, name: str) -> None:
     if _identity(path) != identity:
-        raise ImageError(f"{name}: was changed while it was read", "start again when nothing writes to it any more")
+        raise ImageError(f"{name}: was changed while it was read", "try again when no other program writes to it")
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """Which file it is, and in which state as far as its content goes; a pipe's state says nothing."""
+    """Facts that change if the file is replaced or its content changes. For a pipe, only the former."""
     try:
         found = path.stat()
     except OSError:

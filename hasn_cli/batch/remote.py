@@ -1,6 +1,6 @@
-"""Places that are no local path: fsspec URLs such as `s3://bucket/a.jpg` or `memory://a.png`.
+"""Read and write files at fsspec URLs such as `s3://bucket/a.jpg` or `memory://a.png`.
 
-fsspec comes with the `cluster` extra, and each scheme's driver (s3fs, gcsfs, …) by itself.
+The extra `cluster` installs fsspec. The driver for a scheme (s3fs, gcsfs, …) is installed separately.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError
+from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError, UsageError, install_packages
 from hasn_cli.images import unfinished
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -32,7 +32,7 @@ _DRIVERS = {
     "smb": "smbprotocol",
     "hdfs": "pyarrow",
 }
-"""Scheme → the packages that fsspec needs for it, as pip takes them."""
+"""Scheme → the packages that fsspec needs for it, separated by spaces."""
 
 
 def is_url(place: Path | str) -> bool:
@@ -41,32 +41,34 @@ def is_url(place: Path | str) -> bool:
 
 
 def is_web(place: Path | str) -> bool:
-    """Whether `place` is a web address, from which files are read, but to which none are written."""
+    """Whether `place` is a web address. Files can be read from there, but not written."""
     return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
 
 
 def name_of(url: str) -> str:
-    """The file name in a URL; of a web address decoded, and without what follows a question mark."""
+    """The file name in a URL. In a web address, percent-encoding is decoded and the query is left out."""
     if not is_web(url):
         return url.rpartition("/")[2]
     return PurePosixPath(unquote(urlsplit(url).path)).name or "picture"
 
 
 def local_path(place: Path | str) -> str:
-    """`place`, as a path where it is a URL of this machine: `file://…` or `local://…`."""
+    """Turn `file://…` and `local://…` into paths, and return everything else as it is."""
     text = str(place)
-    if text.startswith("file://"):  # whose path is percent-encoded: RFC 8089
+    if text.startswith("file://"):  # its path is percent-encoded (RFC 8089)
         path = unquote(text.removeprefix("file://").removeprefix("localhost"))
+        if "\0" in path:
+            raise UsageError(f"{text}: a path cannot contain NUL", "%00 in a file:// address stands for it")
         return path.removeprefix("/") if sys.platform == "win32" else path
     return text.removeprefix("local://")
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of `url`, and the path that it knows the place by.
+    """The fsspec file system of `url`, and the path in it.
 
     Raises:
         MissingExtraError: fsspec is not installed.
-        HasnError: the scheme is unknown, its driver is not installed, or the store is out of reach.
+        HasnError: the scheme is unknown, its driver is not installed, or the store cannot be reached.
     """
     try:
         from fsspec.core import url_to_fs
@@ -79,7 +81,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         scheme = url.partition("://")[0].lower()
         driver = _DRIVERS.get(scheme)
-        hint = f"pip install {driver}" if driver else "install the package that it names"
+        hint = install_packages(driver) if driver else "install the package named in the message"
         raise HasnError(f"{scheme}:// needs an optional package ({_reason(error)})", hint) from error
     except Exception as error:  # some drivers connect at once
         raise HasnError(f"{url}: cannot be reached ({_reason(error)})") from error
@@ -87,15 +89,15 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def join(url: str, below: PurePosixPath) -> str:
-    """The place `below` the folder `url`, which is given without a slash at its end."""
+    """Append the path `below` to the folder `url`, which must not end in a slash."""
     return url if below == PurePosixPath() else f"{url}/{below}"
 
 
 def read(url: str) -> bytes:
-    """All bytes at `url`.
+    """Read all bytes at `url`.
 
     Raises:
-        ImageError: there is nothing, or it cannot be fetched.
+        ImageError: the file does not exist or cannot be read.
     """
     system, path = filesystem(url)
     try:
@@ -108,11 +110,11 @@ def read(url: str) -> bytes:
 
 
 def read_with(url: str, reader: Callable[[BinaryIO], bytes]) -> bytes:
-    """What `reader` makes of the stream of bytes at `url`.
+    """Open `url` as a stream, and return what `reader` reads from it.
 
     Raises:
-        ImageError: there is nothing, or it cannot be fetched.
-        HasnError: whatever `reader` raises.
+        ImageError: the file does not exist or cannot be read.
+        HasnError: from `reader`.
     """
     system, path = filesystem(url)
     try:
@@ -127,10 +129,10 @@ def read_with(url: str, reader: Callable[[BinaryIO], bytes]) -> bytes:
 
 
 def write(url: str, data: bytes) -> None:
-    """Put `data` at `url`, where it appears whole or not at all.
+    """Write `data` to `url`. The file appears complete or not at all.
 
     Raises:
-        OutputError: it cannot be put there.
+        OutputError: it cannot be written.
     """
     system, path = filesystem(url)
     try:
@@ -144,7 +146,7 @@ def write(url: str, data: bytes) -> None:
 
 
 def _moves(system: Any) -> bool:
-    """Whether files can be moved there. Object stores have no such thing, but let none appear before it is whole."""
+    """Whether files can be moved. Object stores cannot move files, but show them only once they are complete."""
     from fsspec import AbstractFileSystem
 
     return type(system).mv is not AbstractFileSystem.mv
@@ -157,7 +159,7 @@ def _write_aside(system: Any, path: str, data: bytes) -> None:
         system.pipe_file(temporary, data)
         try:
             system.mv(temporary, path)
-        except Exception:  # SMB and some FTP servers move onto no file that is there
+        except Exception:  # SMB and some FTP servers do not replace an existing file by moving another onto it
             if not system.exists(path):
                 raise
             _exchange(system, temporary, path)
@@ -179,10 +181,10 @@ def _exchange(system: Any, new: str, path: str) -> None:
 
 
 def state(url: str) -> dict[str, str] | None:
-    """What changes when the file at `url` does: its size and whatever marks its store gives; None where there is none.
+    """Facts that change whenever the file at `url` does: its size, times and tags; None if it does not exist.
 
     Raises:
-        OutputError: the store cannot be asked.
+        OutputError: the store cannot be reached.
     """
     system, path = filesystem(url)
     system.invalidate_cache()
@@ -191,7 +193,7 @@ def state(url: str) -> dict[str, str] | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        raise OutputError(f"{url}: cannot be looked at ({_reason(error)})") from error
+        raise OutputError(f"{url}: cannot be examined ({_reason(error)})") from error
     marks = {key: str(info[key]) for key in ("size", "ETag", "etag", "generation", "mtime") if key in info}
     with suppress(Exception):  # not every store has times
         marks["modified"] = str(system.modified(path))
@@ -199,10 +201,10 @@ def state(url: str) -> dict[str, str] | None:
 
 
 def is_folder(url: str) -> bool:
-    """Whether `url` names a folder (or a prefix that holds something).
+    """Whether `url` is a folder, or a prefix that other names begin with.
 
     Raises:
-        ImageError: the store cannot be asked.
+        ImageError: the store cannot be reached.
     """
     system, path = filesystem(url)
     if is_web(url):  # fsspec would fetch the file and look for links in it
@@ -214,16 +216,17 @@ def is_folder(url: str) -> bool:
 
 
 def relative(url: str, folder: str) -> PurePosixPath | None:
-    """The path of `url` below the folder, however both are spelled; None if it does not lie there."""
+    """The path of `url` relative to the folder, however both are spelled; None if it is not below the folder."""
     (system, path), (other, base) = filesystem(url), filesystem(folder)
     below = base.rstrip("/") + "/"
     return PurePosixPath(path[len(below) :]) if system == other and path.startswith(below) else None
 
 
 def files(url: str, recursive: bool, on_skip: Callable[[str, str], None]) -> list[str]:
-    """The files below the folder `url`, as paths relative to it; told of those whose names are no such paths.
+    """The files below the folder `url`, as paths relative to it.
 
-    Object stores take any name, also one such as `//etc/a.png` or `../a.png`, which on a disk would lead elsewhere.
+    Object stores allow any name, even `//etc/a.png` or `../a.png`, which would lead out of a folder on a disk. Such
+    names are left out and passed to `on_skip`.
     """
     system, path = filesystem(url)
     below = path.rstrip("/") + "/"
@@ -235,8 +238,8 @@ def files(url: str, recursive: bool, on_skip: Callable[[str, str], None]) -> lis
         raise ImageError(f"{url}: cannot be listed ({_reason(error)})") from error
     names = [name[len(below) :] for name in found if name.startswith(below)]
     for name in names:
-        if not _is_plain(name) and not name.endswith("/"):  # stores mark folders so
-            on_skip(f"{url}/{name}", "no path below the folder")
+        if not _is_plain(name) and not name.endswith("/"):  # a name that ends in a slash marks a folder
+            on_skip(f"{url}/{name}", "not a path below the folder")
     return [name for name in names if _is_plain(name)]
 
 

@@ -1,4 +1,4 @@
-"""`Settings`: all that says what becomes of a picture, and how it is computed."""
+"""`Settings`: how to enlarge, compute and write each picture."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 from hasn_cli.enlarge import Size
 from hasn_cli.images import DEFAULT_MAX_PIXELS, EncodeOptions
 
-# these change where and in what room a result is computed, or whether there is one, but not what it is;
-# weights are compared by what they hold and not by what they are called
+# These change where and in how much memory a result is computed, or whether there is one, but not the result itself.
+# Weights are compared by their content instead of their name.
 _WITHOUT_EFFECT = ("device", "memory", "max_pixels", "compile", "weights")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What becomes of each picture of a batch.
+    """The settings for each picture of a batch.
 
     Attributes:
-        size: how large it becomes.
-        weights: as `hasn_cli.weights.resolve` takes them.
-        format: of the output; None: the output name's, else the input's.
-        encode: how it is written.
+        size: the size of the output.
+        weights: see `hasn_cli.weights.resolve`.
+        format: the output format; None: by the output's name, else the input's format.
+        encode: how to encode the output.
         consistent, alpha: see `hasn_cli.enlarge.enlarge`.
-        keep_times: the output gets the input's modification time.
-        max_pixels: inputs that declare more are refused; None for no limit.
-        device: see `hasn_cli.inference.Upscaler`; several, with commas between them, share a batch's pictures.
+        keep_times: give the output the input's modification time.
+        max_pixels: refuse inputs that declare more pixels; None: no limit.
+        device: see `hasn_cli.inference.Upscaler`. Several devices, separated by commas, share a batch's pictures.
         precision, tile, overlap, memory, tta, compile: see `hasn_cli.inference.Upscaler`.
 
     Raises:
-        UsageError: tiles that are too small, or cannot share the overlap.
+        UsageError: the tiles are too small, or too small for the overlap.
     """
 
     size: Size = field(default_factory=Size)
@@ -54,25 +54,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.tile is not None or self.overlap is not None:
-            from hasn_cli.inference.tiling import check_tile  # here, since it brings PyTorch with it
+            from hasn_cli.inference.tiling import check_tile  # imported here, since it imports PyTorch
 
             check_tile(self.tile, self.overlap)
 
     @property
     def network_scale(self) -> int | None:
-        """The scale, one of `enlarge.PASSES`, where it is the same for pictures of every size."""
+        """The scale, one of `enlarge.PASSES`; None if it depends on the size of a picture."""
         if self.size.width or self.size.height or self.size.fit or self.size.megapixels:
             return None
         return self.size.network_scale((1000, 1000))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able values, from which `from_dict` makes equal settings."""
+        """JSON-able values. `from_dict` makes equal settings of them."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return values
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Settings:
-        """The settings that `to_dict` gave."""
+        """The settings from the values of `to_dict`."""
         size = dict(values["size"])
         if isinstance(size["factor"], str):
             size["factor"] = Fraction(size["factor"])
@@ -81,6 +81,6 @@ class Settings:
         return Settings(**{**values, "size": Size(**size), "encode": EncodeOptions(**values["encode"])})
 
     def fingerprint(self) -> str:
-        """Equal for settings that make the same output from the same input with the same weights."""
+        """A hash that is equal for settings that give the same output from the same input with the same weights."""
         values = {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One picture from its file to its file: opened, enlarged, written. Runs in a thread here, or on a cluster's worker."""
+"""Open, enlarge and write one picture. Runs in a thread of this process, or on a cluster's worker."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hasn_cli.batch import remote
 from hasn_cli.batch.events import Done, Progress, Started
 from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
 from hasn_cli.batch.marks import Mark, mark_output, mark_written
+from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
 from hasn_cli.batch.reading import open_input
-from hasn_cli.batch.room import Room
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PASSES, PLANE_BYTES, enlarge, passes
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, OutputExistsError, UsageError, WeightsError
@@ -31,7 +31,7 @@ from hasn_cli.images.unfinished import Overwrite, Placing, make_folder
 if TYPE_CHECKING:
     from hasn_cli.inference import Plan
 
-FEATURE_BYTES = 700  # of the network's feature maps, an LR pixel
+FEATURE_BYTES = 700  # of the network's feature maps, for each LR pixel
 PROGRESS_INTERVAL = 0.1  # seconds between two reports on one picture
 
 Tell = Callable[[Started | Progress], None]
@@ -39,13 +39,13 @@ Tell = Callable[[Started | Progress], None]
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the journal has to know about a finished picture.
+    """What the journal records about a finished picture.
 
     Attributes:
-        source: the input's fingerprint, taken as it was read.
-        target: the output's state, taken as it was written.
-        scale: of the network, or of its passes together.
-        weights: the SHA-256 of the file that it was loaded from; of several passes, each, joined by `+`.
+        source: the input's fingerprint when it was read.
+        target: the output's fingerprint when it was written.
+        scale: the scale of the network, or of all its passes together.
+        weights: the SHA-256 of the network's file. With several passes: one for each, joined by `+`.
     """
 
     source: Mark
@@ -55,25 +55,28 @@ class Receipt:
 
 
 def do_job(
-    job: Job, settings: Settings, pool: UpscalerPool, room: Room, tell: Tell, overwrite: Overwrite
+    job: Job, settings: Settings, pool: UpscalerPool, memory: MemoryLimit, tell: Tell, overwrite: Overwrite
 ) -> tuple[Done, Receipt]:
-    """Open, enlarge and write one picture; what is there at its output by then is replaced only as `overwrite` says.
+    """Open, enlarge and write one picture. `overwrite` says whether a file that is at its output may be replaced.
 
     Raises:
-        HasnError: what a user can understand; there is no output then.
-        Cancelled: the pool or the room was closed; there is no output then.
+        HasnError: the picture failed, and nothing was written.
+        Cancelled: the pool was stopped or the memory limit was closed; nothing was written.
     """
     began = time.perf_counter()
     picture, mark = open_source(job.source, settings, job.name)
     target_size = settings.size.target(picture.size)
     upscaler = PooledUpscaler(pool)
     asked = time.perf_counter()
-    with room.take(bytes_needed(picture, settings)):
+    with memory.take(bytes_needed(picture, settings)):
         waited = time.perf_counter() - asked
-        started = look(job, picture, settings, pool)
+        started = plan_job(job, picture, settings, pool)
         length, state = _make(picture, started, settings, upscaler, tell, overwrite)
     seconds = time.perf_counter() - began - waited - upscaler.waited
-    notices = notices_of(replace(picture, size=target_size), started.format, settings.encode)
+    notices = settings.size.notices(picture.size)
+    if started.tiles > 1 and settings.tile is None:  # the user did not ask for tiles
+        notices += (f"computed in {started.tiles} tiles, because memory is short",)
+    notices += notices_of(replace(picture, size=target_size), started.format, settings.encode)
     done = Done(job, seconds, upscaler.seconds, picture.size, target_size, length, notices)
     scale = settings.size.network_scale(picture.size)
     return done, Receipt(mark, state, scale, pool.digest(scale))
@@ -82,10 +85,10 @@ def do_job(
 def _make(
     picture: Picture, started: Started, settings: Settings, upscaler: PooledUpscaler, tell: Tell, overwrite: Overwrite
 ) -> tuple[int, Mark]:
-    """Decode, enlarge and write. All that this takes room for is gone when it returns."""
+    """Decode, enlarge and write. When this returns, it holds no more pixels."""
     job = started.job
     if picture.frame_count == 1:
-        picture = picture.load()  # ahead, while the network has another picture
+        picture = picture.load()  # now, while the network may be computing another picture
     tell(started)
     progress = _reporter(job, picture, tell)
     sr = enlarge(
@@ -102,7 +105,7 @@ def _make(
 
 
 def finished_before(job: Job, found: Mark, settings: Settings, pool: UpscalerPool) -> tuple[Done, Receipt] | None:
-    """What `do_job` would have given, if what is found at the output can be its work: a picture of the right size."""
+    """The result of `do_job`, if the file at the output may come from it: a picture of the right size. Else None."""
     picture, mark = open_source(job.source, settings, job.name)
     target_size = settings.size.target(picture.size)
     try:
@@ -115,18 +118,18 @@ def finished_before(job: Job, found: Mark, settings: Settings, pool: UpscalerPoo
     done = Done(job, 0.0, 0.0, picture.size, target_size, int(found.get("size", 0)))
     try:
         return done, Receipt(mark, mark_output(job.target, found), scale, pool.digest(scale))
-    except OSError:  # it has changed again, or is a link
+    except OSError:  # the output has changed again, or is a link
         return None
 
 
-def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool | Planner) -> Started:
-    """What is going to be done with a picture that has been opened; whatever forbids it is raised here.
+def plan_job(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool | Planner) -> Started:
+    """Plan what to do with a picture that has been opened, and check that it can be done.
 
-    It may take decoding a frame to tell.
+    This may decode a frame.
 
     Raises:
-        ImageError: it is out of reach, or the format cannot hold it.
-        WeightsError, DeviceError: from loading the network.
+        ImageError: the size is not possible for this picture, or the format cannot hold the result.
+        WeightsError, DeviceError: the network cannot be loaded.
     """
     format = output_format(job.target, picture, settings)
     target_size = settings.size.target(picture.size)
@@ -137,11 +140,13 @@ def look(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool | Pl
     channels = 1 if picture.channels < 3 else 3
     plans = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     plan, details = plan_in_words(PASSES[scale], plans)
-    return Started(job, picture.size, target_size, picture.frame_count, format, plan, details)
+    return Started(
+        job, picture.size, target_size, picture.frame_count, format, plan, details, max(p.tiles for p in plans)
+    )
 
 
 def plan_in_words(scales: Sequence[int], plans: Sequence[Plan]) -> tuple[str, str]:
-    """What a user wants to know of the plan, and the details: each in one line."""
+    """A summary of the plan for users, and its details, in one line each."""
     largest = max(plans, key=lambda plan: plan.bytes)
     if len(plans) == 1:
         return largest.summary, largest.details
@@ -151,14 +156,14 @@ def plan_in_words(scales: Sequence[int], plans: Sequence[Plan]) -> tuple[str, st
 
 
 def _check_data_alpha(picture: Picture, format: str, settings: Settings) -> None:
-    """See that a format keeps alpha that is data, and the colour under it.
+    """Check that a format keeps alpha that is data, and the colour under it.
 
     Raises:
-        ImageError: it does not.
+        ImageError: the format does not.
     """
     title = FORMATS[format].title
     if format == "jpegxl" and not settings.encode.lossless:
-        message = f"{picture.name}: {title} with loss drops the colour under transparent pixels"
+        message = f"{picture.name}: lossy {title} drops the colour under transparent pixels"
         raise ImageError(message, "add --lossless, use -f png, or leave out --alpha separate")
     if format == "gif" or not FORMATS[format].alpha:
         message = f"{picture.name}: {title} cannot hold alpha as data"
@@ -166,24 +171,24 @@ def _check_data_alpha(picture: Picture, format: str, settings: Settings) -> None
 
 
 def meets_every_picture(error: Exception, settings: Settings) -> bool:
-    """Whether an error has nothing to do with a picture, so that every other would fail with it, too."""
-    if isinstance(error, WeightsError):  # there may be some for the scale that another picture takes
+    """Whether an error would stop every picture, and not only one."""
+    if isinstance(error, WeightsError):  # other pictures may need another scale, for which there are weights
         return settings.network_scale is not None
     return isinstance(error, DeviceError | UsageError)
 
 
 def exists_already(target: Place, hint: str = "") -> OutputExistsError:
-    """An output that is there and may not be replaced; `hint` stands before what can be done in any case."""
+    """The error for an output that exists and must not be replaced. `hint` comes before the usual advice."""
     return OutputExistsError(f"{target} exists already", f"{hint}--overwrite replaces it, --skip-existing leaves it")
 
 
 def is_taken(error: Exception) -> bool:
-    """Whether the output came to be there while it was computed, by another's hand."""
+    """Whether another program wrote the output while the picture was computed."""
     return isinstance(error, OutputError) and isinstance(error.__cause__, FileExistsError)
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk, or a used-up quota, is behind an error."""
+    """Whether a full disk or quota caused an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -192,32 +197,32 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, Mark]:
-    """What is to be enlarged at a path, a URL, or on the standard input (`-`), and the fingerprint of what was read."""
+    """Open the picture at a path, a URL, or on the standard input (`-`); returns it and the fingerprint of its file."""
     picture, mark = open_input(source, settings.max_pixels, name)
     return picture.first() if settings.encode.first_frame else picture, mark
 
 
 def output_format(target: Place, picture: Picture, settings: Settings) -> str:
-    """The format asked for, else the output name's, else the input's where it can be written."""
+    """The format from the settings, else from the output's name, else the input's if it can be written, else PNG."""
     named = settings.format or (None if target == "-" else format_for_name(str(target)))
     return named or (picture.format if picture.format in FORMATS else FALLBACK_FORMAT)
 
 
 def bytes_needed(picture: Picture, settings: Settings) -> int:
-    """About how much memory a picture takes on its way; of pages, the one that takes most counts.
+    """About how much memory it takes to process a picture, in bytes. Of several pages, the largest counts.
 
-    The network's feature maps count only against a budget: without one, there is room for those of one picture at a
-    time besides.
+    The network's feature maps count only if there is a budget. Without one, the memory that is not counted here is
+    enough for those of one picture at a time.
     """
     needed = []
     for shape in picture.shapes:
-        with contextlib.suppress(ImageError):  # out of reach, which is said when its turn comes
+        with contextlib.suppress(ImageError):  # an impossible size, which is reported when the picture is computed
             needed.append(_page_bytes(shape, settings) + _earlier_bytes(picture, shape, settings))
     return max(needed, default=0)
 
 
 def _earlier_bytes(picture: Picture, shape: Shape, settings: Settings) -> int:
-    """Of the two earlier frames, and their results, that are held for what stands still."""
+    """The bytes of the two earlier frames and their results, which are kept to find what stands still."""
     if picture.frame_count == 1 or picture.paged:
         return 0
     height, width = settings.size.target(shape.size)
@@ -228,7 +233,7 @@ def _page_bytes(shape: Shape, settings: Settings) -> int:
     pixel = shape.channels * shape.dtype.itemsize
     target_size = settings.size.target(shape.size)
     scale = settings.size.network_scale(shape.size)
-    last = passes(scale, shape.size)[-1]  # which takes most
+    last = passes(scale, shape.size)[-1]  # the one that takes most memory
     lr = last.size[0] * last.size[1]
     sr = max(target_size[0] * target_size[1], lr * last.scale**2)
     features = FEATURE_BYTES * lr if settings.memory is not None else 0
@@ -239,11 +244,11 @@ def _page_bytes(shape: Shape, settings: Settings) -> int:
 
 
 def write_result(picture: Picture, job: Job, format: str, settings: Settings, overwrite: Overwrite) -> tuple[int, Mark]:
-    """Encode `picture` to where the job says; returns the number of bytes, and the output's fingerprint.
+    """Encode `picture` and write it to the job's output; returns the number of bytes and the output's fingerprint.
 
     Raises:
-        OutputError: it cannot be written; or it is there, and `overwrite` forbids to replace it.
-        ImageError: the format cannot hold it.
+        OutputError: the output cannot be written, or it exists and `overwrite` does not allow replacing it.
+        ImageError: the format cannot hold the picture.
     """
     target = job.target
     if isinstance(target, Path):
@@ -254,7 +259,7 @@ def write_result(picture: Picture, job: Job, format: str, settings: Settings, ov
         _write_stream(sys.stdout.buffer, encoded)
         return encoded.tell(), {}
     data = encoded.getvalue()
-    found = None if overwrite is True else remote.state(target)  # stores know no way to look and write at once
+    found = None if overwrite is True else remote.state(target)  # stores cannot check and write in one step
     if found is not None and not (overwrite == "same" and remote.read(target) == data):
         raise exists_already(target) from FileExistsError(target)
     remote.write(target, data)
@@ -273,7 +278,7 @@ def _write_file(
     if isinstance(job.source, Path):
         try:
             models = (job.source.stat(),)
-        except OSError:  # it has gone
+        except OSError:  # the input is gone
             models = None
     times = (models[0].st_atime_ns, models[0].st_mtime_ns) if models and settings.keep_times else None
     placing = Placing(overwrite, models, times, root)

@@ -1,4 +1,4 @@
-"""`hasn compare`: one picture enlarged in two ways, side by side as a page, an image, or in the terminal."""
+"""`hasn compare`: enlarge a picture in two ways, and show both as a page, as an image, or in the terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,21 @@ WHAT, OUTPUT, NETWORK, MESSAGES = "What to compare", "Output", "Network", "Messa
 PAGE_SUFFIXES = (".html", ".htm")
 
 
-@click.command("compare", cls=GroupedCommand, context_settings=HELP_SETTINGS)
+class OnePicture(GroupedCommand):
+    """A command whose error for a second picture says where that belongs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as wrong:
+            if "unexpected extra argument" in wrong.message:
+                raise UsageError(
+                    "compare takes one picture", "-o names the output, --reference the large original"
+                ) from wrong
+            raise
+
+
+@click.command("compare", cls=OnePicture, context_settings=HELP_SETTINGS)
 @click.argument("picture", metavar="PICTURE", type=click.Path(path_type=Path))
 @option("-s", "--scale", group=WHAT, type=Factor(), default="4", show_default=True,
         help="How many times larger: 2, 1.5, 300%; at most 16.")  # fmt: skip
@@ -113,7 +127,7 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
 
 
 def _target(picture: Path, given: dict[str, Any]) -> Path:
-    """Where the page or image goes, checked before anything is computed."""
+    """The path of the page or image, checked before anything is computed."""
     from hasn_cli.images import check_target, format_for_name
 
     if str(picture) == "-" and str(given["reference"]) == "-":
@@ -156,7 +170,7 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
 
 
 def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[Method]:
-    """A method for each set of weights, loaded, so that missing ones are reported before anything is computed."""
+    """A method for each set of weights. They are loaded now, so that missing ones are reported early."""
     import numpy as np
 
     from hasn_cli.batch.pool import UpscalerPool
@@ -183,7 +197,7 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
 
 
 def labels(weights: Sequence[str]) -> list[str]:
-    """Short and different names for weights: `HASN` for those in the package, a file's stem, or all that was given."""
+    """Short and different labels for weights: `HASN` for those in the package, a file's stem, or the name as given."""
     from hasn_cli.weights import BUNDLED, SUFFIXES
 
     files = [Path(name).stem if Path(name).suffix in SUFFIXES else name for name in weights]
@@ -194,13 +208,13 @@ def labels(weights: Sequence[str]) -> list[str]:
 
 
 def _shown(weights: str) -> str:
-    """What a page calls weights: of a file or folder, only the name."""
+    """The name of weights on a page. For a file or folder, the path is left out."""
     return Path(weights).name if Path(weights).exists() else weights
 
 
 @contextmanager
 def _progress(quiet: bool, megapixels: float) -> Iterator[Callable[[str, float], None] | None]:
-    """A bar for each method, if stderr is a terminal."""
+    """Show a bar for each method, if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -218,7 +232,7 @@ def _progress(quiet: bool, megapixels: float) -> Iterator[Callable[[str, float],
 
 
 def _preview() -> tuple[Callable[[Comparison], None] | None, str | None]:
-    """What shows a comparison on this terminal; else None, and why."""
+    """The function that shows a comparison in this terminal and None; or None and the reason why it cannot."""
     from rich.console import Console
 
     from hasn_cli.compare.terminal import drawer, preview
@@ -241,12 +255,12 @@ def _why_not(console: Console) -> str:
     if console.no_color:
         return "NO_COLOR is set"
     if not sys.stdin.isatty():
-        return "stdin is not a terminal, and the terminal has to be asked what it can show"
+        return "stdin is not a terminal, which is needed to ask the terminal what it can show"
     return "this terminal cannot show pictures"
 
 
 def _models(*pictures: Path | None) -> tuple[os.stat_result, ...]:
-    """The files that a page or sheet shows: only who may read them may read it."""
+    """The files that a page or image shows. Only those who may read them may read the result."""
     return tuple(path.stat() for path in pictures if path is not None and str(path) != "-")
 
 
@@ -277,7 +291,7 @@ def _write(comparison: Comparison, target: Path, about: str, models: tuple[os.st
 
 
 def _about() -> str:
-    """How the page was made: version, machine, command line."""
+    """How the page was made: the version, the machine and the command line."""
     import platform
 
     import torch
@@ -287,13 +301,13 @@ def _about() -> str:
     machine = (
         f"{platform.system()} {platform.machine()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
     )
-    words = [_without_folders(word) for word in sys.argv[1:]]  # whoever gets the page need not see where things lie
+    words = [_without_folders(word) for word in sys.argv[1:]]  # the page should not reveal the names of folders
     command = printable(shlex.join(["hasn", *words]), longest=4096)
     return f"Made by hasn {__version__} ({machine}): {command}"
 
 
 def _without_folders(word: str) -> str:
-    """`word` of a command line; of a path, also after `--option=`, only the name."""
+    """A word of the command line. Paths, also after `--option=`, are reduced to the name."""
     option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{equals}{Path(value).name}" if "/" in value or "\\" in value else word
 

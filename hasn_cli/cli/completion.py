@@ -7,8 +7,8 @@ from click.shell_completion import get_completion_class
 
 from hasn_cli.cli.options import HELP_SETTINGS
 
-# What we change in click's scripts, as shell → (click's text, ours). File names are left to the shell itself, so that
-# any name is quoted correctly.
+# Changes to click's scripts: shell → (click's text, ours). The shell itself completes file names, so that any name is
+# quoted correctly.
 CHANGES: dict[str, list[tuple[str, str]]] = {
     "bash": [],
     "zsh": [  # complete the file name after --output=
@@ -16,7 +16,7 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
     ],
     "fish": [
         ("complete --no-files", "complete --no-files --keep-order"),  # options in the order of --help
-        ('string split "," $completion', 'string split --max 1 "," $completion'),  # descriptions have commas, too
+        ('string split "," $completion', 'string split --max 1 "," $completion'),  # descriptions contain commas
         (
             "__fish_complete_path $metadata[2];",
             "set -l option (string match --regex -- '^--[^=]+=' (commandline -t));"

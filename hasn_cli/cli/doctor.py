@@ -1,4 +1,4 @@
-"""`hasn doctor`: what hasn finds on this machine, as tables for people or as JSON for programs."""
+"""`hasn doctor`: show what hasn finds on this machine, as tables for people or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Number
 from hasn_cli.errors import install_command
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @click.command("doctor", context_settings=HELP_SETTINGS)
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 600),
+    cls=GroupedOption,
+    type=Number(0, 600),
     default=5.0,
-    show_default="5",
     metavar="N",
-    help="Length of the speed test in seconds, up to 600; 0: no test.",
+    help="Length of the speed test in seconds, up to 600; 0: no test.  [default: 5]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(seconds: float, as_json: bool) -> int:
@@ -48,7 +48,7 @@ def command(seconds: float, as_json: bool) -> int:
 
 @contextmanager
 def _status() -> Iterator[Callable[[str], None] | None]:
-    """A spinner on stderr that names what is being checked, if stderr is a terminal."""
+    """Show a spinner that names what is being checked, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

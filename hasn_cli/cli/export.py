@@ -1,4 +1,4 @@
-"""`hasn export`: the network as a file for other programs."""
+"""`hasn export`: write the network as a file for other programs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from pathlib import Path
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Whole
 from hasn_cli.errors import OutputError, UsageError
 
 
 @click.command("export", context_settings=HELP_SETTINGS)
 @click.option("--onnx", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-@click.option("-s", "--scale", type=click.IntRange(2, 4), default=4, show_default=True, metavar="N", help="2, 3 or 4.")
+@click.option("-s", "--scale", cls=GroupedOption, type=Whole(2, 4), default=4, show_default=True, metavar="N",
+              help="2, 3 or 4.")  # fmt: skip
 @click.option("-w", "--weights", default="hasn", show_default=True, metavar="WEIGHTS",
               type=click.Path(readable=False, path_type=str),
               help="hasn, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
 @click.option(
     "--opset",
-    type=click.IntRange(18),
+    cls=GroupedOption,
+    type=Whole(18),
     default=18,
     show_default=True,
     metavar="N",

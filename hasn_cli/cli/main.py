@@ -1,4 +1,4 @@
-"""The `hasn` command: finds the subcommand, and turns every exception into a line on stderr and an exit code."""
+"""The `hasn` command: find the subcommand, and turn every exception into a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from hasn_cli import __version__
 from hasn_cli.console import INTERRUPTED, error_line, hint_line, show_error
 
-# The help lines stand here so that `hasn --help` need not import the commands, each from hasn_cli/cli/NAME.py.
+# The help lines are here so that `hasn --help` does not have to import the commands from hasn_cli/cli/NAME.py.
 COMMANDS = {
     "upscale": "Upscale pictures, folders or a pipe.",
     "compare": "Compare with bicubic, as a page, an image or in the terminal.",
@@ -29,8 +29,9 @@ COMMANDS = {
     "completion": "Print the completion script for bash, zsh or fish.",
 }
 DEFAULT = "upscale"
+UNKNOWN_HINT = "hasn --help lists the commands; a picture needs its whole name: hasn photo.jpg"
 OWN_OPTIONS = ("-h", "--help", "--version", "-v", "--verbose")
-# endings that a word may have to be taken for a picture's name; what is read is a longer list, and slow to import
+# A word with one of these endings is taken for a picture's name. The list of all formats would be slow to import.
 PICTURE_ENDINGS = (
     ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pam",
     ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
@@ -45,14 +46,14 @@ EXAMPLES = """\b
 
 @dataclass
 class State:
-    """How errors are to be shown, which a command may set; click carries it as `ctx.obj`."""
+    """How to show errors. Commands can set this; click passes it on as `ctx.obj`."""
 
     verbose: int = 0
-    implied: bool = False  # the command is `upscale` because none was named
+    implied: bool = False  # no command was given, so it is `upscale`
 
 
 class LazyGroup(click.Group):
-    """A group that imports a subcommand's module when it is used, and takes pictures without a command's name."""
+    """A group that imports a subcommand only when it is used, and that runs `upscale` if no command is given."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -68,11 +69,11 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Commands and options; or file names, where the word is the beginning of neither."""
+        """Complete commands and options, or file names if the word is not the beginning of either."""
         return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`hasn PATH…` and `hasn -s 2 PATH…` mean `hasn upscale …`."""
+        """Treat `hasn PATH…` and `hasn -s 2 PATH…` as `hasn upscale …`."""
         options = [*self._own_options_before(args)]
         rest = args[len(options) :]
         if rest and _means_upscale(rest):
@@ -85,8 +86,10 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"Did you mean {close[0]}?" if close else "hasn --help lists the commands"
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.65)
+            if args[0] in ("help", "version"):
+                close = [f"hasn --{args[0]}"]
+            hint = f"Did you mean {close[0]}?" if close else UNKNOWN_HINT
             raise UnknownCommand(args[0], hint)
         return super().resolve_command(ctx, args)
 
@@ -107,7 +110,7 @@ class UnknownCommand(click.UsageError):
 
 
 def _means_upscale(words: Sequence[str]) -> bool:
-    """Whether the words, from the first on that is no option of `hasn` itself, are those of `hasn upscale`."""
+    """Whether the words after the options of `hasn` itself are arguments of `hasn upscale`."""
     if words[0] in COMMANDS:
         return False
     if words[0].startswith("-") and words[0] != "-":
@@ -117,7 +120,8 @@ def _means_upscale(words: Sequence[str]) -> bool:
 
 def _names_input(word: str) -> bool:
     return (
-        word == "-"
+        word in ("-", "--files-from")
+        or word.startswith("--files-from=")
         or (not word.startswith("-") and os.path.lexists(word))
         or "://" in word
         or PurePath(word).suffix.lower() in PICTURE_ENDINGS
@@ -139,9 +143,9 @@ def hasn(state: State | None, verbose: int) -> None:
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run `hasn` with `args` (default: the process's) and return its exit code. Only a second Ctrl-C raises."""
+    """Run `hasn` with `args` (default: those of the process) and return the exit code. Only a second Ctrl-C raises."""
     state = State()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # our readers raise what matters as errors
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # our readers raise errors for what matters
     try:
         # standalone_mode=False: click returns the exit code, and lets exceptions through
         code = hasn.main(args=args, prog_name="hasn", standalone_mode=False, obj=state)
@@ -170,6 +174,6 @@ def _show_usage_error(wrong: click.ClickException) -> int:
 
 
 def _end_quietly() -> int:
-    """The reader of our stdout has gone: point stdout at nothing, so that no later flush complains."""
+    """End after the reader of our stdout has closed it: redirect stdout to nowhere, so that no later flush fails."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

@@ -1,4 +1,4 @@
-"""What the commands' options have in common: groups in `--help`, values with units, and options of several commands."""
+"""Options that several commands share, types for their values, and groups in `--help`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from click.types import OptionHelpExtra
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-LARGEST_SCALE = 16  # as in `enlarge`, which takes longer to import than `hasn --help` may
+LARGEST_SCALE = 16  # the same as in `enlarge`, which would make `hasn --help` slow if it were imported here
 
 
 class GroupedOption(click.Option):
@@ -25,7 +25,7 @@ class GroupedOption(click.Option):
         self.group = group
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
-        """What `--help` shows in brackets. The range is left out: the help says it, and so does the error message."""
+        """What `--help` shows in brackets. Ranges are left out, since the help and the error messages state them."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
@@ -67,8 +67,12 @@ class Factor(click.ParamType[Fraction]):
         except (ValueError, ZeroDivisionError):
             self.fail(f"{value!r} is not a scale such as 2, 1.5 or 200%", param, ctx)
         if not 1 < factor <= LARGEST_SCALE:
-            self.fail(f"{value} is not above 1 and at most {LARGEST_SCALE}", param, ctx)
+            advice = f"; for a percentage, write {value}%" if 100 < factor <= 100 * LARGEST_SCALE else ""
+            self.fail(f"the scale must be above 1 and at most {LARGEST_SCALE}, not {value}{advice}", param, ctx)
         return factor
+
+
+_MOST_BYTES = 1 << 60
 
 
 class Bytes(click.ParamType[int]):
@@ -83,7 +87,10 @@ class Bytes(click.ParamType[int]):
         match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
         if match is None:
             self.fail(f"{value!r} is not an amount of memory such as 800M or 2G", param, ctx)
-        amount = int(float(match[1]) * 1024 ** self.units[match[2].upper()])
+        exact = float(match[1]) * 1024 ** self.units[match[2].upper()]
+        if exact > _MOST_BYTES:
+            self.fail("that is more memory than any machine has", param, ctx)
+        amount = int(exact)
         if amount == 0:
             self.fail("the amount of memory must be above 0", param, ctx)
         return amount
@@ -97,29 +104,53 @@ class Box(click.ParamType[tuple[int, int]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", value.strip().lower())
+        match = re.fullmatch(r"([1-9]\d{0,11})[x×]([1-9]\d{0,11})", value.strip().lower())
         if match is None:
             self.fail(f"{value!r} is not a size such as 1920x1080", param, ctx)
         return int(match[2]), int(match[1])
 
 
-class Quality(click.IntRange):
+class Whole(click.IntRange):
+    """A whole number in a range, with an error message in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number: int = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a whole number{self._range()}", param, ctx)
+        return number
+
+    def _range(self) -> str:
+        return f" from {self.min} to {self.max}" if self.max is not None else f" of at least {self.min}"
+
+
+class Number(click.FloatRange):
+    """A number from 0 up or above 0, or in a range, with an error message in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number: float = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a number {self._range()}", param, ctx)
+        return number
+
+    def _range(self) -> str:
+        if self.max is not None:
+            return f"from {self.min:g} to {self.max:g}"
+        return f"above {self.min:g}" if self.min_open else f"of at least {self.min:g}"
+
+
+class Quality(Whole):
     """The quality of lossy formats, a number from 1 to 100."""
 
     def __init__(self) -> None:
         super().__init__(1, 100)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            quality = int(value)
-        except ValueError:
-            quality = 0
-        if not 1 <= quality <= 100:
-            self.fail(f"{value!r} is not a whole number from 1 (smallest file) to 100 (best picture)", param, ctx)
-        return quality
+    def _range(self) -> str:
+        return " from 1 (smallest file) to 100 (best picture)"
 
 
-class Megapixels(click.FloatRange):
+class Megapixels(Number):
     """Millions of pixels: a finite number from 0 up."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -162,8 +193,20 @@ memory_option = option(
 )
 
 
+def complete_formats(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The names of formats that begin with `incomplete`, for a shell."""
+    from hasn_cli.images.formats import format_names
+
+    return [name for name in format_names() if name.startswith(incomplete)]
+
+
+def complete_devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The kinds of devices that begin with `incomplete`, for a shell."""
+    return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
 def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
-    """`--device`; `several` where a command can share its pictures between devices."""
+    """`--device`. `several`: whether the command can divide its pictures among devices."""
     more = " Several share the pictures: cuda:0,cuda:1." if several else ""
     return option(
         "-d",
@@ -172,12 +215,13 @@ def device_option(several: bool = False) -> Callable[[Decorated], Decorated]:
         default="auto",
         show_default=True,
         metavar="DEVICE",
+        shell_complete=complete_devices,
         help=f"cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.{more}",
     )
 
 
 def limit_option(group: str) -> Callable[[Decorated], Decorated]:
-    """`--max-input-megapixels`, for `most_pixels`; `--max-megapixels` is its former name."""
+    """`--max-input-megapixels`, for `most_pixels`. Its old name `--max-megapixels` still works, but is hidden."""
     current = option(
         "--max-input-megapixels",
         "max_input_megapixels",
@@ -196,7 +240,7 @@ def limit_option(group: str) -> Callable[[Decorated], Decorated]:
 
 
 def most_pixels(given: dict[str, Any]) -> int | None:
-    """The limit that `open_picture` takes, from the options of `limit_option`."""
+    """The limit for `open_picture`, from the options of `limit_option`."""
     from hasn_cli.images import DEFAULT_MAX_PIXELS
 
     megapixels = given["max_input_megapixels"]

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal: one for each picture under way, one over all pictures, one for a download.
+"""Progress bars on a terminal: one for each picture being processed, one for all pictures, one for a download.
 
 A line adapts to the terminal's width: name and percentage always, then the time left, the bar, and the amounts.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from hasn_cli.batch.inputs import Job
     from hasn_cli.weights import Progress as Fetching
 
-WIDE, MEDIUM = 80, 56  # columns from which on amounts, and bars, are shown beside a name of 16 characters
-FORGET = 30.0  # seconds after which an observed speed counts for a third
-FIRST = 1.0  # seconds to watch before a time left is shown
+WIDE, MEDIUM = 80, 56  # the width from which on amounts and bars are shown, beside a name of 16 characters
+FORGET = 30.0  # seconds after which an observed speed counts only a third
+FIRST = 1.0  # seconds to observe before the time left is shown
 
 
 class TimeLeft:
@@ -54,18 +54,18 @@ class TimeLeft:
 
     @property
     def speed(self) -> float | None:
-        """Amount a second; None until it can be told."""
+        """The amount per second; None until it can be estimated."""
         return self._amount / self._seconds if self._seconds >= FIRST and self._amount > 0 else None
 
     def seconds(self, total: float, now: float) -> float | None:
-        """Seconds until `total` is done; None until they can be told."""
+        """The seconds until `total` is done; None until they can be estimated."""
         if self.speed is None or self._last is None:
             return None
         return max(0.0, (total - self._last[1]) / self.speed - (now - self._last[0]))
 
 
 def time_left(seconds: float) -> str:
-    """`8 s left`, `35 s left`, `3 min left`, `2 h 5 min left`: no more digits than an estimate is worth."""
+    """`8 s left`, `35 s left`, `3 min left`, `2 h 5 min left`: rounded, since it is an estimate."""
     if seconds <= 20:
         return f"{max(1, math.ceil(seconds))} s left"
     if seconds <= 55:
@@ -78,7 +78,7 @@ def time_left(seconds: float) -> str:
 
 
 class BarView(LineView):
-    """A bar for each picture under way and, with several pictures, one for all; a line for each finished picture."""
+    """Shows a bar for each picture being processed, one for all if there are several, and a line when one ends."""
 
     def __init__(self, jobs: int, *, verbose: int = 0) -> None:
         super().__init__(verbose=verbose)
@@ -101,7 +101,7 @@ class BarView(LineView):
         super().show(event)
 
     def _move(self, job: Job, fraction: float) -> None:
-        """Show a picture's progress; its bar appears with the first, so that pictures that still wait have none."""
+        """Show a picture's progress. Its bar appears with the first call, so that waiting pictures have no bar."""
         megapixels = self.megapixels.get(job.index, 0.0)
         if job.index in self.under_way:
             task, _ = self.under_way[job.index]
@@ -125,7 +125,7 @@ class BarView(LineView):
             move_bar(self.bars, self.overall, self.finished + begun)
 
     def write(self, line: str) -> None:
-        """Print a line above the bars while there are any."""
+        """Print a line, above the bars if they are shown."""
         if self.bars.live.is_started:
             self.bars.console.print(Text.from_ansi(line), soft_wrap=True)
         else:
@@ -137,7 +137,7 @@ class BarView(LineView):
 
 
 class _Name(ProgressColumn):
-    """What the bar is about, shortened to the room there is."""
+    """The name of a bar, shortened to the width that is left."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class _Name(ProgressColumn):
 
 
 class _Rest(ProgressColumn):
-    """Bar, percentage, amounts and time left, as far as there is room."""
+    """Bar, percentage, amounts and time left, as far as they fit."""
 
     max_refresh = 0.1
 
@@ -188,9 +188,9 @@ def _amount(done: float, total: float, unit: str) -> str:
 
 
 class _Drawing(LiveRender):
-    """rich's drawing, cleared correctly when the terminal was made narrower since it was drawn.
+    """Clears rich's lines correctly after the terminal has been made narrower.
 
-    Most terminals then break the old lines into several, which rich does not count, so that it would leave some.
+    Most terminals then wrap the old lines. rich does not count the additional lines, and would leave some of them.
     """
 
     def __init__(self, console: Console) -> None:
@@ -198,7 +198,7 @@ class _Drawing(LiveRender):
         self._console = console
 
     def position_cursor(self) -> Control:
-        if self._shape is None or "XTERM_VERSION" in os.environ:  # xterm itself cuts lines off instead
+        if self._shape is None or "XTERM_VERSION" in os.environ:  # xterm cuts lines off instead of wrapping them
             return super().position_cursor()
         width, height = self._shape
         rows = height * max(1, math.ceil(width / self._console.width))
@@ -207,26 +207,26 @@ class _Drawing(LiveRender):
 
 
 def make_bars() -> Bars:
-    """rich's progress bars on stderr, with our columns; they vanish at the end. For `add_bar` and `move_bar`."""
+    """Make rich's progress bars with our columns on stderr, for `add_bar` and `move_bar`. They vanish at the end."""
     console = Console(stderr=True)
     bars = Bars(
         _Name(console),
         _Rest(console),
         console=console,
         transient=True,
-        redirect_stdout=False,  # what a command writes there is data
+        redirect_stdout=False,  # commands write data to stdout
     )
     bars.live._live_render = _Drawing(console)
     return bars
 
 
 def add_bar(bars: Bars, name: str, total: float | None, unit: str = "") -> TaskID:
-    """A bar for `total` of a unit (without a unit: a number of things)."""
+    """Add a bar for an amount of `total` in a unit, or for a number of things if there is no unit."""
     return bars.add_task(name, total=total, unit=unit, clock=TimeLeft())
 
 
 def move_bar(bars: Bars, bar: TaskID, done: float) -> None:
-    """Show that so much is done."""
+    """Show that the amount `done` is finished."""
     task = next(task for task in bars.tasks if task.id == bar)
     task.fields["clock"].update(done, time.monotonic())
     bars.update(bar, completed=done)
@@ -234,7 +234,7 @@ def move_bar(bars: Bars, bar: TaskID, done: float) -> None:
 
 @contextlib.contextmanager
 def fetching() -> Iterator[Fetching]:
-    """A progress bar on stderr for the weights that are being fetched; none where stderr is not a terminal."""
+    """Show a progress bar for downloads of weights, if stderr is a terminal."""
     bars = make_bars()
     bars.disable = not bars.console.is_terminal
     names: dict[str, TaskID] = {}

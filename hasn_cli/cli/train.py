@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS, GroupedCommand, option
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedCommand, Number, Whole, option
 from hasn_cli.errors import UsageError, install_command
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 DATA, LENGTH, RECIPE, MACHINE = "Data and output", "Length", "Recipe", "Machine"
-POSITIVE = click.IntRange(1)
+POSITIVE = Whole(1)
 FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
 
 
@@ -49,31 +49,34 @@ FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
 @option(
     "--valid-side",
     group=DATA,
-    type=click.IntRange(64),
+    type=Whole(64),
     metavar="N",
     default=384,
     show_default=True,
     help="Use the middle N×N pixels of each of these pictures.",
 )
 @option("--iterations", group=LENGTH, type=POSITIVE, metavar="N", help="Train for N steps.")
-@option("--minutes", group=LENGTH, type=click.FloatRange(0, min_open=True), metavar="N", help="Train for N minutes.")
+@option("--minutes", group=LENGTH, type=Number(0, min_open=True), metavar="N", help="Train for N minutes.")
 @option("--validate-every", group=LENGTH, type=POSITIVE, metavar="N", default=500, show_default=True,
         help="Validate and write a checkpoint every N steps.")  # fmt: skip
 @option("--report-every", group=LENGTH, type=POSITIVE, metavar="N", default=50, show_default=True,
         help="Report and add a line to the log every N steps.")  # fmt: skip
-@option("--rate", group=RECIPE, type=click.FloatRange(0, min_open=True), metavar="N", default=1e-3, show_default=True,
+@option("--rate", group=RECIPE, type=Number(0, min_open=True), metavar="N", default=1e-3, show_default=True,
         help="Highest learning rate.")  # fmt: skip
-@option("--end-rate", group=RECIPE, type=click.FloatRange(0), metavar="N", default=0.0, show_default=True,
+@option("--end-rate", group=RECIPE, type=Number(0), metavar="N", default=0.0, show_default=True,
         help="Learning rate at the end. Set it above 0 if another run will continue from this one.")  # fmt: skip
-@option("--warm-up", group=RECIPE, type=click.IntRange(0), metavar="N", default=100, show_default=True,
+@option("--warm-up", group=RECIPE, type=Whole(0), metavar="N", default=100, show_default=True,
         help="Steps over which the learning rate rises at the start.")  # fmt: skip
 @option("--batch", group=RECIPE, type=POSITIVE, metavar="N", default=8, show_default=True, help="Patches in a step.")
-@option("--patch", group=RECIPE, type=click.IntRange(16), metavar="N", default=48, show_default=True,
+@option("--patch", group=RECIPE, type=Whole(16), metavar="N", default=48, show_default=True,
         help="Side of a patch in LR pixels.")  # fmt: skip
-@option("--seed", group=RECIPE, type=click.IntRange(0), metavar="N", default=0, show_default=True,
+@option("--seed", group=RECIPE, type=Whole(0), metavar="N", default=0, show_default=True,
         help="Seed for choosing and turning patches.")  # fmt: skip
 @option("--loss", group=RECIPE, type=click.Choice(["l1", "rmse"]), default="l1", show_default=True,
         help="rmse is the root mean square error of each patch, which PSNR is computed from.")  # fmt: skip
+@option("--degrade", group=RECIPE, type=click.Choice(["bicubic", "photo"]), default="bicubic", show_default=True,
+        help="How the small pictures are made. photo: by several programs, compressed as JPEG or WebP, and with "
+        "graphics.")  # fmt: skip
 @option("--renew", group=RECIPE, is_flag=True,
         help="Reinitialise the weak parts of the --from weights.")  # fmt: skip
 @option("--adam", group=RECIPE, is_flag=True, help="Use Adam for all weights, instead of SOAP for the kernels.")
@@ -85,7 +88,7 @@ FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
     "-j",
     "--workers",
     group=MACHINE,
-    type=click.IntRange(0),
+    type=Whole(0),
     metavar="N",
     help="Processes that cut patches on a CPU.  [default: 0]",
 )
@@ -140,6 +143,7 @@ def _recipe(
     device: str,
     precision: str,
     workers: int | None,
+    degrade: Literal["bicubic", "photo"],
     **others: Any,
 ) -> Recipe:
     """Build the recipe. What the options leave open is chosen for the device."""
@@ -152,16 +156,23 @@ def _recipe(
     on_cpu = (found := resolve_device(device)).type == "cpu"
     return Recipe(
         scales=tuple(dict.fromkeys(scales)),
-        patches=PatchPlan(side=patch, batch=batch, seed=seed),
+        patches=PatchPlan(side=patch, batch=batch, seed=seed, degrade=degrade),
         device=str(found),
         half=precision == "bf16" or (precision == "auto" and found.type == "cuda"),
         lanes=cores if on_cpu else 1,
         piece=max(1, min(4, batch // cores)) if on_cpu else batch,
-        workers=(workers or 0) if on_cpu else 0,
+        workers=_workers(workers, cores, on_cpu, degrade),
         own_depthwise=on_cpu,
         kernels=not adam,
         **others,
     )
+
+
+def _workers(asked: int | None, cores: int, on_cpu: bool, degrade: str) -> int:
+    """Processes that cut patches. A GPU cuts clean patches itself, but not degraded ones."""
+    if on_cpu:
+        return asked or 0
+    return 0 if degrade == "bicubic" else min(8, cores) if asked is None else asked
 
 
 def _write_log(trainer: Trainer, plots: bool) -> None:
@@ -175,7 +186,7 @@ def _write_log(trainer: Trainer, plots: bool) -> None:
 
 @contextmanager
 def _view(trainer: Trainer) -> Iterator[Callable[[Report], None]]:
-    """Shows reports on stderr: one line each, and a progress bar if it is a terminal."""
+    """Show reports on stderr: one line each, and a progress bar if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 

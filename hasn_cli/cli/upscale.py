@@ -1,4 +1,4 @@
-"""`hasn upscale`, the main command: turns its options into settings and jobs, runs the batch, and shows it."""
+"""`hasn upscale`, the main command: turn its options into settings and jobs, run the batch, and show its events."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from hasn_cli.cli.options import (
     Megapixels,
     Quality,
     TileSide,
+    Whole,
+    complete_formats,
     device_option,
     limit_option,
     memory_option,
@@ -43,8 +45,8 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @click.argument("inputs", nargs=-1, metavar="INPUT...", type=FILES_ARGUMENT)
 @option("-s", "--scale", group=SIZE, type=Factor(), help="How many times larger: 2, 1.5, 300%; at most 16. Above 4, "
         "the network runs twice.  [default: 4]")  # fmt: skip
-@option("--width", group=SIZE, type=click.IntRange(1), metavar="N", help="Width in pixels, instead of a scale.")
-@option("--height", group=SIZE, type=click.IntRange(1), metavar="N", help="Height in pixels, instead of a scale.")
+@option("--width", group=SIZE, type=Whole(1), metavar="N", help="Width in pixels, instead of a scale.")
+@option("--height", group=SIZE, type=Whole(1), metavar="N", help="Height in pixels, instead of a scale.")
 @option("--stretch", group=SIZE, is_flag=True, help="Let --width and --height together change the proportions.")
 @option(
     "--fit",
@@ -56,7 +58,7 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @option("--megapixels", group=SIZE, type=Megapixels(0, min_open=True), metavar="N", help="Size in megapixels.")
 @option("-o", "--output", group=OUTPUT, metavar="OUT", type=FILES_ARGUMENT,
         help="A file, a folder, or - for stdout.  [default: beside INPUT]")  # fmt: skip
-@option("-f", "--format", group=OUTPUT, metavar="FORMAT",
+@option("-f", "--format", group=OUTPUT, metavar="FORMAT", shell_complete=complete_formats,
         help="png, jpg, webp, tiff, …  [default: by the name of OUT, else like INPUT]")  # fmt: skip
 @option("--quality", group=OUTPUT, type=Quality(), metavar="N",
         help="Quality for lossy formats, 1 to 100.  [default: 95, or lossless if the input was lossless]")  # fmt: skip
@@ -88,13 +90,15 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @memory_option
 @option("-t", "--tile", group=NETWORK, type=TileSide(), default="auto", metavar="N",
         help="Side of the tiles in input pixels; 0: no tiles.  [default: auto, if memory is short]")  # fmt: skip
-@option("--overlap", group=NETWORK, type=click.IntRange(0), metavar="N", help="Pixels that neighbouring tiles share.")
+@option("--overlap", group=NETWORK, type=Whole(0), metavar="N",
+        help="Pixels that neighbouring tiles share.  [default: 32, or less for small tiles]")  # fmt: skip
 @option("-x", "--tta", group=NETWORK, is_flag=True,
         help="Average over eight flips and rotations: slightly better, 8 times slower.")  # fmt: skip
 @option("--consistent", group=NETWORK, is_flag=True,
         help="Adjust the result so that reducing it by bicubic gives the input again.")  # fmt: skip
 @option("--compile", group=NETWORK, is_flag=True, help="Compile the network first (torch.compile), for GPUs.")
-@option("-j", "--jobs", group=BATCH, type=click.IntRange(1), metavar="N", help="Pictures to work on at once.")
+@option("-j", "--jobs", group=BATCH, type=Whole(1), metavar="N",
+        help="Pictures to work on at once.  [default: 4, or more on a GPU]")  # fmt: skip
 @option("--resume", group=BATCH, is_flag=True, help="Continue a batch that was interrupted.")
 @option("--no-journal", group=BATCH, is_flag=True, help="Keep no journal, which --resume needs, beside the outputs.")
 @option("--cluster", group=BATCH, metavar="ADDRESS",
@@ -135,7 +139,8 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
     resumable = len(jobs) > 1 and not given["no_journal"] and not given["dry_run"]
     report = console.show_batch(batch, make_views(len(jobs), given), resumable=resumable)
     if ctx.obj.implied and all(isinstance(job.source, Path) and not job.source.exists() for job in jobs):
-        click.echo(console.hint_line("without a command, hasn means hasn upscale; hasn --help lists all"), err=True)
+        hint = "without a command, hasn means hasn upscale; hasn --help lists the commands"
+        click.echo(console.hint_line(hint), err=True)
     return report.exit_code
 
 
@@ -158,16 +163,17 @@ def _refuse_contradictions(inputs: tuple[str, ...], given: dict[str, Any]) -> No
 
 
 def make_settings(given: dict[str, Any]) -> Settings:
-    """The batch's settings from the command's options."""
+    """Make the batch's settings from the command's options."""
     from hasn_cli.batch import Settings
     from hasn_cli.enlarge import Size
     from hasn_cli.images import EncodeOptions, format_for_name
+    from hasn_cli.images.formats import format_names
 
     format = None
     if given["format"] is not None:
         format = format_for_name(given["format"])
         if format is None:
-            raise UsageError(f"unknown format '{given['format']}'", "hasn doctor --seconds 0 lists the formats")
+            raise UsageError(f"unknown format '{given['format']}'", f"use one of {', '.join(format_names())}")
     shared = (
         "weights",
         "consistent",
@@ -204,7 +210,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
 
 
 def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]) -> list[Job]:
-    """Every picture to upscale, with the name of its output."""
+    """Find all pictures to upscale, and name their outputs."""
     from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
 
     skips = _Skips(given)
@@ -230,7 +236,7 @@ def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]
 
 
 class _Skips:
-    """Told of files and folders that are left out: says it of each with `-v`, else a line for what may surprise."""
+    """Reports what is left out: each file and folder with `-v`, else a line in all for those that may surprise."""
 
     def __init__(self, given: dict[str, Any]) -> None:
         self._each = bool(given["verbose"])
@@ -245,7 +251,7 @@ class _Skips:
             click.echo(f"{printable(path)}  left out: {printable(reason)}", err=True)
 
     def say(self) -> None:
-        """The line, or none if there is nothing to say."""
+        """Print the line, if there is something to report."""
         from hasn_cli.batch.folders import OWN_OUTPUT, SUBFOLDER
 
         folders, outputs = self._counts[SUBFOLDER], self._counts[OWN_OUTPUT]
@@ -286,7 +292,7 @@ def _check_stdout(as_json: bool) -> None:
 
 
 def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Generator[Event]:
-    """The batch, or with `--dry-run` what it would do."""
+    """Start the batch, or with `--dry-run` find out what it would do."""
     from hasn_cli import batch
 
     on_exists: OnExists = "overwrite" if given["overwrite"] else "skip" if given["skip_existing"] else "error"
@@ -305,7 +311,7 @@ def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Ge
 
 
 def make_views(jobs: int, given: dict[str, Any]) -> list[View]:
-    """What shows the batch: bars on a terminal, else lines; JSON as well if asked for."""
+    """Choose how to show the batch: bars on a terminal, else lines; and JSON if requested."""
     from hasn_cli.console import JsonView, LineView, PlanView, QuietView
 
     verbose = given["verbose"]

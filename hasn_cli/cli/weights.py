@@ -1,4 +1,4 @@
-"""`hasn weights`: list, inspect, download, verify, locate and publish weights. Answers go to stdout, bars to stderr."""
+"""`hasn weights`: list, inspect, download, verify, locate and publish weights. Results go to stdout, bars to stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hasn_cli.cli.options import HELP_SETTINGS
+from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Whole
 from hasn_cli.console import printable
 from hasn_cli.errors import UsageError, WeightsError
 
@@ -24,7 +24,12 @@ WEIGHTS = click.Path(readable=False, path_type=str)  # unchecked: it lets shells
 names_argument = click.argument("names", nargs=-1, metavar="[WEIGHTS]...", type=WEIGHTS)
 weights_argument = click.argument("weights", metavar="[WEIGHTS]", default="hasn", type=WEIGHTS)
 scale_option = click.option(
-    "-s", "--scale", type=click.IntRange(2, 4), metavar="N", help="2, 3 or 4.  [default: all that exist]"
+    "-s",
+    "--scale",
+    cls=GroupedOption,
+    type=Whole(2, 4),
+    metavar="N",
+    help="2, 3 or 4.  [default: all that exist]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -96,7 +101,7 @@ def pull(names: tuple[str, ...], scale: int | None) -> None:
 
     if not names:
         raise UsageError(
-            "which weights?", "name them: hasn weights pull OWNER/REPO; hasn weights pull --help tells more"
+            "no weights were named", "name them: hasn weights pull OWNER/REPO; see also: hasn weights pull --help"
         )
     for name in names:
         with fetching() as progress:
@@ -178,7 +183,7 @@ def push(repository: str, folder: Path | None, private: bool | None, message: st
 
 
 def row(entry: Entry) -> tuple[str, ...]:
-    """An entry as text, in the order of `COLUMNS`; a model card's words are a stranger's, and made harmless."""
+    """An entry as text, in the order of `COLUMNS`. Control characters in a model card's text are escaped."""
     cells = (
         entry.name,
         f"x{entry.scale}",
@@ -195,7 +200,7 @@ def row(entry: Entry) -> tuple[str, ...]:
 
 
 def _print_table(entries: Sequence[Entry]) -> None:
-    """The same columns, arranged to fit into 80 characters."""
+    """Print the columns as a table that fits into 80 characters."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -205,14 +210,14 @@ def _print_table(entries: Sequence[Entry]) -> None:
     for label in ("name", "for", "params", "mult-\nadds", "PSNR-Y", "licence", "source", "size", "SHA-256", "here"):
         number = label in ("params", "mult-\nadds", "size")
         table.add_column(label, justify="right" if number else "left", no_wrap=number or label == "PSNR-Y")
-    table.columns[0].overflow, table.columns[0].min_width = "fold", 8  # complete, so that it can be copied
+    table.columns[0].overflow, table.columns[0].min_width = "fold", 8  # not shortened, so that it can be copied
     for entry in entries:
         name, scale, _, _, _, licence, source, size, digest, here = row(entry)
         parameters, multiply_adds = f"{entry.parameters / 1e3:.0f} k", f"{entry.multiply_adds / 1e9:.1f} G"
         psnr = "\n".join(f"{printable(data)} {value:.2f}" for data, value in entry.psnr.items()) or "–"
         short_source = source.partition(",")[0]
         cells = (name, scale, parameters, multiply_adds, psnr, licence, short_source, size, digest[:SHORT_DIGEST], here)
-        table.add_row(*map(Text, cells))  # as they are, without markup
+        table.add_row(*map(Text, cells))  # Text, so that nothing is read as markup
     Console().print(table)
 
 

@@ -283,7 +283,7 @@ def _reference_pixels(reference: Picture, picture: Picture, sr_size: tuple[int, 
             raise UsageError(
                 f"{reference.name} is {pixels.shape[1]}×{pixels.shape[0]}, "
                 f"but {picture.name} enlarged is {sr_size[1]}×{sr_size[0]}",
-                "--reference wants the picture that the small one was shrunk from, and -s by how much",
+                f"--reference is the large original of {picture.name}; -s says how many times larger it is",
             )
     return pixels[: sr_size[0], : sr_size[1]]
 

@@ -1,4 +1,4 @@
-"""Pictures decoded in processes of their own, so that a decoder that crashes takes one picture with it and no more.
+"""Decode pictures in separate processes, so that a decoder that crashes fails only one picture.
 
-`pool.py` is the side that asks, `child.py` the process that decodes, `messages.py` what goes between them.
+`pool.py` asks, `child.py` is the process that decodes, and `messages.py` defines what they exchange.
 """

@@ -1,7 +1,7 @@
-"""The process that decodes: `python -P -m hasn_cli.decoding.child`. It is told what to do on its standard input.
+"""The process that decodes: `python -P -m hasn_cli.decoding.child`. It reads requests from its standard input.
 
-It needs `hasn_cli.images` and no PyTorch, so it stands ready in a fraction of a second. It ends when its input does,
-also in the middle of a picture. It writes nothing but its answers: what a C library prints goes nowhere.
+It needs `hasn_cli.images` but not PyTorch, so it starts in a fraction of a second. It ends when its input ends, even in
+the middle of a picture. It writes only its answers; what a C library prints is discarded.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-MEMORY = 1536 << 20  # bytes that decoding any picture may take, beside what its size explains
+MEMORY = 1536 << 20  # bytes that decoding any picture may take, besides those that depend on its size
 MEMORY_FOR_PIXELS = 12  # times the bytes of the decoded picture
 MEMORY_FOR_FILE = 4  # times the bytes of the file
-SECONDS = 60  # of computing, for any picture
+SECONDS = 60  # of processor time, for any picture
 SECONDS_PER_MEGAPIXEL = 10.0
 SECONDS_PER_MEGABYTE = 5.0  # of the file
-FOR_THE_OOM_KILLER = "900"  # of 1000: should memory run out, this process is to go first, and not the one that asks
+FOR_THE_OOM_KILLER = "900"  # of 1000: if memory runs out, Linux should end this process before the one that asks
 
 Request = tuple[dict[str, Any], list[bytes]]
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _take_over_streams() -> int:
-    """Keep the pipe behind the standard output for answers, and let all that is printed go nowhere."""
+    """Keep the pipe behind the standard output for answers, and discard all that is printed."""
     answers = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for standard in (1, 2):
@@ -63,7 +63,7 @@ def _prepare() -> None:
 
 
 def _read_requests(requests: queue.SimpleQueue[Request]) -> None:
-    """A thread's life: it alone notices at once when the process that asks is gone."""
+    """Read requests in a thread, which ends this process as soon as the one that asks is gone."""
     from hasn_cli.decoding.messages import receive
 
     try:
@@ -75,7 +75,7 @@ def _read_requests(requests: queue.SimpleQueue[Request]) -> None:
 
 
 class _Server:
-    """Opens pictures, and gives their frames one by one.
+    """Opens pictures and sends their frames one by one.
 
     Args:
         answers: the file descriptor to write to.
@@ -85,8 +85,8 @@ class _Server:
         from hasn_cli.images.picture import Frame, Picture
 
         self._answers = answers
-        self._pictures: dict[int, tuple[Picture, int]] = {}  # with the bytes of its file
-        self._iterations: dict[int, tuple[Iterator[Frame], int]] = {}  # with the picture that it is of
+        self._pictures: dict[int, tuple[Picture, int]] = {}  # number → picture and length of its file
+        self._iterations: dict[int, tuple[Iterator[Frame], int]] = {}  # number → frames and number of their picture
 
     def answer(self, content: dict[str, Any], blobs: list[Any] | None = None) -> None:
         """Send one message."""
@@ -95,7 +95,7 @@ class _Server:
         send(self._write, content, blobs or ())
 
     def serve(self, content: dict[str, Any], blobs: list[bytes]) -> None:
-        """Do what a request says, and answer it."""
+        """Carry out a request and answer it."""
         for number in content.get("closed", ()):
             self._pictures.pop(number, None)
         for number in content.get("dropped", ()):
@@ -143,7 +143,7 @@ class _Server:
         self._write(np.ascontiguousarray(frame.pixels).reshape(-1).view(np.uint8).data)
 
     def _limit_for(self, opened: int) -> None:
-        """Bound what the next frame of a picture may take by what its header declares."""
+        """Limit memory and time for the next frame of a picture, by the size that its header declares."""
         picture, length = self._pictures[opened]
         largest = max(picture.shapes, key=lambda shape: shape.nbytes)
         pixels = largest.size[0] * largest.size[1]
@@ -157,7 +157,7 @@ class _Server:
 
 
 def _limit(memory: int, seconds: float) -> None:
-    """From now on: so many more bytes of address space, and so many more seconds of computing, where that is known."""
+    """Allow this many more bytes of address space and seconds of processor time, if the system supports limits."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,10 +1,10 @@
-"""What goes between us and a process that decodes: plain values, checked as they come in.
+"""The messages between this process and one that decodes: plain values, checked when they arrive.
 
-A decoder that was taken over by a hostile file may send whatever it likes. So nothing is unpickled: a message is JSON
-beside raw bytes, and a picture's header is built field by field, each of the type that its class declares.
+A hostile file may take over a decoder, which could then send anything. So nothing is unpickled: a message is JSON and
+raw bytes, and a picture's header is built field by field, each checked against the type that its class declares.
 
-On the wire: the length of the JSON (4 bytes, little-endian), the JSON `{"content": …, "blobs": [length, …]}`, the
-blobs; after a frame's message, its pixels.
+A message consists of the length of the JSON (4 bytes, little-endian), the JSON `{"content": …, "blobs": [length, …]}`,
+and the blobs. The pixels of a frame follow its message.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ CLASSES = {cls.__name__: cls for cls in (Picture, Frame, Metadata, Shape, Text)}
 
 Buffer = bytes | bytearray | memoryview
 Read = Callable[[memoryview], int]
-"""Fills a buffer as far as bytes have come, like `readinto`; 0 at the end."""
+"""Fills a buffer with the bytes that have arrived and returns their number, like `readinto`; 0 at the end."""
 Write = Callable[[Buffer], object]
 """Writes all of a buffer."""
 
 
-class Nonsense(ValueError):
-    """A message that is none."""
+class InvalidMessage(ValueError):
+    """The other side sent something that is not a valid message."""
 
 
 def send(write: Write, content: dict[str, Any], blobs: Sequence[Buffer] = ()) -> None:
@@ -52,20 +52,20 @@ def receive(read: Read) -> tuple[dict[str, Any], list[bytes]]:
     """Read one message.
 
     Raises:
-        EOFError: there is none any more.
-        Nonsense: it is none.
+        EOFError: there are no more messages.
+        InvalidMessage: the message is invalid.
     """
     (length,) = struct.unpack("<I", _exactly(read, 4))
     if length > MOST_JSON:
-        raise Nonsense("it is too long")
+        raise InvalidMessage("the message is too long")
     try:
         message = json.loads(_exactly(read, length))
         content, lengths = message["content"], message["blobs"]
         sane = all(type(count) is int and count >= 0 for count in lengths) and sum(lengths) <= MOST_BLOBS
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise Nonsense(str(error)) from None
+        raise InvalidMessage(str(error)) from None
     if not isinstance(content, dict) or not sane:
-        raise Nonsense("it has no content, or too much")
+        raise InvalidMessage("the message has no content, or too much")
     return content, [_exactly(read, count) for count in lengths]
 
 
@@ -73,7 +73,7 @@ def fill(read: Read, buffer: memoryview) -> None:
     """Read until a buffer is full.
 
     Raises:
-        EOFError: it ends before that.
+        EOFError: the stream ended first.
     """
     while buffer:
         count = read(buffer)
@@ -83,7 +83,7 @@ def fill(read: Read, buffer: memoryview) -> None:
 
 
 def _exactly(read: Read, count: int) -> bytes:
-    """So many bytes; memory is taken as they come."""
+    """Read `count` bytes. Memory is taken only as they arrive."""
     found = bytearray()
     while len(found) < count:
         piece = bytearray(min(PIECE, count - len(found)))
@@ -93,7 +93,7 @@ def _exactly(read: Read, count: int) -> bytes:
 
 
 def to_plain(value: object, blobs: list[Buffer]) -> Any:
-    """A header's value as JSON-able ones; bytes go to `blobs`."""
+    """Turn a value of a header into JSON-able values. Bytes are appended to `blobs`."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -116,21 +116,21 @@ T = TypeVar("T")
 
 
 def header_from(cls: type[T], plain: object, blobs: Sequence[bytes], given: dict[str, Any]) -> T:
-    """The object that `to_plain` took apart, with the field that is not sent in `given`.
+    """Rebuild the object that `to_plain` took apart. `given` contains the field that is not sent.
 
     Raises:
-        Nonsense: a field is strange, missing, or of another type than its class declares.
+        InvalidMessage: a field is unknown, missing, or of another type than its class declares.
     """
     if not isinstance(plain, dict):
-        raise Nonsense(f"no {cls.__name__}")
-    hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type] # which takes every class for hashable
+        raise InvalidMessage(f"not a {cls.__name__}")
+    hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type] # classes are hashable, which mypy does not see here
     if unknown := set(plain) - set(hints) | set(plain) & set(given):
-        raise Nonsense(f"{cls.__name__} has no {sorted(unknown)[0]}")
+        raise InvalidMessage(f"{cls.__name__} has no field {sorted(unknown)[0]}")
     values = {name: _from_plain(value, hints[name], blobs) for name, value in plain.items()}
     try:
         return cls(**values, **given)
     except (TypeError, ValueError) as error:
-        raise Nonsense(str(error)) from None
+        raise InvalidMessage(str(error)) from None
 
 
 @cache
@@ -139,7 +139,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _from_plain(plain: object, hint: Any, blobs: Sequence[bytes]) -> Any:
-    """A plain value as one of the type that `hint` says."""
+    """Turn a plain value into one of the type `hint`."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return _from_union(plain, get_args(hint), blobs)
@@ -154,21 +154,21 @@ def _from_plain(plain: object, hint: Any, blobs: Sequence[bytes]) -> Any:
         return DTYPES[plain]
     elif is_dataclass(hint) and isinstance(hint, type):
         return header_from(hint, plain, blobs, {})
-    raise Nonsense(f"a {type(plain).__name__} in the place of {hint}")
+    raise InvalidMessage(f"a {type(plain).__name__} instead of {hint}")
 
 
 def _from_union(plain: object, hints: Sequence[Any], blobs: Sequence[bytes]) -> Any:
     for hint in hints:
         try:
             return _from_plain(plain, hint, blobs)
-        except Nonsense:
+        except InvalidMessage:
             continue
-    raise Nonsense(f"a {type(plain).__name__} in the place of {hints}")
+    raise InvalidMessage(f"a {type(plain).__name__} instead of one of {hints}")
 
 
 def _tuple_from(plain: list[object], hints: Sequence[Any], blobs: Sequence[bytes]) -> tuple[Any, ...]:
     if len(hints) == 2 and hints[1] is ...:
         return tuple(_from_plain(entry, hints[0], blobs) for entry in plain)
     if len(plain) != len(hints):
-        raise Nonsense(f"{len(plain)} values in the place of {len(hints)}")
+        raise InvalidMessage(f"{len(plain)} values instead of {len(hints)}")
     return tuple(_from_plain(entry, hint, blobs) for entry, hint in zip(plain, hints, strict=True))

@@ -1,7 +1,7 @@
-"""`Decoders`: the processes that decode a batch's pictures, started, asked, and replaced when they die.
+"""`Decoders`: start the processes that decode a batch's pictures, ask them, and replace them when they die.
 
-A picture over which a process dies is tried once more in a process of its own, since an earlier picture may have left
-the first in disorder; if that one dies too, the picture fails, and nothing else does.
+If a process dies, its picture is tried once more in a fresh process, because an earlier picture may have damaged the
+first one. If that one dies too, the picture fails. Other pictures are not affected.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hasn_cli import errors, images
-from hasn_cli.decoding.messages import DTYPES, Nonsense, fill, header_from, receive, send
+from hasn_cli.decoding.messages import DTYPES, InvalidMessage, fill, header_from, receive, send
 from hasn_cli.errors import HasnError, ImageError
-from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
 
-START_COST = 0.5  # seconds, about, of starting a process; waits of that length in all justify another one
+START_COST = 0.5  # seconds that starting a process takes, about; another one is started after as much waiting
 PIPE_BYTES = 1 << 20
-F_SETPIPE_SZ = 1031  # of Linux, which Python has no name for before 3.12
-HARMFUL = "the file is broken, or made to do harm; the other pictures are not affected"
+F_SETPIPE_SZ = 1031  # of Linux; Python before 3.12 has no name for it
+HARMFUL = "the file is damaged or malicious; other pictures are not affected"
 
 T = TypeVar("T")
 _numbers = itertools.count()
@@ -41,7 +41,7 @@ _current: ContextVar[Decoders | None] = ContextVar("decoders", default=None)
 
 
 def open_picture(source: Path | bytes, *, max_pixels: int | None, name: str = "") -> Picture:
-    """As `hasn_cli.images.open_picture`, by the decoders that are in use, or in this process where none are."""
+    """Like `hasn_cli.images.open_picture`, but with the decoders that are in use. In this process if there are none."""
     decoders = _current.get()
     if decoders is None:
         return images.open_picture(source, max_pixels=max_pixels, name=name)
@@ -50,7 +50,7 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None, name: str = ""
 
 @contextmanager
 def in_use(decoders: Decoders | None) -> Iterator[None]:
-    """Within this, and in this thread, `open_picture` asks these decoders; None: it decodes in this process."""
+    """Within this context and thread, `open_picture` uses these decoders; None: it decodes in this process."""
     token = _current.set(decoders)
     try:
         yield
@@ -59,14 +59,16 @@ def in_use(decoders: Decoders | None) -> Iterator[None]:
 
 
 class Closed(BaseException):
-    """The decoders were closed. Not an `Exception`, so that no handler takes it for a fault of the picture."""
+    """The decoders were closed. This is not an `Exception`, so that no handler takes it for an error of the picture."""
 
 
 class Decoders:
-    """Processes that decode for the threads of one batch. The first is started at once, others when waiting costs more.
+    """The processes that decode for the threads of one batch.
+
+    The first is started at once. Others are started when waiting for a free one has cost more than a start.
 
     Args:
-        most: how many there may be.
+        most: the largest number of processes.
     """
 
     def __init__(self, most: int) -> None:
@@ -79,11 +81,13 @@ class Decoders:
         self._start()
 
     def open(self, source: Path | bytes, *, max_pixels: int | None, name: str = "") -> Picture:
-        """As `hasn_cli.images.open_picture`; where no process can be started, by it.
+        """Like `hasn_cli.images.open_picture`, in another process. In this process if none can be started.
+
+        The errors may also be raised while the frames are iterated.
 
         Raises:
-            ImageError: also when the decoder crashes; also while the frames are iterated.
-            Closed: also while the frames are iterated.
+            ImageError: the picture cannot be decoded, or the decoder crashed.
+            Closed: `close` was called.
         """
         if self._usable:
             with suppress(_CannotStart):
@@ -92,7 +96,7 @@ class Decoders:
         return images.open_picture(source, max_pixels=max_pixels, name=name)
 
     def close(self) -> None:
-        """End all processes, whatever they do."""
+        """End all processes at once."""
         with self._change:
             self._closed = True
             children, self._children = self._children, []
@@ -102,7 +106,7 @@ class Decoders:
 
     @contextmanager
     def lease(self, wanted: _Child | None, *, fresh: bool = False) -> Iterator[_Child]:
-        """A process for one question: the one that is wanted, if it lives, a fresh one, or whichever is idle."""
+        """Reserve a process for one question: the wanted one if it is alive, a fresh one, or any idle one."""
         with self._change:
             child = self._take(wanted, fresh)
         try:
@@ -148,11 +152,11 @@ class Decoders:
 
 
 class _Died(Exception):
-    """A process ended in the middle of a question.
+    """A process ended while it was asked.
 
     Args:
-        status: as `Popen.returncode`; None: it answered what is no answer.
-        alone: whether it never had another picture.
+        status: as `Popen.returncode`; None: it sent an invalid answer.
+        alone: whether this is the only picture that the process ever had.
     """
 
     def __init__(self, status: int | None, alone: bool) -> None:
@@ -166,35 +170,36 @@ class _CannotStart(Exception):
 
 
 class _Child:
-    """One process. Whoever leased it may ask; it is asked one question at a time."""
+    """One process. Only the thread that leased it may ask it, one question at a time."""
 
     def __init__(self) -> None:
         self.busy = False
-        self.closed: deque[int] = deque()  # pictures, and iterations, that it may forget; told with the next question
+        # the pictures and iterations that it may forget, which are sent with the next question
+        self.closed: deque[int] = deque()
         self.dropped: deque[int] = deque()
         self.opened: set[int] = set()
-        self.spent = False  # something went wrong in it that it may not have got over
+        self.spent = False  # it must not be used again, because something went wrong in it
         self._ready = False
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = _popen()
         except OSError:
-            return  # told when it is asked
+            return  # reported when it is asked
         assert isinstance(self._process.stdin, BufferedWriter) and isinstance(self._process.stdout, BufferedReader)
         self._questions, self._answers = self._process.stdin, self._process.stdout
         _enlarge(self._questions)
         _enlarge(self._answers)
 
     def ask(self, question: dict[str, Any], data: bytes | None = None) -> tuple[dict[str, Any], list[bytes]]:
-        """The answer to one question.
+        """Ask one question, and return the answer.
 
         Raises:
-            _Died: it ended, or talks nonsense.
-            _CannotStart: it was never there.
+            _Died: the process ended, or sent an invalid answer.
+            _CannotStart: the process could not be started.
         """
         forgotten = {name: _drained(getattr(self, name)) for name in ("closed", "dropped")}
         if not self._ready:
-            self._see_that_it_starts()
+            self._wait_until_ready()
         try:
             send(self._questions.write, question | forgotten, () if data is None else (data,))
             self._questions.flush()
@@ -203,10 +208,10 @@ class _Child:
             raise self.death(error) from None
 
     def read_pixels(self, into: memoryview) -> None:
-        """The pixels that follow a frame's message.
+        """Read the pixels that follow a frame's message.
 
         Raises:
-            _Died: it ended first.
+            _Died: the process ended first.
         """
         try:
             fill(self._answers.readinto, into)
@@ -214,14 +219,14 @@ class _Child:
             raise self.death(error) from None
 
     def death(self, error: Exception | None = None) -> _Died:
-        """What became of it."""
-        nonsense = error is None or isinstance(error, Nonsense)
-        self.end(kill=nonsense)
-        status = None if nonsense or self._process is None else self._process.returncode
+        """End the process, and return how it died."""
+        invalid = error is None or isinstance(error, InvalidMessage)
+        self.end(kill=invalid)
+        status = None if invalid or self._process is None else self._process.returncode
         return _Died(status, alone=len(self.opened) <= 1)
 
     def end(self, kill: bool = True) -> None:
-        """End it; without `kill`, see how it ends."""
+        """End the process. Without `kill`, first wait for it to end by itself."""
         process = self._process
         if process is None:
             return
@@ -235,7 +240,7 @@ class _Child:
             with suppress(OSError, ValueError):
                 pipe.close()
 
-    def _see_that_it_starts(self) -> None:
+    def _wait_until_ready(self) -> None:
         if self._process is None:
             raise _CannotStart
         try:
@@ -246,7 +251,7 @@ class _Child:
 
 
 class _Remote:
-    """One picture that is opened elsewhere, as often as its process dies."""
+    """One picture in another process. If the process dies, the picture is opened again in a fresh one."""
 
     def __init__(self, decoders: Decoders, source: Path | bytes, max_pixels: int | None, name: str) -> None:
         self._decoders = decoders
@@ -258,12 +263,12 @@ class _Remote:
         self._header: tuple[dict[str, Any], list[bytes]] | None = None
 
     def picture(self) -> Picture:
-        """Its header, with frames that are asked for one by one."""
+        """The picture's header, with frames that are requested one by one."""
         self._attempt(lambda child: None)
         assert self._header is not None
         content, blobs = self._header
         picture = header_from(Picture, content.get("picture"), blobs, {"frames": ()})
-        return replace(picture, frames=Again(self._frames))
+        return replace(picture, frames=ReplayableFrames(self._frames))
 
     def _frames(self) -> Iterator[Frame]:
         iteration = _Iteration()
@@ -308,26 +313,26 @@ class _Remote:
         if content.get("end") is True:
             return None
         try:
-            pixels = self._room_for(content)
+            pixels = self._array_for(content)
             frame = header_from(Frame, content.get("frame"), blobs, {"pixels": pixels})
-        except Nonsense:
+        except InvalidMessage:
             raise child.death() from None
         child.read_pixels(pixels.reshape(-1).view(np.uint8).data)
         return frame
 
-    def _room_for(self, content: dict[str, Any]) -> np.ndarray[Any, Any]:
-        """An array for the pixels that come: H×W×C, of a size that was allowed."""
+    def _array_for(self, content: dict[str, Any]) -> np.ndarray[Any, Any]:
+        """An array for the pixels of the next frame, H×W×C, after checking that its size is allowed."""
         shape, dtype = content.get("shape"), content.get("dtype")
         if not (isinstance(shape, list) and len(shape) == 3 and isinstance(dtype, str) and dtype in DTYPES):
-            raise Nonsense("a frame of no shape")
+            raise InvalidMessage("a frame without a valid shape or type")
         if any(type(length) is not int or length < 1 for length in shape) or shape[2] > 4:
-            raise Nonsense("a frame of no size")
+            raise InvalidMessage("a frame of an invalid size")
         if self._max_pixels and shape[0] * shape[1] > self._max_pixels:
-            raise Nonsense("a frame beyond the limit")
+            raise InvalidMessage("a frame above the limit")
         return np.empty(shape, DTYPES[dtype])
 
     def _raise_error(self, child: _Child, content: dict[str, Any]) -> None:
-        """Raise what the decoder raised."""
+        """Raise the error that the decoder reported, if there is one."""
         error = content.get("error")
         if error is None:
             return
@@ -339,23 +344,23 @@ class _Remote:
         raise _error_from(error)
 
     def _failure(self, death: _Died) -> ImageError:
-        """The death of a process, in words."""
+        """The error for the death of a process."""
         status = death.status
         if status is None or status >= 0:
             how = "gave no answer" if status is None else f"ended without an answer (exit code {status})"
             return ImageError(f"{self._name}: the decoder {how}", HARMFUL)
         if -status == signal.SIGKILL:
             message = f"{self._name}: the decoder was killed, most likely because memory ran out"
-            return ImageError(message, "do fewer pictures at once: -j 1")
+            return ImageError(message, "process fewer pictures at once: -j 1")
         if -status == getattr(signal, "SIGXCPU", 0):
             message = f"{self._name}: the decoder took far longer than a picture of its size should"
-            return ImageError(message, f"{HARMFUL}; if you trust it, do it alone: then there is no limit")
+            return ImageError(message, f"{HARMFUL}; if you trust it, upscale it alone, without this limit")
         words = (signal.strsignal(-status) or f"signal {-status}").lower()
         return ImageError(f"{self._name}: the decoder crashed ({words})", HARMFUL)
 
 
 class _Iteration:
-    """How far the frames of a picture have come, and where they come from."""
+    """The state of an iteration over a picture's frames: the process, the iteration's number, and the next index."""
 
     def __init__(self) -> None:
         self.child: _Child | None = None
@@ -364,17 +369,17 @@ class _Iteration:
 
 
 def _popen() -> subprocess.Popen[bytes]:
-    """Start a process; not from the working folder's modules (-P), which may be a stranger's."""
-    root = str(Path(__file__).resolve().parents[2])  # where this very package lies
+    """Start a process. With -P it loads no modules from the working folder, which may belong to a stranger."""
+    root = str(Path(__file__).resolve().parents[2])  # the folder of this package
     code = f"import sys; sys.path.append({root!r}); from hasn_cli.decoding.child import main; main()"
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # else each thread reserves address space for its own
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # else each thread reserves address space of its own
     pipe = subprocess.PIPE
     command = [sys.executable, "-P", "-c", code]
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment)
 
 
 def _enlarge(pipe: Any) -> None:
-    """Let a pipe hold more than 64 KiB, where the system allows it."""
+    """Let a pipe hold more than 64 KiB, if the system allows it."""
     with suppress(ImportError, OSError, ValueError):
         import fcntl
 
@@ -386,7 +391,7 @@ def _drained(numbers: deque[int]) -> list[int]:
 
 
 def _error_from(values: dict[str, Any]) -> HasnError:
-    """The error that a decoder raised; of one that is not ours, the words."""
+    """Rebuild the error that a decoder raised. Exceptions that are not ours become an `ImageError`."""
     kind = getattr(errors, values["kind"], None)
     cls: type[HasnError] = kind if isinstance(kind, type) and issubclass(kind, HasnError) else ImageError
     error = cls.__new__(cls)

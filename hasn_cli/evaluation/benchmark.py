@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,27 +15,41 @@ from numpy.typing import NDArray
 from hasn_cli.batch.folders import OnSkip
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.evaluation.bicubic import resize
-from hasn_cli.evaluation.metrics import psnr_y, ssim_y
-from hasn_cli.evaluation.pictures import list_pictures, read_rgb
+from hasn_cli.evaluation.metrics import psnr_b, psnr_y, ssim_y
+from hasn_cli.evaluation.pictures import as_jpeg, list_pictures, read_rgb
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler
 
 
+JPEG_BLOCK = 8  # side of a JPEG's blocks in pixels
+
+
 @dataclass(frozen=True)
 class Score:
-    """The result for one picture, or the mean of several: decibels, SSIM from −1 to 1, the network's seconds."""
+    """The result for one picture, or the mean of several: decibels, SSIM from −1 to 1, the network's seconds.
+
+    `jpeg` is the quality of the JPEG that was enlarged, or None.
+    """
 
     name: str
     psnr_y: float
     ssim_y: float
     bicubic_psnr_y: float
     bicubic_ssim_y: float
+    psnr_b: float
+    bicubic_psnr_b: float
     seconds: float
+    jpeg: int | None = None
 
 
 def benchmark(
-    hr_folder: Path, upscaler: Upscaler, lr_folder: Path | None = None, *, on_skip: OnSkip
+    hr_folder: Path,
+    upscaler: Upscaler,
+    lr_folder: Path | None = None,
+    *,
+    jpeg: int | None = None,
+    on_skip: OnSkip,
 ) -> Iterator[Score]:
     """Score each picture of a folder, in natural order.
 
@@ -44,6 +58,7 @@ def benchmark(
         upscaler: its scale is also the width of the border that is cut off, as is usual in papers.
         lr_folder: LR pictures with the same names (with or without `xS` at the end); by default they are made from HR
             with MATLAB-style bicubic.
+        jpeg: save the LR pictures as JPEG (4:2:0) of this quality, 1 to 100, before they are enlarged.
         on_skip: called for each picture that is left out, with the reason.
 
     Raises:
@@ -60,14 +75,15 @@ def benchmark(
             lr = resize(hr, scale=1 / upscaler.scale)
         else:
             lr = _matching_lr(path, hr, upscaler.scale, lr_by_name)
-        yield _score(path.name, hr, lr, upscaler)
+        yield replace(_score(path.name, hr, lr if jpeg is None else as_jpeg(lr, jpeg), upscaler), jpeg=jpeg)
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """The mean of each column, named "mean", over the pictures whose PSNR is finite, if there are any."""
     scores = [score for score in scores if is_finite(score)] or scores
-    columns = [field.name for field in fields(Score) if field.name != "name"]
-    return Score("mean", *(float(np.mean([getattr(score, column) for score in scores])) for column in columns))
+    columns = [field.name for field in fields(Score) if field.name not in ("name", "jpeg")]
+    means = {column: float(np.mean([getattr(score, column) for score in scores])) for column in columns}
+    return Score(name="mean", jpeg=scores[0].jpeg, **means)
 
 
 def is_finite(score: Score) -> bool:
@@ -88,9 +104,10 @@ def _score(name: str, hr: NDArray[np.uint8], lr: NDArray[np.generic], upscaler: 
     plain = resize(lr, scale=upscaler.scale)
     try:
         psnr, ssim, plain_psnr, plain_ssim = (m(image, hr, border) for image in (sr, plain) for m in (psnr_y, ssim_y))
+        blocky, plain_blocky = (psnr_b(image, hr, border, JPEG_BLOCK * border) for image in (sr, plain))
     except ValueError as error:
         raise ImageError(f"{name}: {error}") from None
-    return Score(name, psnr, ssim, plain_psnr, plain_ssim, seconds)
+    return Score(name, psnr, ssim, plain_psnr, plain_ssim, blocky, plain_blocky, seconds)
 
 
 def _matching_lr(path: Path, hr: NDArray[np.uint8], scale: int, lr_paths: dict[str, Path]) -> NDArray[np.uint8]:

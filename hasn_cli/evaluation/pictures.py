@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hasn_cli.batch.folders import OnSkip, Walk
 from hasn_cli.errors import HasnError, ImageError, UsageError
@@ -47,12 +49,24 @@ def read_all(paths: list[Path], min_side: int, on_skip: OnSkip) -> Iterator[NDAr
         try:
             image = read_rgb(path)
         except (HasnError, OSError) as error:
-            on_skip(str(path), str(error))
+            on_skip(str(path), str(error).removeprefix(f"{path}: "))
             continue
         if min(image.shape[:2]) < min_side:
             on_skip(str(path), f"smaller than {min_side} pixels")
             continue
         yield image
+
+
+def as_jpeg(image: NDArray[np.uint8], quality: int, subsampling: str = "4:2:0") -> NDArray[np.uint8]:
+    """H×W×3 saved as JPEG by Pillow, and read again as hasn reads it."""
+    return saved_and_read(image, "JPEG", quality=quality, subsampling=subsampling)
+
+
+def saved_and_read(image: NDArray[np.uint8], format: str, **options: object) -> NDArray[np.uint8]:
+    """H×W×3 saved by Pillow in one of its formats, with its options, and read again as hasn reads it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format, **options)
+    return np.asarray(next(iter(open_picture(buffer.getvalue()).frames)).pixels)
 
 
 def _to_uint8(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Pictures in and out: whatever a file holds besides 8-bit RGB comes back whole."""
+"""Reads and writes pictures. Depth, transparency, colour profiles, frames and metadata are all kept."""
 
 from hasn_cli.images.adapt import notices_of
 from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture

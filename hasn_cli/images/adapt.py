@@ -1,4 +1,4 @@
-"""A picture cut to what a format can hold: depth, transparency, colour profile, frames, metadata."""
+"""Adapts a picture to what a format can hold: depth, transparency, colour profile, frames and metadata."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ from typing import Any
 import numpy as np
 
 from hasn_cli.errors import ImageError
-from hasn_cli.images.color import is_opaque, lay_on, profile_of, to_dtype, to_srgb
+from hasn_cli.images.color import flatten, is_opaque, profile_of, to_dtype, to_srgb
 from hasn_cli.images.formats import FORMATS, Format
 from hasn_cli.images.metadata import resized, without_extension
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape, parse_color
+from hasn_cli.images.picture import (
+    EncodeOptions,
+    Frame,
+    Metadata,
+    Picture,
+    Pixels,
+    ReplayableFrames,
+    Shape,
+    parse_color,
+)
 
 
 def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
-    """The picture as `format` is going to hold it, frames still made one by one.
+    """Return the picture as `format` will store it. Its frames are still computed one by one.
 
-    Samples are rounded to 8 bits where the format has no more; where it has no profiles, or none of the picture's kind,
-    colours are converted to sRGB. Where it has no transparency, the first frame is made at once and laid on the
-    background; nothing must be transparent if none is given.
+    If the format has only 8 bits, samples are rounded to 8 bits. If it has no profiles, or none of the picture's kind,
+    colours are converted to sRGB. If it has no transparency, the first frame is computed at once and laid on the
+    background; without a background, the picture must be opaque.
 
     Raises:
-        ImageError: it holds one frame only, and the first one alone is not what was asked for; or frames are missing.
+        ImageError: the format holds a single frame and the picture has several, or frames of the picture are missing.
+        ValueError: the picture is transparent and there is no background.
     """
     if options.first_frame:
         picture = picture.first()
     entry = FORMATS[format]
     if picture.broken:
-        raise ImageError(f"{picture.name}: {picture.broken}", "--first-frame takes the first alone")
+        raise ImageError(f"{picture.name}: {picture.broken}", "use --first-frame to take only the first one")
     if picture.frame_count > 1 and not (entry.pages if picture.paged else entry.animation):
-        raise ImageError(f"{picture.name}: {entry.title} holds only one frame", "use --first-frame")
+        raise ImageError(f"{picture.name}: {entry.title} can hold only one frame", "use --first-frame")
     if picture.has_alpha and not entry.alpha:
         picture = _without_alpha(picture, parse_color(options.background) if options.background else None)
     metadata = metadata_for(picture, format, options)
@@ -41,7 +51,7 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
         for index, frame in enumerate(picture.frames):
             by = None if picture.paged and index else profile  # a later page has its own
             pixels = frame.pixels
-            if frame.min_is_white and pixels.dtype.kind == "f" and not entry.pages:  # TIFF alone can say so
+            if frame.min_is_white and pixels.dtype.kind == "f" and not entry.pages:  # only TIFF can store this flag
                 pixels = np.concatenate([1 - pixels[..., :1], pixels[..., 1:]], axis=2)
             yield replace(frame, pixels=_fit(pixels, entry, by))
 
@@ -52,25 +62,26 @@ def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:
         picture,
         dtype=_dtype(picture.dtype, entry),
         page_shapes=tuple(map(fitted, picture.page_shapes)),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         metadata=metadata,
     )
 
 
 def _without_alpha(picture: Picture, background: tuple[int, int, int] | None) -> Picture:
-    """The first frame without its alpha channel; what has a profile goes to sRGB where the background shows.
+    """The first frame without its alpha channel. If the background shows, a frame with a profile is converted to sRGB.
 
-    The frame is made now, since only its pixels tell whether the background shows, and so whether gray becomes RGB.
+    The frame is computed now, because only its pixels tell whether the background shows, and so whether gray becomes
+    RGB.
 
     Raises:
-        ValueError: something is transparent and there is no background.
+        ValueError: a pixel is transparent and there is no background.
     """
     frame = next(iter(picture.frames))
     pixels, metadata = frame.pixels, picture.metadata
     profile = profile_of(metadata, picture.channels)
     if profile is not None and background is not None and not is_opaque(pixels):
         pixels, metadata = to_srgb(pixels, profile), _of_srgb(metadata)
-    pixels = lay_on(pixels, background)
+    pixels = flatten(pixels, background)
     frames = [replace(frame, pixels=pixels)]
     return replace(picture, channels=pixels.shape[2], frames=frames, metadata=metadata)
 
@@ -84,24 +95,24 @@ def _dtype(dtype: np.dtype[Any], entry: Format) -> np.dtype[Any]:
 
 
 def _fit(pixels: Pixels, entry: Format, profile: bytes | None) -> Pixels:
-    """Pixels of the format's dtype; by a profile that it does not hold, colours go to sRGB before they lose depth."""
+    """Convert pixels to the format's dtype. `profile`, if given, cannot be stored: convert to sRGB before rounding."""
     dtype = _dtype(pixels.dtype, entry)
     if pixels.dtype.kind == "f" != dtype.kind and not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError("its samples are not between 0 and 1")
+        raise ValueError("its samples are not all between 0 and 1")
     if profile is not None:
         pixels = to_srgb(pixels, profile)
     return to_dtype(pixels, dtype)
 
 
 def metadata_for(picture: Picture, format: str, options: EncodeOptions) -> Metadata:
-    """The picture's metadata as `format` is going to get it."""
+    """The picture's metadata as `format` will store it."""
     old = picture.metadata
     if options.strip:
         shown = ("icc", "gamma", "chromaticities", "srgb_intent", "cicp")
         old = Metadata(**{name: getattr(old, name) for name in shown}, notices=old.notices)
     if _misfit(picture, format) is not None:
         old = _of_srgb(old)
-    elif format != "png":  # no other format has gamma and chromaticities
+    elif format != "png":  # only PNG has gamma and chromaticities
         old = replace(old, icc=profile_of(old, _colors(picture, format)))
     if format != "jpeg":
         old = without_extension(old)
@@ -109,12 +120,12 @@ def metadata_for(picture: Picture, format: str, options: EncodeOptions) -> Metad
 
 
 def notices_of(picture: Picture, format: str, options: EncodeOptions) -> tuple[str, ...]:
-    """What is to be told of a picture, enlarged as it is going to be, that is written in a format: a few words each."""
+    """What the user should know about writing this (enlarged) picture in `format`: a few words for each point."""
     return metadata_for(picture, format, options).notices
 
 
 def _misfit(picture: Picture, format: str) -> bytes | None:
-    """The profile of a picture that the file is not going to hold, so that colours go to sRGB; None where it is."""
+    """The picture's profile if `format` cannot store it, so that colours must be converted to sRGB; otherwise None."""
     colors = _colors(picture, format)
     profile = profile_of(picture.metadata, colors)
     fits = FORMATS[format].icc and profile is not None and profile[16:20] == (b"GRAY" if colors == 1 else b"RGB ")
@@ -122,7 +133,7 @@ def _misfit(picture: Picture, format: str) -> bytes | None:
 
 
 def _colors(picture: Picture, format: str) -> int:
-    """Channels of the file without its alpha: 3 even for gray where the format has no gray of that kind."""
+    """The number of colour channels in the file: 3 even for gray, if the format has no gray of that kind."""
     if picture.channels >= 3 or format == "webp":
         return 3
     moves = format == "avif" and picture.frame_count > 1

@@ -1,4 +1,4 @@
-"""Colour: profiles, and what transparency does to it."""
+"""Colour: sample ranges, transparency and ICC profiles."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from hasn_cli.images.picture import Metadata, Pixels
 
 
 def top(pixels: Pixels) -> float:
-    """The value of full white, or of full opacity: 255, 65535 or 1."""
+    """The value that means full white or full opacity: 255, 65535 or 1."""
     return 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
 
 
 def is_opaque(pixels: Pixels) -> bool:
-    """Whether no pixel of H×W×C pixels is transparent in the least; true where there is no alpha channel."""
+    """Whether all H×W×C pixels are fully opaque. Without an alpha channel they are."""
     return pixels.shape[2] in (1, 3) or bool((pixels[..., -1] >= top(pixels)).all())
 
 
 def opaque_if_unused(pixels: Pixels) -> Pixels:
-    """H×W×(2 or 4) pixels; where alpha is 0 in every one of them, it is not used, and the picture is opaque."""
+    """H×W×(2 or 4) pixels, made opaque if alpha is 0 in every pixel: then the alpha channel is not used."""
     if pixels[..., -1].any():
         return pixels
     return np.concatenate([pixels[..., :-1], np.full_like(pixels[..., -1:], top(pixels))], axis=2)
 
 
-def lay_on(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
-    """Pixels without their alpha channel: where they are transparent, an opaque 8-bit RGB background shows.
+def flatten(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
+    """Remove the alpha channel: pixels are blended with `background`, an 8-bit RGB colour.
 
     Returns:
-        H×W×1 where pixels and background are gray, else H×W×3, of the same dtype.
+        H×W×1 if pixels and background are gray, otherwise H×W×3, of the same dtype.
 
     Raises:
-        ValueError: something is transparent and there is no background.
+        ValueError: a pixel is transparent and there is no background.
     """
     if pixels.shape[2] in (1, 3):
         return pixels
     if is_opaque(pixels):
         return pixels[..., :-1]
     if background is None:
-        raise ValueError("transparent, and no background is given")
+        raise ValueError("it is transparent, and no background is given")
     full = top(pixels)
     color = np.asarray(background, np.float32) * (full / 255)
     if pixels.shape[2] == 2 and len(set(background)) == 1:
@@ -52,7 +52,7 @@ def lay_on(pixels: Pixels, background: tuple[int, int, int] | None) -> Pixels:
 
 
 def to_dtype(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
-    """Samples from the whole range of one dtype to that of another; floats are taken as [0, 1]."""
+    """Scale samples from the whole range of one dtype to that of another. The range of floats is [0, 1]."""
     if pixels.dtype == dtype:
         return pixels
     scale = (1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)) / top(pixels)
@@ -60,7 +60,7 @@ def to_dtype(pixels: Pixels, dtype: np.dtype[Any]) -> Pixels:
 
 
 def rounded(values: Pixels, dtype: np.dtype[Any]) -> Pixels:
-    """Floats as they are, or rounded and clipped to an integer dtype's range; what has the dtype is returned itself."""
+    """Convert values to a dtype; for an integer dtype, round and clip them. Values of that dtype are returned as is."""
     if dtype.kind == "f" or values.dtype == dtype:
         return values.astype(dtype, copy=False)
     whole: Pixels = np.rint(values)
@@ -68,7 +68,7 @@ def rounded(values: Pixels, dtype: np.dtype[Any]) -> Pixels:
 
 
 def widen(samples: Pixels, bits: int) -> Pixels:
-    """Integer (or boolean) samples of so many bits, 1 to 16, stretched to the whole range of uint8, past 8 bits uint16.
+    """Stretch integer or boolean samples of `bits` bits (1 to 16) to the whole range of uint8, or uint16 above 8 bits.
 
     Raises:
         ValueError: a sample needs more bits than that.
@@ -86,9 +86,9 @@ def widen(samples: Pixels, bits: int) -> Pixels:
 
 
 def unpremultiply(pixels: Pixels) -> Pixels:
-    """H×W×(2 or 4) pixels whose colour has been multiplied by their alpha, to such as have not; dtype stays.
+    """Divide the colour of H×W×(2 or 4) pixels by their alpha, with which it was multiplied. The dtype stays the same.
 
-    Alpha that is 0 everywhere, over colour that is not, cannot be what the colour was multiplied by: it is not used.
+    If alpha is 0 everywhere but the colour is not, the colour was not multiplied by it: the alpha channel is not used.
     """
     full = top(pixels)
     if not pixels[..., -1].any() and pixels.any():
@@ -99,7 +99,7 @@ def unpremultiply(pixels: Pixels) -> Pixels:
 
 
 def over(upper: Pixels, lower: Pixels) -> Pixels:
-    """H×W×(2 or 4) pixels laid over others of the same shape and integer dtype, neither premultiplied."""
+    """Blend H×W×(2 or 4) pixels over others of the same shape and integer dtype. Neither is premultiplied."""
     full = top(upper)
     above = upper[..., -1:].astype(np.float32) / full
     below = lower[..., -1:].astype(np.float32) / full * (1 - above)
@@ -109,17 +109,18 @@ def over(upper: Pixels, lower: Pixels) -> Pixels:
 
 
 def bleed(color: Pixels, alpha: Pixels) -> Pixels:
-    """Let the visible colour flow out under the wholly transparent pixels, whose own colour means nothing.
+    """Extend the visible colour into the fully transparent pixels, whose own colour means nothing.
 
-    A pyramid is built of halved pictures, each pixel the mean of its four weighted by their opacity; what has no
-    colour takes that of the finest level that has one (push-pull; Gortler et al., The Lumigraph, 1996).
+    This builds a pyramid of halved pictures, in which each pixel is the mean of four, weighted by their opacity. A
+    pixel without colour takes the colour of the finest level that has one (push-pull; Gortler et al., The Lumigraph,
+    1996).
 
     Args:
         color: H×W×(1 or 3).
         alpha: H×W×1 of the same dtype.
 
     Returns:
-        As `color`; pixels that are visible at all are unchanged.
+        Pixels of the same shape and dtype as `color`. Pixels that are not fully transparent are unchanged.
     """
     weight = alpha.astype(np.float32) / top(alpha)
     filled = rounded(_fill(color * weight, weight), color.dtype)
@@ -127,7 +128,7 @@ def bleed(color: Pixels, alpha: Pixels) -> Pixels:
 
 
 def _fill(weighted: Pixels, weight: Pixels) -> Pixels:
-    """H×W×C sums and H×W×1 weights to a colour for each pixel."""
+    """Turn H×W×C weighted sums and H×W×1 weights into a colour for each pixel."""
     present = weight > 0
     if present.all() or weight.size == 1:
         return weighted / np.maximum(weight, np.finfo(np.float32).tiny)
@@ -137,14 +138,16 @@ def _fill(weighted: Pixels, weight: Pixels) -> Pixels:
 
 
 def _halve(values: Pixels) -> Pixels:
-    """Sums of 2×2 pixels; a lone last row or column stays alone."""
+    """Sums of 2×2 pixels. If the number of rows or columns is odd, the last one has no partner."""
     padded = np.pad(values, ((0, values.shape[0] % 2), (0, values.shape[1] % 2), (0, 0)))
     rows = padded[0::2] + padded[1::2]
     result: Pixels = rows[:, 0::2] + rows[:, 1::2]
     return result
 
 
-_PROFILE_TAGS = 100  # that Little CMS reads
+_PROFILE_TAGS = 100  # the number of tags that Little CMS reads
+_MAX_ELEMENTS = 64  # in one chain of processing elements; profiles have three to five
+_MAX_SEGMENTS = 1024  # in all curves of one such chain; a curve has one to three
 _RELATIVE_COLORIMETRIC = 1
 _BLACK_POINT_COMPENSATION = 0x2000
 _NO_SHORTCUT = 0x0100
@@ -168,14 +171,15 @@ def lab_profile() -> bytes:
 
 
 def is_profile(icc: bytes) -> bool:
-    """Whether Little CMS can make sense of bytes as an ICC profile."""
+    """Whether Little CMS accepts the bytes as an ICC profile, and needs only a reasonable time for it."""
     import imagecodecs
 
     if len(icc) < 132 or icc[36:40] != b"acsp" or int.from_bytes(icc[:4], "big") > len(icc):
         return False
     try:
         imagecodecs.cms_profile_validate(icc)
-    except imagecodecs.CmsError:
+        _check_elements(icc)
+    except (imagecodecs.CmsError, ValueError):
         return False
     return True
 
@@ -187,7 +191,7 @@ _DCI_WHITE, _C, _E = (0.314, 0.351), (0.31, 0.316), (1 / 3, 1 / 3)
 _P3_PRIMARIES = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 _BT2020_PRIMARIES = (0.708, 0.292, 0.17, 0.797, 0.131, 0.046)
 _BT601_PRIMARIES = (0.63, 0.34, 0.31, 0.595, 0.155, 0.07)
-# ITU-T H.273's code points: white and primaries; and the curves
+# the code points of ITU-T H.273: white point and primaries, and below the transfer curves
 H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     1: (_D65, _SRGB_PRIMARIES),
     4: (_C, (0.67, 0.33, 0.21, 0.71, 0.14, 0.08)),
@@ -201,7 +205,7 @@ H273_PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     12: (_D65, _P3_PRIMARIES),
     22: (_D65, (0.63, 0.34, 0.295, 0.605, 0.155, 0.077)),
 }
-H273_SRGB_CURVES = (1, 2, 6, 7, 11, 12, 13, 14, 15)  # all shown alike, or not specified
+H273_SRGB_CURVES = (1, 2, 6, 7, 11, 12, 13, 14, 15)  # viewers treat all of them as sRGB; 2 means "not specified"
 H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
 _UNSPECIFIED = 2
 
@@ -210,10 +214,10 @@ _HDR_CURVES = (16, 18)  # PQ and HLG
 
 
 def code_points(primaries: int, transfer: int) -> bytes | None:
-    """`Metadata.cicp` of RGB in full range with these primaries and curve; None for sRGB and what is not specified.
+    """`Metadata.cicp` for full-range RGB with these primaries and this curve; None for sRGB or unspecified colours.
 
     Raises:
-        ValueError: they are none that are known.
+        ValueError: the primaries or the curve are unknown.
     """
     if primaries == _UNSPECIFIED:
         primaries = 1
@@ -226,16 +230,16 @@ def code_points(primaries: int, transfer: int) -> bytes | None:
 
 
 def is_hdr(metadata: Metadata) -> bool:
-    """Whether the samples follow a curve of high dynamic range, which no ICC profile of the common kind expresses."""
+    """Whether the samples follow a curve of high dynamic range, which common ICC profiles cannot express."""
     return metadata.cicp is not None and metadata.cicp[1] in _HDR_CURVES
 
 
 def profile_of(metadata: Metadata, channels: int = 3) -> bytes | None:
-    """The ICC profile, or one made of what code points, or PNG's gAMA and cHRM, say; None stands for sRGB.
+    """The ICC profile, or one made from the code points or from PNG's gAMA and cHRM. None means sRGB.
 
     Args:
-        metadata: of the picture.
-        channels: of its pixels; a profile made for 1 or 2 is one of gray.
+        metadata: the picture's.
+        channels: of its pixels; for 1 or 2, a gray profile is made.
     """
     if metadata.icc is not None:
         return metadata.icc
@@ -252,7 +256,7 @@ def profile_of(metadata: Metadata, channels: int = 3) -> bytes | None:
 
 
 def _profile_of_code_points(primaries: int, transfer: int, gray: bool) -> bytes | None:
-    """Of H.273's code points; None for sRGB, and for such as no profile of this kind can express (HDR)."""
+    """A profile for the code points of H.273; None for sRGB and for HDR curves, which such a profile cannot express."""
     if primaries not in H273_PRIMARIES or ((gray or primaries == 1) and transfer in H273_SRGB_CURVES):
         return None
     white, corners = H273_PRIMARIES[primaries]
@@ -264,7 +268,7 @@ def _profile_of_code_points(primaries: int, transfer: int, gray: bool) -> bytes 
 
 
 def srgb_curve() -> Pixels:
-    """sRGB's curve, from signal to light: 1024 steps of IEC 61966-2-1, of 16 bits."""
+    """The curve of sRGB, from signal to light: 1024 steps of 16 bits (IEC 61966-2-1)."""
     signal = np.linspace(0, 1, 1024)
     light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
     curve: Pixels = np.rint(light * 65535).astype(np.uint16)
@@ -272,7 +276,7 @@ def srgb_curve() -> Pixels:
 
 
 def make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], **curve: Any) -> bytes:
-    """An ICC profile of gray or RGB; `curve` is a gamma or a `transferfunction`, from signal to light."""
+    """Make an ICC profile for gray or RGB. `curve` is `gamma` or `transferfunction`, from signal to light."""
     import imagecodecs
 
     if gray:
@@ -281,10 +285,10 @@ def make_profile(gray: bool, white: tuple[float, ...], primaries: tuple[float, .
 
 
 def cmyk_to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:
-    """H×W×4 inks, 0 for none, to H×W×3 sRGB of the same integer dtype.
+    """Convert H×W×4 inks (0 means no ink) to H×W×3 sRGB of the same integer dtype.
 
-    With a CMYK profile: relative colorimetric with black point compensation, what browsers and Photoshop do by default.
-    Without one the inks are taken as ideal: R = (1 - C)(1 - K), and so on.
+    With a CMYK profile, this uses the relative colorimetric intent with black point compensation, which is the default
+    of browsers and Photoshop. Without a profile, the inks count as ideal: R = (1 - C)(1 - K), and so on.
     """
     if icc is not None and icc[16:20] == b"CMYK":
         return _transform(pixels, icc, "cmyk", srgb_profile(), "rgb")
@@ -294,11 +298,11 @@ def cmyk_to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:
 
 
 def lab_to_srgb(samples: Pixels, signed: bool) -> Pixels:
-    """H×W×3 CIE L*a*b* (D50, as ICC has it) of 8 or 16 bits to sRGB of the same depth.
+    """Convert H×W×3 CIE L*a*b* (D50, as in ICC profiles) of 8 or 16 bits to sRGB of the same depth.
 
     Args:
-        samples: L* from 0 to the dtype's top for 0 to 100; a* and b* in units of 1 (8 bits) or 1/256 (16 bits).
-        signed: a* and b* are two's complement (TIFF's CIELAB), else they are offset by half the range (ICCLAB).
+        samples: L* from 0 to the dtype's maximum for 0 to 100; a* and b* in units of 1 (8 bits) or 1/256 (16 bits).
+        signed: a* and b* are two's complement (TIFF's CIELAB); otherwise they are offset by half the range (ICCLAB).
     """
     half = 128 << (samples.itemsize - 1) * 8
     shifted = samples[..., 1:].astype(np.int32)
@@ -310,11 +314,11 @@ def lab_to_srgb(samples: Pixels, signed: bool) -> Pixels:
 
 
 def to_srgb(pixels: Pixels, icc: bytes) -> Pixels:
-    """H×W×C pixels, C = 1 to 4, through their profile to sRGB (gray to a gray with sRGB's curve); alpha stays.
+    """Convert H×W×C pixels (C = 1 to 4) from their profile to sRGB, or to gray with sRGB's curve. Alpha is unchanged.
 
-    Gray whose profile is of RGB is taken as equal parts of it. Other pixels whose profile is of another colour space,
-    or broken, are returned as they are. Floats stay beyond 1 where they are brighter than white, and become 0 where
-    sRGB would need less of a primary than none.
+    Gray pixels with an RGB profile count as equal parts of red, green and blue. Any other pixels whose profile belongs
+    to another colour space, or is broken, are returned unchanged. Floats above 1 (brighter than white) stay above 1;
+    negative values, for colours outside sRGB, become 0.
     """
     import imagecodecs
 
@@ -343,17 +347,20 @@ def _transform(pixels: Pixels, icc: bytes, space: str, out_icc: bytes, out_space
         colorspace=space,
         outcolorspace=out_space,
         intent=_RELATIVE_COLORIMETRIC,
-        # the shortcut taken for 16 bits is a coarse table, by which colours near sRGB's edge go astray
+        # for 16 bits, Little CMS would use a coarse lookup table, which distorts colours near the edge of sRGB
         flags=_BLACK_POINT_COMPENSATION | (_NO_SHORTCUT if pixels.dtype == np.uint16 else 0),
     )
     return result
 
 
 def _check_elements(icc: bytes) -> None:
-    """See that the processing elements of a profile do not share their bytes: Little CMS makes a table of each.
+    """Check that the processing elements of a profile are few and do not overlap.
+
+    Little CMS builds a table for each element, and its time grows with the square of their number. For a curve, it
+    searches all segments for each of the table's thousands of values.
 
     Raises:
-        ValueError: they do, or the profile is broken.
+        ValueError: they are too many or overlap, or the profile is broken.
     """
     if len(icc) < 132:
         raise ValueError("its colour profile is broken")
@@ -366,5 +373,25 @@ def _check_elements(icc: bytes) -> None:
         (count,) = struct.unpack_from(">I", icc, start + 12)
         if 16 + 8 * count > length or start + 16 + 8 * count > len(icc):
             raise ValueError("its colour profile is broken")
-        if sum(struct.unpack_from(f">{2 * count}I", icc, start + 16)[1::2]) > length:
+        if count > _MAX_ELEMENTS:
+            raise ValueError(f"its colour profile has more than {_MAX_ELEMENTS} elements")
+        places = struct.unpack_from(f">{2 * count}I", icc, start + 16)
+        if sum(places[1::2]) > length:
             raise ValueError("the elements of its colour profile overlap")
+        if sum(_curve_segments(icc, start + place) for place in places[::2]) > _MAX_SEGMENTS:
+            raise ValueError(f"the curves of its colour profile have more than {_MAX_SEGMENTS} segments")
+
+
+def _curve_segments(icc: bytes, element: int) -> int:
+    """How many segments the curves of an element have together; 0 if it is no set of curves."""
+    if icc[element : element + 4] != b"cvst" or element + 12 > len(icc):
+        return 0
+    (curves,) = struct.unpack_from(">H", icc, element + 8)
+    if element + 12 + 8 * curves > len(icc):
+        raise ValueError("its colour profile is broken")
+    total = 0
+    for place in struct.unpack_from(f">{2 * curves}I", icc, element + 12)[::2]:
+        if element + place + 10 > len(icc):
+            raise ValueError("its colour profile is broken")
+        total += struct.unpack_from(">H", icc, element + place + 8)[0]
+    return total

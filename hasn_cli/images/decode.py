@@ -1,7 +1,8 @@
-"""From a file to a `Picture`: the content decides what it is, and whatever is wrong with it becomes an `ImageError`."""
+"""Turns a file into a `Picture`. The content decides the format, and any fault of the file becomes an `ImageError`."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -14,31 +15,31 @@ from hasn_cli.images.following import split_first
 from hasn_cli.images.formats import FORMATS, sniff
 from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit, TooMuch
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
-from hasn_cli.images.picture import Again, Frame, Picture
+from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
 from hasn_cli.images.source import Source
 
 DEFAULT_MAX_PIXELS = MAX_PIXELS
 
 
 def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS, name: str = "") -> Picture:
-    """Read a picture's header; its frames are decoded when they are iterated.
+    """Read a picture's header. Its frames are decoded while they are iterated.
 
     Args:
-        source: a file's path, or the bytes of one. What it holds decides, not what it is called.
-        max_pixels: a picture that declares more is refused before anything is decoded. A limit below the default holds
-            for the sum over all frames or pages too; else they may have `limits.MAX_TOTAL_PIXELS` together. None or 0
-            lifts both limits.
+        source: a file's path, or its bytes. The content decides the format, not the name.
+        max_pixels: a picture that declares more pixels is refused before anything is decoded. A limit below the default
+            also applies to the sum of all frames or pages; otherwise their sum may be up to `limits.MAX_TOTAL_PIXELS`.
+            None or 0 lifts both limits.
         name: for messages; by default the path.
 
     Returns:
-        The picture, orientation applied.
+        The picture with its orientation applied.
 
     Raises:
-        ImageError: not a picture, or a broken one, or one too large; also while the frames are iterated.
+        ImageError: it is not a picture, is broken or is too large; also raised while the frames are iterated.
         MissingExtraError: the format needs an optional package.
     """
     if isinstance(source, Path) and (source.is_fifo() or source.is_char_device()):
-        from hasn_cli.images.stream import read_stream  # which calls the decoders' guard, in turn
+        from hasn_cli.images.stream import read_stream  # here, because that module imports this one
 
         name = name or str(source)
         with source.open("rb") as stream:
@@ -58,16 +59,16 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
 
     size = picture.size if orientation < 5 else picture.size[::-1]
     metadata = picture.metadata
-    if metadata.size is None:  # else its reader has applied the orientation
+    if metadata.size is None:  # otherwise its reader has applied the orientation
         metadata = upright(metadata, picture.size, orientation)
-    return replace(picture, frames=Again(frames), size=size, metadata=metadata)
+    return replace(picture, frames=ReplayableFrames(frames), size=size, metadata=metadata)
 
 
 def _read(source: Source, limit: Limit) -> Picture:
     format = sniff(source.head)
     if format is None:
         known = ", ".join(entry.title for entry in FORMATS.values())
-        raise ImageError(f"{source.name}: not a picture of a known format", f"known are {known}")
+        raise ImageError(f"{source.name}: not a picture of a known format", f"known formats: {known}")
     first, following = split_first(source, format)
     picture = replace(codecs.read(format, first, limit), following=following)
     limit.check_whole(picture)
@@ -78,7 +79,7 @@ T = TypeVar("T")
 
 
 def guarded(name: str, read: Callable[[], T]) -> T:
-    """Call a decoder. Decoders raise whatever they like over a broken file; for the user all of it means one thing."""
+    """Call a decoder and turn its exceptions into an `ImageError`. Decoders raise many kinds for a broken file."""
     try:
         return read()
     except (HasnError, MemoryError):
@@ -88,6 +89,8 @@ def guarded(name: str, read: Callable[[], T]) -> T:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:  # decoders raise OSError too, but without an error number
             raise ImageError(f"{name}: {error.strerror}") from error
+        if isinstance(error, struct.error | IndexError):  # a header was read beyond the end of what the file contains
+            raise ImageError(f"{name}: broken: the file ends too early, or its header is damaged") from error
         words = str(error).split()
         detail = " ".join(words)[:200] if words else type(error).__name__
         raise ImageError(f"{name}: broken or not supported ({detail})") from error

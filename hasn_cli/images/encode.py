@@ -1,4 +1,4 @@
-"""From a `Picture` to a file, whole or not at all."""
+"""Writes a `Picture` to a file, which appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def write_picture(
     *,
     placing: Placing | None = None,
 ) -> Written | None:
-    """Encode a picture; its frames are asked for one by one, so this is where lazy ones are computed.
+    """Encode a picture. Its frames are requested one by one, so lazy frames are computed here.
 
     Args:
         picture: what to write.
-        target: a path: the file appears there complete, or not at all; or a stream, which gets the bytes at the end.
+        target: a path, at which the file appears complete or not at all; or a stream, which gets the bytes at the end.
         format: the name of a format, as in `Picture.format`.
-        options: how.
-        placing: how the file takes its place at a path; None: it replaces what is there.
+        options: how to write it.
+        placing: how the finished file is moved to its path. By default it replaces an existing file.
 
     Returns:
-        The file as it was written to a path; None for a stream.
+        A description of the written file; None for a stream.
 
     Raises:
         ImageError: the format cannot hold the picture, or its frames turn out to be broken.
-        OutputError: the target cannot be written; because of a `FileExistsError` if it is not to be overwritten.
-        Exception: whatever the picture's frames raise.
+        OutputError: the target cannot be written. Its cause is a `FileExistsError` if the file must not be overwritten.
+        Exception: any exception that the picture's frames raise.
     """
     if format not in FORMATS:
         raise ImageError(f"{picture.name}: the format {format!r} cannot be written", "use -f png")
@@ -67,7 +67,7 @@ def write_picture(
 
 
 class _Watched:
-    """A picture's frames, remembering what they raised, lest it be taken for the encoder's fault."""
+    """A picture's frames. Remembers an exception they raised, to tell it from an error of the encoder."""
 
     def __init__(self, picture: Picture) -> None:
         self._frames = picture.frames
@@ -88,27 +88,29 @@ def _title(target: Path | BinaryIO) -> str:
 
 
 def check_target(target: Path) -> None:
-    """See that no pipe, device or folder would be replaced by a picture, and that its folder can be written to.
+    """Check that a picture would not replace a pipe, device or folder, and that its folder can be written to.
 
     Raises:
-        OutputError: `target` is there, and is no regular file nor a link to one, or is one of the system's own links,
-            such as /dev/stdout; or its folder, or where that is to be made, is closed.
+        OutputError: `target` exists and is not a regular file or a link to one; or it is a link of the system, such as
+            /dev/stdout; or its folder (or the closest existing one above it) is a file, or is not writable.
     """
     if (target.exists() and not target.is_file()) or _is_system_link(target):
-        raise OutputError(f"{target}: is no regular file", "to write into a pipe or a device, use -o - and redirect it")
+        raise OutputError(f"{target}: is not a regular file", "to write to a pipe or device, use -o - and redirect it")
     folder = next(folder for folder in target.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file, not a folder", "choose another folder with -o")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder}: {os.strerror(errno.EACCES)}", "choose another place with -o")
+        raise OutputError(f"{folder}: {os.strerror(errno.EACCES)}", "choose another folder with -o")
 
 
 def _is_system_link(target: Path) -> bool:
-    """Whether it stands for something that is open: a link is replaced, and these must not be."""
+    """Whether it is a link in /dev or /proc. Other links are replaced, but these must not be."""
     folder = os.path.realpath(target.parent)
     return target.is_symlink() and (folder == "/dev" or folder.startswith("/proc/"))
 
 
 def _write_file(picture: Picture, target: Path, format: str, options: EncodeOptions, placing: Placing) -> Written:
-    """Encode into a temporary file beside the target and move it into place; a link is replaced and not followed."""
+    """Encode into a temporary file next to the target, then move it into place. A link is replaced, not followed."""
     check_target(target)
     with replacing(target, placing) as stream:
         codecs.write(picture, stream, format, options)

@@ -1,8 +1,8 @@
-"""EXIF, edited in place.
+"""Edits EXIF in place.
 
-An EXIF block is a small TIFF file: directories (IFDs) of 12-byte entries which point into the block by offset. Maker
-notes are proprietary and hold offsets of their own, so nothing may move: the few values that enlarging makes untrue
-are overwritten where they stand, and every other byte stays what and where it was (CIPA DC-008, Exif 3.0).
+An EXIF block is a small TIFF file: directories (IFDs) of 12-byte entries, which point into the block by offset. Maker
+notes are proprietary and contain offsets of their own, so nothing may move. The few values that become wrong when a
+picture is enlarged are overwritten in place, and every other byte stays the same (CIPA DC-008, Exif 3.0).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003
 
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _SHORT, _LONG, _RATIONAL, _IFD = 3, 4, 5, 13
-MAX_ENTRIES = 4096  # of one directory; cameras write some hundred at most
+MAX_ENTRIES = 4096  # of one directory; cameras write at most about a hundred
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a directory: its tag, type and count, where it stands and where its value lies, within the block."""
+    """One entry of a directory: its tag, type and count, and the offsets of the entry and of its value in the block."""
 
     tag: int
     type: int
@@ -42,20 +42,20 @@ class Entry:
 
 
 class Directories:
-    """A TIFF structure that can be looked into: an EXIF block, or a whole (classic) TIFF file.
+    """Read access to a TIFF structure: an EXIF block, or a whole (classic) TIFF file.
 
     Args:
-        data: the structure from its byte order mark on.
+        data: the structure, which begins with its byte order mark.
 
     Raises:
-        ValueError: there is no TIFF structure.
+        ValueError: the data is not a TIFF structure.
     """
 
     def __init__(self, data: bytes | bytearray | mmap) -> None:
         self.data = data
         orders = {b"II*\0": "<", b"MM\0*": ">"}
         if bytes(data[:4]) not in orders or len(data) < 14:
-            raise ValueError("no TIFF structure")
+            raise ValueError("not a TIFF structure")
         self.order = orders[bytes(data[:4])]
 
     @property
@@ -64,9 +64,9 @@ class Directories:
         return self._unpack("L", 4)
 
     def entries(self, directory: int, most: int = MAX_ENTRIES) -> Iterator[Entry]:
-        """The entries of the directory at an offset; those that point out of the structure are left out.
+        """The entries of the directory at an offset, without those that point outside the structure.
 
-        A directory that states more than `most` is none, and has no entries.
+        A directory that declares more than `most` entries is not a real one: it yields nothing.
         """
         if not 8 <= directory <= len(self.data) - 2:
             return
@@ -82,7 +82,7 @@ class Directories:
                 yield Entry(tag, type, count, position, offset, size)
 
     def find(self, directory: int, tag: int) -> Entry | None:
-        """A directory's entry of that tag."""
+        """The directory's first entry with this tag, or None."""
         return next((entry for entry in self.entries(directory) if entry.tag == tag), None)
 
     def value(self, entry: Entry) -> bytes:
@@ -90,14 +90,14 @@ class Directories:
         return bytes(self.data[entry.value_offset : entry.value_offset + entry.value_size])
 
     def number(self, directory: int, tag: int) -> int | None:
-        """The value of a SHORT or LONG entry, None where there is none."""
+        """The value of a SHORT or LONG entry, or None if there is no such entry."""
         entry = self.find(directory, tag)
         if entry is None or entry.type not in (_SHORT, _LONG, _IFD):
             return None
         return self._unpack("H" if entry.type == _SHORT else "L", entry.value_offset)
 
     def ratio(self, directory: int, tag: int) -> float | None:
-        """The value of a RATIONAL entry, None where there is none, or it is no number."""
+        """The value of a RATIONAL entry, or None if there is no such entry or its denominator is 0."""
         entry = self.find(directory, tag)
         if entry is None or entry.type != _RATIONAL:
             return None
@@ -105,7 +105,7 @@ class Directories:
         return over / under if under else None
 
     def numbers(self, directory: int, tag: int) -> tuple[float, ...] | None:
-        """The values of SHORTs, LONGs or RATIONALs, None where there are none, or not all of them are numbers."""
+        """The values of SHORTs, LONGs or RATIONALs, or None if there are none or a denominator is 0."""
         entry = self.find(directory, tag)
         if entry is None or entry.type not in (_SHORT, _LONG, _RATIONAL):
             return None
@@ -119,7 +119,7 @@ class Directories:
         return tuple(over / under for over, under in pairs) if all(under for _, under in pairs) else None
 
     def link(self, directory: int) -> int | None:
-        """Where the offset of the directory after this one stands, None where the structure ends before."""
+        """The position of the pointer to the next directory, or None if the structure ends before it."""
         if not 8 <= directory <= len(self.data) - 2:
             return None
         link = directory + 2 + 12 * self._unpack("H", directory)
@@ -131,7 +131,7 @@ class Directories:
 
 
 class Exif(Directories):
-    """An EXIF block that can be overwritten."""
+    """An EXIF block that can be edited."""
 
     data: bytearray
 
@@ -139,7 +139,7 @@ class Exif(Directories):
         super().__init__(bytearray(data))
 
     def set_number(self, directory: int, tag: int, value: int) -> None:
-        """Overwrite a single SHORT or LONG, a SHORT becoming a LONG where need be; without such an entry do nothing."""
+        """Overwrite a single SHORT or LONG, if there is one. A SHORT becomes a LONG if the value needs it."""
         entry = self.find(directory, tag)
         if entry is None or entry.count != 1 or entry.type not in (_SHORT, _LONG):
             return
@@ -149,7 +149,7 @@ class Exif(Directories):
         self.data[entry.position + 8 : entry.position + 12] = packed.ljust(4, b"\0")
 
     def set_numbers(self, directory: int, tag: int, values: tuple[float, ...]) -> bool:
-        """Overwrite SHORTs, LONGs or RATIONALs where they stand; False where they do not fit there."""
+        """Overwrite SHORTs, LONGs or RATIONALs in place. Returns False if the values do not fit there."""
         entry = self.find(directory, tag)
         if entry is None or len(values) != entry.count or not all(0 <= value < 2**32 for value in values):
             return False
@@ -167,17 +167,17 @@ class Exif(Directories):
         return True
 
     def exchange(self, directory: int, tag: int, other: int) -> None:
-        """Let two single RATIONALs that differ change places; where either is missing do nothing."""
+        """Swap two single RATIONALs, if both exist."""
         one, two = self.find(directory, tag), self.find(directory, other)
         if one is None or two is None or self.value(one) == self.value(two):
             return
         if (one.type, one.count) == (two.type, two.count) == (_RATIONAL, 1):
-            # their values stay where they are, and the pointers to them change places
+            # the values stay in place, and the pointers to them are swapped
             for entry, offset in ((one, two.value_offset), (two, one.value_offset)):
                 struct.pack_into(self.order + "L", self.data, entry.position + 8, offset)
 
     def remove(self, directory: int, tag: int) -> None:
-        """Take an entry out of its directory; what follows in the directory moves up, all values stay in place."""
+        """Remove an entry from its directory. The entries after it move up; all values stay in place."""
         entry, link = self.find(directory, tag), self.link(directory)
         if entry is None or link is None:
             return
@@ -186,7 +186,7 @@ class Exif(Directories):
         struct.pack_into(self.order + "H", self.data, directory, self._unpack("H", directory) - 1)
 
     def drop_thumbnail(self) -> None:
-        """Unlink the thumbnail's directory and erase the thumbnail; the block is shortened where that moves nothing."""
+        """Unlink the thumbnail's directory and erase the thumbnail. If the thumbnail comes last, shorten the block."""
         link = self.link(self.first)
         if link is None or not (directory := self._unpack("L", link)):
             return
@@ -204,9 +204,9 @@ class Exif(Directories):
             del self.data[start:]
 
     def _overlaps(self, start: int, end: int) -> bool:
-        """Whether the main picture's own directories or values reach into a range, as in a block that is broken."""
+        """Whether the main picture's own directories or values reach into a range, as they may in a broken block."""
         directories = [self.first]
-        for tag in (EXIF_IFD, GPS_IFD, INTEROP_IFD):  # the last lies below the first
+        for tag in (EXIF_IFD, GPS_IFD, INTEROP_IFD):  # the EXIF directory points to the interoperability directory
             directories += [at for above in directories if (at := self.number(above, tag)) is not None]
         for directory in directories:
             link = self.link(directory)
@@ -218,10 +218,10 @@ class Exif(Directories):
 
 
 def check_values(exif: bytes) -> None:
-    """See that the first directory's values are no more than the block: libraries read all of them, shared or not.
+    """Check that the first directory's values are not much larger than the block: libraries read overlapping ones too.
 
     Raises:
-        TooMuch: they are.
+        TooMuch: they are more than twice as large.
     """
     with suppress(ValueError, struct.error):
         block = Directories(exif)
@@ -231,7 +231,7 @@ def check_values(exif: bytes) -> None:
 
 
 def _ratio(value: float) -> tuple[int, int]:
-    """Numerator and denominator of 32 bits, nearest to a value below 2**32."""
+    """The 32-bit numerator and denominator nearest to a value below 2**32."""
     ratio = Fraction(value).limit_denominator(max(1, int((2**32 - 1) / max(value, 1))))
     return ratio.numerator, ratio.denominator
 
@@ -241,13 +241,13 @@ RawEntry = tuple[int, int, int, bytes]
 
 
 def pack_directory(order: str, entries: Iterable[RawEntry], at: int, following: int = 0) -> bytes:
-    """A directory that is to stand at offset `at`, its values right behind it.
+    """Build a directory for the offset `at`, followed directly by its values.
 
     Args:
-        order: "<" or ">"; the values must be stored in it already.
-        entries: in any order; of a tag that comes twice the last counts.
+        order: byte order, "<" or ">"; the values must already have it.
+        entries: in any order; if a tag comes twice, the last entry counts.
         at: an even offset.
-        following: offset of the directory after this one, 0 for none.
+        following: offset of the next directory, 0 for none.
     """
     unique = sorted({entry[0]: entry for entry in entries}.values())
     free = at + 2 + 12 * len(unique) + 4
@@ -274,14 +274,14 @@ def pack_tree(
     """Copy a directory's entries, and the directories below it, out of a structure.
 
     Args:
-        source: where they are.
-        directory: its offset there.
-        at: where the copies of the directories below are going to stand.
-        keep: which of its tags are wanted.
-        pointers: tags that point to directories which are copied too.
+        source: the structure to copy from.
+        directory: offset of the directory in `source`.
+        at: offset at which the copies of the directories below will be placed.
+        keep: tells which tags of the directory are wanted.
+        pointers: tags that point to directories to be copied too.
 
     Returns:
-        the directories below, and the entries of the directory itself, which point to them.
+        The directories below, and the entries of the directory itself, which point to them.
 
     Raises:
         ValueError: values or directories overlap, so that copying would multiply them, or they are too large.
@@ -291,7 +291,7 @@ def pack_tree(
 
 
 class _Tree:
-    """Copies directories: each of them once, and no more bytes than the structure has."""
+    """Copies each directory once, and at most as many bytes as the structure has."""
 
     def __init__(self, source: Directories, keep: Callable[[int], bool]) -> None:
         self._source = source
@@ -302,9 +302,9 @@ class _Tree:
     def pack(
         self, directory: int, at: int, pointers: tuple[int, ...], first: bool = False
     ) -> tuple[bytes, list[RawEntry]]:
-        """As `pack_tree`."""
+        """See `pack_tree`."""
         if directory in self._seen:
-            raise ValueError("its metadata point to one directory twice")
+            raise ValueError("its metadata points to one directory twice")
         self._seen.add(directory)
         source = self._source
         below = b""
@@ -314,7 +314,7 @@ class _Tree:
                 continue
             self._left -= entry.value_size
             if self._left < 0:
-                raise ValueError("its metadata overlap, or are too large")
+                raise ValueError("its metadata overlaps or is too large")
             if entry.tag not in _BELOW:
                 entries[entry.tag] = (entry.tag, entry.type, entry.count, source.value(entry))
             elif entry.tag in pointers and (offset := source.number(directory, entry.tag)) is not None:

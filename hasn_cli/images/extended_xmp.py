@@ -1,4 +1,4 @@
-"""XMP beyond one JPEG segment: its extension, in pieces that name it by its MD5 (XMP Specification, part 3)."""
+"""XMP that does not fit into one JPEG segment: an extension in pieces, named by its MD5 (XMP Specification, part 3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST = 256 * 1024 * 1024
 
 
 def join_extension(bodies: tuple[bytes, ...]) -> bytes | None:
-    """The extension that segments' bodies hold, None where a part of it is missing or damaged."""
+    """Join the extension from the bodies of its segments. None if a part of it is missing or damaged."""
     pieces: dict[int, bytes] = {}
     names, lengths = set(), set()
     for body in bodies:
@@ -33,7 +33,7 @@ def join_extension(bodies: tuple[bytes, ...]) -> bytes | None:
 
 
 def split_extension(data: bytes) -> tuple[tuple[bytes, ...], str]:
-    """The bodies of the segments for an extension, and the name by which the packet refers to it."""
+    """Split an extension into the bodies of segments. Also returns the name by which the packet must refer to it."""
     name = hashlib.md5(data, usedforsecurity=False).hexdigest().upper()
     bodies = [
         HEADER + name.encode() + struct.pack(">II", len(data), at) + data[at : at + _PIECE]

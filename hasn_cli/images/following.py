@@ -1,8 +1,8 @@
-"""Pictures that stand behind the first one in a file or a pipe, as `cat a.png b.png` or a video tool's pipe gives them.
+"""Finds pictures after the first one in a file or a pipe, as `cat a.png b.png` or a video tool produces them.
 
-Formats that end where their data says so are followed to that end. What stands there and begins like a picture is one
-more; anything else (padding, the video of a motion photo) is not. The preview pictures that cameras put behind a JPEG
-belong to it, and are not counted.
+This works for formats whose data tells where a picture ends. Data after that end counts as a further picture if it
+begins like one; anything else (padding, the video of a motion photo) does not count. The preview pictures that cameras
+append to a JPEG belong to it and are not counted.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from hasn_cli.images.formats import sniff
 from hasn_cli.images.source import Source
 
 Data = bytes | mmap
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # of JPEG, but for what may stand within a scan
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # JPEG's markers, without those that may occur within a scan
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # with the size
-# what tells that a JPEG's further pictures belong to it: an index of pictures, or a directory in XMP
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of the segments that state the size
+# signs that the further pictures belong to the JPEG: an index of pictures, or a directory in XMP
 _ITS_OWN = (b"MPF\0", b"photos/1.0/container", b"hdr-gain-map")
 _BARE_JPEGXL = b"\xff\x0a"
 _BMP_HEADERS = [struct.pack("<L", length) for length in (12, 40, 52, 56, 64, 108, 124)]
-_NOTES = (b"\x92\x7c\0\7", b"\x7c\x92\7\0")  # EXIF's entry of a camera's notes, which tell of previews
+_NOTES = (b"\x92\x7c\0\7", b"\x7c\x92\7\0")  # EXIF's entry for maker notes, in which cameras record their previews
 
 
 def split_first(source: Source, format: str) -> tuple[Source, int]:
-    """The first picture alone, and how many stand behind it: none where its format does not say where it ends."""
+    """The first picture alone, and the number of pictures after it: 0 if its format does not say where it ends."""
     if format not in _ENDS or source.too_long:
         return source, 0
     with source.view() as data:
         end = at = _end(data, 0, format)
-        if at is None or (format == "jpeg" and _brings_others(data, at)):
+        if at is None or (format == "jpeg" and _owns_rest(data, at)):
             return source, 0
         count = 0
         while at is not None and (kind := _kind(data[at : at + 64])) is not None:
@@ -42,7 +42,7 @@ def split_first(source: Source, format: str) -> tuple[Source, int]:
 
 
 def _kind(head: bytes) -> str | None:
-    """The format that is announced by a signature that no chance would give."""
+    """The format announced by a signature that is long enough not to occur by chance, or None."""
     kind = sniff(head)
     if kind in ("tga", "ico", "ppm", "pfm") or head.startswith(_BARE_JPEGXL):
         return None
@@ -51,8 +51,8 @@ def _kind(head: bytes) -> str | None:
     return kind
 
 
-def _brings_others(data: Data, end: int) -> bool:
-    """Whether what stands behind a JPEG, which ends at `end`, belongs to it."""
+def _owns_rest(data: Data, end: int) -> bool:
+    """Whether the data after a JPEG, which ends at `end`, belongs to it."""
     head, size = _head_of_jpeg(data, 0)
     if any(mark in head for mark in _ITS_OWN):
         return True
@@ -63,7 +63,7 @@ def _brings_others(data: Data, end: int) -> bool:
 
 
 def _head_of_jpeg(data: Data, start: int) -> tuple[bytes, tuple[int, int]]:
-    """What stands before the first scan, and height and width."""
+    """The bytes before the first scan, and (height, width)."""
     size = (0, 0)
     for marker, at in _markers(data, start):
         if marker in _FRAMES:
@@ -75,7 +75,7 @@ def _head_of_jpeg(data: Data, start: int) -> tuple[bytes, tuple[int, int]]:
 
 
 def _markers(data: Data, start: int) -> Iterator[tuple[int, int]]:
-    """Each marker of a JPEG and where it stands, up to the end of the picture."""
+    """Each marker of a JPEG and its offset, up to the end of the picture."""
     at = start + 2
     while found := _MARKER.search(data, at):
         at = found.start()
@@ -90,10 +90,10 @@ def _markers(data: Data, start: int) -> Iterator[tuple[int, int]]:
 
 
 def _end(data: Data, start: int, format: str) -> int | None:
-    """Where the picture that begins at `start` ends; None where that cannot be told."""
+    """The end of the picture that begins at `start`, or None if it cannot be determined or is the end of the data."""
     try:
         end = _ENDS[format](data, start)
-    except (KeyError, struct.error, IndexError):  # no such format; or it breaks off
+    except (KeyError, struct.error, IndexError):  # the format does not say, or the picture is truncated
         return None
     return end if start < end < len(data) else None
 
@@ -137,13 +137,13 @@ def _end_of_bmp(data: Data, at: int) -> int:
 
 
 def _end_of_boxes(data: Data, at: int) -> int:
-    """Of a file of boxes: where, instead of its next box, another file begins."""
+    """The end of a file made of boxes: the offset at which another file begins instead of the next box."""
     end = at
     while end == at or _kind(data[end : end + 64]) is None:
         (length,) = struct.unpack_from(">I", data, end)
         if length == 1:
             (length,) = struct.unpack_from(">Q", data, end + 8)
-        if length < 8:  # up to the end of the file, or nonsense
+        if length < 8:  # 0 means up to the end of the file; the others are invalid
             raise IndexError
         end += int(length)
     return end

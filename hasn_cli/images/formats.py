@@ -1,4 +1,4 @@
-"""Which formats there are, what each can hold, and how a file's first bytes tell one from another."""
+"""The supported formats, what each can hold, and how to recognise them by a file's first bytes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hasn_cli.images.picture import EncodeOptions, Picture
 
 @dataclass(frozen=True)
 class Format:
-    """A file format and what this program can put into it.
+    """A file format and what this program can write to it.
 
     Attributes:
         name: lower-case, as in `Picture.format`.
-        title: for people.
-        suffixes: the first is the one given to new files.
+        title: the name shown to users.
+        suffixes: new files get the first one.
         max_side: largest width and height in pixels that the format allows and its common decoders accept.
-        alpha, deep, floats, icc: holds transparency, 16-bit, float samples, a colour profile.
-        animation, pages: holds several frames as an animation, as pages.
+        alpha, deep, floats, icc: whether it can hold transparency, 16-bit samples, float samples, a colour profile.
+        animation, pages: whether it can hold several frames, as an animation or as pages.
         extra: name of the optional dependency group that it needs.
     """
 
@@ -68,27 +68,32 @@ FORMATS: dict[str, Format] = {
 }
 
 SUFFIXES: dict[str, str] = {suffix: name for name, entry in FORMATS.items() for suffix in entry.suffixes}
-"""Suffix with its dot, lower-case → format name."""
+"""Lower-case suffix with its dot → format name."""
 
 _ALIASES = {"jpg": "jpeg", "tif": "tiff", "jp2": "jpeg2000", "j2k": "jpeg2000", "jxl": "jpegxl", "heif": "heic"}
 _ALIASES |= {"apng": "png", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm", "pam": "ppm"}
 
 
 def format_for_name(name: str) -> str | None:
-    """The format that a file's name, a suffix ("png", ".png") or a format's own name stands for, or None."""
+    """The format meant by a file name, a suffix ("png", ".png") or a format's own name, or None."""
     word = name.lower()
     suffix = PurePath(word).suffix or "." + word.lstrip(".")
     bare = suffix[1:]
     return SUFFIXES.get(suffix) or (bare if bare in FORMATS else _ALIASES.get(bare))
 
 
+def format_names() -> list[str]:
+    """A short name of each format, such as `jpg`, for messages and completion."""
+    return [entry.suffixes[0].removeprefix(".") for entry in FORMATS.values()]
+
+
 def suffix_for_format(name: str) -> str:
-    """The suffix, with its dot, of new files of a format."""
+    """The suffix, with its dot, for new files of a format."""
     return FORMATS[name].suffixes[0]
 
 
 def sniff(head: bytes) -> str | None:
-    """The format that a file's first bytes (some 64 are enough) announce, or None."""
+    """The format announced by a file's first bytes (64 are enough), or None."""
     for name, magics in _MAGICS.items():
         if head.startswith(magics):
             return name
@@ -106,7 +111,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def _looks_like_tga(head: bytes) -> bool:
-    """TGA has no signature, but few values make sense in its header."""
+    """Whether the bytes are a plausible TGA header: TGA has no signature, but its header has few valid values."""
     if len(head) < 18:
         return False
     has_map, kind, map_depth, depth, flags = head[1], head[2], head[7], head[16], head[17]
@@ -129,16 +134,16 @@ _MAGICS: dict[str, tuple[bytes, ...]] = {
 
 
 def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options: EncodeOptions) -> None:
-    """See that `format` can hold the picture enlarged to `size`, so that nothing is computed in vain.
+    """Check that `format` can hold the picture enlarged to `size`, before anything is computed.
 
     Args:
-        picture: as read; where transparency is in question, its first frame is decoded to see whether any is there.
-        size: (height, width) that it is going to have.
-        format: name of the format asked for.
-        options: how it is going to be written.
+        picture: as read. If the answer depends on its samples or its transparency, its first frame is decoded.
+        size: (height, width) of the enlarged picture.
+        format: name of the requested format.
+        options: how it will be written.
 
     Raises:
-        ImageError: it, or what goes with it, is nothing that the format can hold; the message says what would do.
+        ImageError: the format cannot hold the picture or its metadata; the hint says what to do.
         MissingExtraError: the format needs an optional package.
     """
     entry = FORMATS.get(format)
@@ -146,22 +151,22 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         raise ImageError(f"{picture.name}: the format {format!r} cannot be written", "use -f png")
     if max(size) > entry.max_side:
         message = f"{picture.name}: {size[1]}×{size[0]} pixels are too many for {entry.title}"
-        raise ImageError(f"{message} (at most {entry.max_side} a side)", f"use -f {_roomier(size)}")
+        raise ImageError(f"{message} (at most {entry.max_side} per side)", f"use -f {_roomier(size)}")
     if entry.extra == "heic" and not _has_heif():
         raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
     if options.first_frame:
         picture = picture.first()
     if picture.following:
-        message = f"{picture.name}: holds {picture.following + 1} files, one behind the other"
-        raise ImageError(message, "use --first-frame for the first alone, or give each its own file")
+        message = f"{picture.name}: contains {picture.following + 1} pictures, one after the other"
+        raise ImageError(message, "use --first-frame to take only the first one, or split it into separate files")
     if picture.broken:
-        raise ImageError(f"{picture.name}: {picture.broken}", "--first-frame takes the first alone")
+        raise ImageError(f"{picture.name}: {picture.broken}", "use --first-frame to take only the first one")
     if picture.frame_count > 1:
         _check_frames(picture, entry)
     if format != "png" and is_hdr(picture.metadata):
-        raise ImageError(f"{picture.name}: {entry.title} cannot be written with its HDR colours", "use -f png")
+        raise ImageError(f"{picture.name}: {entry.title} cannot hold its HDR colours", "use -f png")
     if format == "avif" and options.lossless and picture.frame_count > 1:
-        message = f"{picture.name}: {entry.title} cannot be written as an animation without loss"
+        message = f"{picture.name}: a lossless animation cannot be written as {entry.title}"
         raise ImageError(message, "use -f webp or png, or leave out --lossless")
     if format == "jpeg":
         _check_metadata(replace(picture, size=size), options)
@@ -169,20 +174,20 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         _check_range(picture, entry)
     if picture.has_alpha and not entry.alpha and options.background is None and not _opaque(picture):
         message = f"{picture.name}: {entry.title} cannot hold its transparency"
-        raise ImageError(message, "use --background white, or -f png")
+        raise ImageError(message, "use --background white or -f png")
 
 
 def _check_frames(picture: Picture, entry: Format) -> None:
     if picture.paged and not entry.pages:
         message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} pages"
-        raise ImageError(message, "use -f tiff or ppm, or --first-frame for the first alone")
+        raise ImageError(message, "use -f tiff or ppm, or --first-frame to take only the first one")
     if not picture.paged and not entry.animation:
         message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} frames"
-        raise ImageError(message, "use -f webp, png or gif, or --first-frame for the first alone")
+        raise ImageError(message, "use -f webp, png or gif, or --first-frame to take only the first one")
 
 
 def _check_metadata(picture: Picture, options: EncodeOptions) -> None:
-    # here, lest codecs be loaded where formats are merely named
+    # imported here, so that code which only needs format names does not load the codecs
     from hasn_cli.images.adapt import metadata_for
     from hasn_cli.images.codecs.jpeg import check_metadata
 
@@ -193,7 +198,7 @@ def _check_range(picture: Picture, entry: Format) -> None:
     pixels = next(iter(picture.frames)).pixels
     low, high = float(pixels.min()), float(pixels.max())
     if not 0 <= low <= high <= 1:
-        message = f"{picture.name}: {entry.title} cannot hold its samples, from {low:.4g} to {high:.4g}"
+        message = f"{picture.name}: {entry.title} cannot hold its samples, which range from {low:.4g} to {high:.4g}"
         raise ImageError(message, "use -f tiff or -f pfm")
 
 

@@ -1,4 +1,4 @@
-"""Where points and boxes of a picture go when it is turned upright and enlarged."""
+"""Maps points and boxes of a picture to their new places when it is turned upright and enlarged."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Numbers = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Geometry:
-    """A picture turned by an orientation of EXIF, 1 to 8, and then enlarged.
+    """A picture that is turned by an EXIF orientation (1 to 8) and then enlarged.
 
-    Coordinates run from the upper left corner to the right and down, from 0 to the whole width and height.
+    Coordinates start at the upper left corner and run right and down, from 0 to the width and the height.
 
     Attributes:
-        orientation: what is applied to the stored pixels to show them upright.
-        before: (height, width) of the picture as it was stored.
-        after: (height, width) of the picture that it becomes.
+        orientation: applied to the stored pixels to show them upright.
+        before: (height, width) of the picture as stored.
+        after: (height, width) of the result.
     """
 
     orientation: int
@@ -25,17 +25,17 @@ class Geometry:
 
     @classmethod
     def turning(cls, orientation: int, size: tuple[int, int]) -> Geometry:
-        """Turning a stored picture of this (height, width), and nothing else."""
+        """Turn a stored picture of this (height, width), without enlarging it."""
         return cls(orientation, size, size if orientation < 5 else size[::-1])
 
     @property
-    def aside(self) -> bool:
+    def swaps_axes(self) -> bool:
         """Whether rows become columns."""
         return self.orientation >= 5
 
     @property
     def mirrored(self) -> bool:
-        """Whether left and right change places, whatever turn comes with it."""
+        """Whether the orientation mirrors the picture, whether or not it also turns it."""
         return self.orientation in (2, 4, 5, 7)
 
     @property
@@ -45,45 +45,41 @@ class Geometry:
 
     @property
     def scales(self) -> tuple[float, float]:
-        """What horizontal and vertical lengths, as they are after the turn, are multiplied by."""
-        height, width = self.before[::-1] if self.aside else self.before
+        """The factors for horizontal and vertical lengths, in the directions that they have after the turn."""
+        height, width = self.before[::-1] if self.swaps_axes else self.before
         return self.after[1] / width, self.after[0] / height
 
     def lengths(self, across: float, down: float) -> tuple[float, float]:
-        """A width and a height in pixels."""
-        across, down = (down, across) if self.aside else (across, down)
+        """Map a width and a height in pixels."""
+        across, down = (down, across) if self.swaps_axes else (across, down)
         return across * self.scales[0], down * self.scales[1]
 
-    def densities(self, across: float, down: float) -> tuple[float, float]:
-        """Pixels per length on the sensor, of which there are more in the same length."""
-        return self.lengths(across, down)
-
     def point(self, x: float, y: float, frame: tuple[float, float] | None = None) -> tuple[float, float]:
-        """A point in pixels of the picture, or of a larger `frame`, (height, width), that is turned as a whole."""
+        """Map a point in pixels, in the picture or in a larger `frame` (height, width) that is turned as a whole."""
         turned = _turn(self.orientation, x, y, frame or self.before)
         return turned[0] * self.scales[0], turned[1] * self.scales[1]
 
     def box(
         self, left: float, top: float, width: float, height: float, frame: tuple[float, float] | None = None
     ) -> Numbers:
-        """Left, top, width and height of a box in pixels, in the picture or in a larger frame."""
+        """Map left, top, width and height of a box in pixels, in the picture or in a larger frame."""
         return _boxed(self.point(left, top, frame), self.point(left + width, top + height, frame))
 
     def centred_box(self, x: float, y: float, width: float, height: float) -> Numbers:
-        """Centre, width and height of a box in pixels."""
+        """Map centre, width and height of a box in pixels."""
         return *self.point(x, y), *self.lengths(width, height)
 
     def relative_point(self, x: float, y: float) -> tuple[float, float]:
-        """A point in shares of the width and the height."""
+        """Map a point given as fractions of the width and the height."""
         return _turn(self.orientation, x, y, (1, 1))
 
     def relative_box(self, left: float, top: float, width: float, height: float) -> Numbers:
-        """Left, top, width and height of a box in shares of the picture's."""
+        """Map left, top, width and height of a box, as fractions of the picture's size."""
         return _boxed(self.relative_point(left, top), self.relative_point(left + width, top + height))
 
     def relative_centred_box(self, x: float, y: float, width: float, height: float) -> Numbers:
-        """Centre, width and height of a box in shares of the picture's."""
-        return *self.relative_point(x, y), *((height, width) if self.aside else (width, height))
+        """Map centre, width and height of a box, as fractions of the picture's size."""
+        return *self.relative_point(x, y), *((height, width) if self.swaps_axes else (width, height))
 
 
 def _turn(orientation: int, x: float, y: float, size: tuple[float, float]) -> tuple[float, float]:

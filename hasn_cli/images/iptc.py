@@ -1,4 +1,4 @@
-"""IPTC records, which most formats hold wrapped in a Photoshop image resource (Adobe, Photoshop File Formats)."""
+"""IPTC records, which most formats store inside a Photoshop image resource (Adobe, Photoshop File Formats)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _IPTC_RESOURCE = 0x0404
 
 
 def iptc_from_photoshop(resources: bytes) -> bytes | None:
-    """The bare IPTC-IIM records among Photoshop resources (with or without "Photoshop 3.0"), or None."""
+    """Find the IPTC-IIM records in Photoshop resources (with or without "Photoshop 3.0" before them), or None."""
     data = resources.removeprefix(b"Photoshop 3.0\0")
     at = 0
     while data[at : at + 4] == b"8BIM" and at + 12 <= len(data):
@@ -25,14 +25,14 @@ def iptc_from_photoshop(resources: bytes) -> bytes | None:
 
 
 def is_iptc(records: bytes) -> bool:
-    """Whether bytes are whole IPTC-IIM records, one after the other; zeros may fill up after them."""
+    """Whether the bytes are complete IPTC-IIM records, one after the other. Zeros may follow as padding."""
     at = 0
     while at < len(records) and records[at] == 0x1C:
         if at + 5 > len(records):
             return False
         (length,) = struct.unpack_from(">H", records, at + 3)
         at += 5
-        if length & 0x8000:  # so many bytes state the length
+        if length & 0x8000:  # the other bits say how many bytes the length takes
             count = length & 0x7FFF
             length = int.from_bytes(records[at : at + count], "big")
             at += count
@@ -43,6 +43,6 @@ def is_iptc(records: bytes) -> bool:
 
 
 def photoshop_from_iptc(records: bytes) -> bytes:
-    """IPTC-IIM records as the one Photoshop resource, without "Photoshop 3.0" before it."""
+    """Wrap IPTC-IIM records in a single Photoshop resource, without "Photoshop 3.0" before it."""
     head = b"8BIM" + struct.pack(">HHL", _IPTC_RESOURCE, 0, len(records))
     return head + records + b"\0" * (len(records) % 2)

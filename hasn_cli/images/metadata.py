@@ -1,4 +1,4 @@
-"""Metadata corrected where turning and enlarging make it untrue; everything else stays byte by byte as it was."""
+"""Corrects metadata that turning or enlarging a picture makes wrong. Everything else stays the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from hasn_cli.images.pixel_properties import follow, follow_in_exif
 from hasn_cli.images.pointers import GAIN_MAP, OTHERS, drop_pointers
 from hasn_cli.images.xmp import Packet
 
+INCHES_PER_METRE = 1 / 0.0254
 _XMP_ORIENTATION = ("http://ns.adobe.com/tiff/1.0/", "Orientation")
 
 
 def apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn and mirror H×W×C pixels as EXIF's orientation 1 to 8 says they are to be shown."""
+    """Turn and mirror H×W×C pixels so that they are shown as an EXIF orientation (1 to 8) says."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -35,24 +36,24 @@ def apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def orientation_of(exif: bytes | None) -> int:
-    """The orientation that an EXIF block states, 1 to 8; 1 where it states none or nonsense."""
+    """The orientation that an EXIF block states, 1 to 8; 1 if it states none or an invalid one."""
     block = _parse(exif)
     value = block.number(block.first, ORIENTATION) if block else None
     return value if value is not None and 1 <= value <= 8 else 1
 
 
 def upright(metadata: Metadata, size: tuple[int, int], orientation: int | None = None) -> Metadata:
-    """The metadata of a picture whose orientation has been applied: wherever one is stated it becomes 1.
+    """The metadata of a picture whose orientation has been applied. Every stated orientation becomes 1.
 
-    Places and sizes in EXIF and XMP follow the turn. What is broken is left out, and so is what points to other parts
-    of the file, none of which come along; `notices` names them. Where EXIF alone states a resolution, it becomes the
-    picture's `dpi`, for formats that keep it elsewhere.
+    Places and sizes in EXIF and XMP are turned too. Broken metadata is left out, and so are pointers to other parts of
+    the file, because those parts are not copied; `notices` names them. If only EXIF states a resolution, it becomes the
+    picture's `dpi`, for formats that store it elsewhere.
 
     Args:
         metadata: as it was stored.
         size: (height, width) before the orientation is applied.
-        orientation: what has been applied, 1 to 8; by default what EXIF states. Where it lays the picture on its side,
-            the horizontal resolution becomes the vertical one.
+        orientation: the orientation that has been applied, 1 to 8; by default the one that EXIF states. If it swaps
+            rows and columns, the horizontal and the vertical resolution are swapped too.
     """
     metadata = _whole(metadata)
     orientation = orientation_of(metadata.exif) if orientation is None else orientation
@@ -61,10 +62,10 @@ def upright(metadata: Metadata, size: tuple[int, int], orientation: int | None =
     lost: tuple[str, ...] = ()
     if block is not None:
         block.set_number(block.first, ORIENTATION, 1)
-        if geometry.aside:
+        if geometry.swaps_axes:
             block.exchange(block.first, X_RESOLUTION, Y_RESOLUTION)
         lost = follow_in_exif(block, geometry)
-    if geometry.aside and metadata.dpi is not None:
+    if geometry.swaps_axes and metadata.dpi is not None:
         metadata = replace(metadata, dpi=metadata.dpi[::-1])
     if metadata.dpi is None and block is not None:
         metadata = replace(metadata, dpi=_resolution(block))
@@ -73,7 +74,7 @@ def upright(metadata: Metadata, size: tuple[int, int], orientation: int | None =
 
 
 def applied(metadata: Metadata, size: tuple[int, int]) -> Metadata:
-    """As `upright`, of a picture that its decoder has turned to this (height, width); EXIF states a copy of that."""
+    """Like `upright`, for a picture that its decoder has already turned to this (height, width) as EXIF says."""
     orientation = orientation_of(metadata.exif)
     return upright(metadata, size if orientation < 5 else size[::-1], orientation)
 
@@ -91,13 +92,13 @@ def _with_xmp_turned(metadata: Metadata, geometry: Geometry) -> Metadata:
 
     metadata = _edited(metadata, edit)
     notices = [left_out(kind) for kind in dict.fromkeys(dropped)]
-    if GAIN_MAP in dropped:  # which is one of the further pictures behind a JPEG
+    if GAIN_MAP in dropped:  # it is one of the further pictures after a JPEG, so name it only once
         metadata = replace(metadata, notices=tuple(n for n in metadata.notices if n != left_out(OTHERS)))
     return with_notices(metadata, *notices, *_lost(lost))
 
 
 def _edited(metadata: Metadata, edit: Callable[[Packet], None]) -> Metadata:
-    """The metadata with its XMP, and the extension of it, edited."""
+    """Edit the XMP packet and its extension."""
     if metadata.xmp is None:
         return metadata
     try:
@@ -118,7 +119,7 @@ def _edited(metadata: Metadata, edit: Callable[[Packet], None]) -> Metadata:
 
 
 def without_extension(metadata: Metadata, why: str = "extension of the XMP, which only JPEG can hold,") -> Metadata:
-    """The metadata without the extension of JPEG's XMP; the packet does not refer to it then."""
+    """Remove the extension of a JPEG's XMP, and the reference to it from the packet."""
     if not metadata.extended_xmp:
         return metadata
 
@@ -131,30 +132,30 @@ def without_extension(metadata: Metadata, why: str = "extension of the XMP, whic
 
 
 def left_out(what: str) -> str:
-    """The words for something that does not come along."""
+    """The notice for something that is not copied to the output."""
     return f"its {what} {'are' if what.endswith(('s', 'data')) else 'is'} left out"
 
 
 def _lost(names: tuple[str, ...]) -> list[str]:
-    return [f"left out, since what it states would be untrue: {', '.join(dict.fromkeys(names))}"] if names else []
+    return [f"left out, because it would no longer be true: {', '.join(dict.fromkeys(names))}"] if names else []
 
 
 def with_notices(metadata: Metadata, *notices: str) -> Metadata:
-    """The metadata, and what is to be told of it; nothing is told twice."""
+    """Add notices for the user, each only once."""
     if not notices:
         return metadata
     return replace(metadata, notices=tuple(dict.fromkeys(metadata.notices + notices)))
 
 
 def with_whole_profile(metadata: Metadata) -> Metadata:
-    """The metadata without a profile that is broken; for readers that convert by it."""
+    """Remove a broken profile; for readers that convert colours with it."""
     if metadata.icc is None or is_profile(metadata.icc):
         return metadata
     return with_notices(replace(metadata, icc=None), left_out("broken colour profile"))
 
 
 def _whole(metadata: Metadata) -> Metadata:
-    """The metadata without the pieces that are broken."""
+    """Remove the broken pieces of metadata."""
     checks: tuple[tuple[str, str, Callable[[bytes], bool]], ...] = (
         ("exif", "EXIF data", lambda data: _parse(data) is not None),
         ("iptc", "IPTC data", is_iptc),
@@ -171,7 +172,7 @@ def _whole(metadata: Metadata) -> Metadata:
 
 
 def without_orientation(exif: bytes) -> bytes:
-    """An EXIF block that states no orientation; for AVIF, where Pillow would else write the block anew."""
+    """Remove the orientation from an EXIF block; for AVIF, because Pillow rewrites a block that has one."""
     block = _parse(exif)
     if block is None:
         return exif
@@ -180,12 +181,12 @@ def without_orientation(exif: bytes) -> bytes:
 
 
 def resized(metadata: Metadata, size: tuple[int, int], before: tuple[int, int] | None = None) -> Metadata:
-    """The metadata of a picture that now has this (height, width): no old thumbnail, true places and sizes in pixels.
+    """The metadata of an enlarged picture: places and sizes in pixels are updated, and the old thumbnail is removed.
 
     Args:
-        metadata: of the picture before.
-        size: as it is now.
-        before: (height, width) that the metadata is about; by default what it says itself.
+        metadata: the metadata before.
+        size: (height, width) of the enlarged picture.
+        before: (height, width) to which the metadata refers; by default `metadata.size`.
     """
     geometry = Geometry(1, before or metadata.size or size, size)
     block = _parse(metadata.exif)
@@ -203,7 +204,7 @@ def resized(metadata: Metadata, size: tuple[int, int], before: tuple[int, int] |
 
 
 def whole_resolution(dpi: tuple[float, float] | None, length: float, most: int) -> tuple[int, int] | None:
-    """A resolution as whole numbers of pixels per `length` inches; None where one of them is not from 1 to `most`."""
+    """A resolution as whole numbers of pixels per `length` inches; None if one of them is not between 1 and `most`."""
     if dpi is None or not all(0.5 < value * length <= most for value in dpi):
         return None
     across, down = (round(value * length) for value in dpi)
@@ -211,7 +212,7 @@ def whole_resolution(dpi: tuple[float, float] | None, length: float, most: int) 
 
 
 def _resolution(block: Exif) -> tuple[float, float] | None:
-    """Horizontal and vertical pixels per inch as EXIF states them."""
+    """The horizontal and vertical pixels per inch that EXIF states, or None."""
     unit = block.number(block.first, RESOLUTION_UNIT)
     length = {None: 1, 2: 1, 3: 2.54}.get(unit)  # inches, or centimetres
     across, down = (block.ratio(block.first, tag) for tag in (X_RESOLUTION, Y_RESOLUTION))
@@ -219,7 +220,7 @@ def _resolution(block: Exif) -> tuple[float, float] | None:
 
 
 def decoded_comment(data: bytes) -> str:
-    """A comment of a format that says nothing of its encoding: UTF-8, or else Latin-1, which takes any bytes."""
+    """Decode a comment of a format that does not define an encoding: UTF-8, or Latin-1, which accepts any bytes."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -227,7 +228,7 @@ def decoded_comment(data: bytes) -> str:
 
 
 def _parse(exif: bytes | None) -> Exif | None:
-    """The block, or None where it is too broken to be read, and so to be handed on."""
+    """Parse a block. None if it is missing, or too broken to be read and passed on."""
     try:
         block = Exif(exif or b"")
         if block.link(block.first) is None:

@@ -1,4 +1,4 @@
-"""What a picture is between one file and the next: frames of plain arrays, and everything that is not pixels."""
+"""A picture in memory: frames as plain arrays, and everything that is not pixels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Pixels = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of an animation, one page of a document, or the only one.
+    """One frame of an animation, one page of a document, or a still picture.
 
     Attributes:
-        pixels: H×W×C; C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA (alpha never multiplied into the colour); uint8 or
-            uint16 over their whole range, or float32 in a range of its own (alpha in [0, 1]).
-        duration: how long it is shown, in milliseconds; None where nothing moves.
-        icc, dpi: of a document's page after the first, as `Metadata` has the first one's.
-        min_is_white: it comes from a TIFF of gray whose zero is white, and is one again in another: integers are turned
-            round here, floats have their values as stored.
+        pixels: H×W×C; C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA (the colour is never premultiplied by alpha); uint8
+            or uint16 over their whole range, or float32 in a range of its own (alpha in [0, 1]).
+        duration: how long it is shown, in milliseconds; None if the picture is not animated.
+        icc, dpi: of a page after the first; `Metadata` has those of the first page.
+        min_is_white: it comes from a gray TIFF in which zero is white, and is written like that to another TIFF.
+            Integers are inverted here, so that zero is black; floats keep their stored values.
     """
 
     pixels: Pixels
@@ -47,22 +47,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Metadata:
-    """All that a file says of a picture besides its pixels. The orientation is no part of it: it has been applied.
+    """Everything a file says about a picture, except its pixels and its orientation, which has been applied.
 
     Attributes:
-        icc: ICC profile of the pixels as stored in `Frame.pixels`; None stands for sRGB (or gray with its curve).
+        icc: ICC profile of the pixels as stored in `Frame.pixels`; None means sRGB (or gray with its curve).
         exif: a TIFF structure, without the "Exif\\0\\0" that some formats put before it; its orientation is 1.
         xmp: the XMP packet, UTF-8.
-        extended_xmp: what a JPEG's packet refers to as its extension, as stored; no other format has such a thing.
-        iptc: IPTC-IIM records, bare (no Photoshop resource round them).
+        extended_xmp: the segments of the extension to which a JPEG's packet refers, as stored. Only JPEG has this.
+        iptc: IPTC-IIM records, without a Photoshop resource around them.
         dpi: horizontal and vertical pixels per inch.
-        text: PNG's text chunks, JPEG's and GIF's comments.
+        text: the text chunks of a PNG, or the comments of a JPEG or GIF.
         gamma: PNG's gAMA, about 0.45455 for ordinary pictures.
-        chromaticities: PNG's cHRM: white, red, green, blue, as x, y pairs.
+        chromaticities: PNG's cHRM: white, red, green and blue, as x, y pairs.
         srgb_intent: PNG's sRGB chunk: the rendering intent, 0 to 3.
-        cicp: primaries, transfer function, matrix and range after ITU-T H.273, as PNG's cICP has them.
-        size: (height, width) of the picture that places and sizes in `exif` and `xmp` are about.
-        notices: what of the file was broken, or does not come along; a few words each, to be told to the user.
+        cicp: primaries, transfer function, matrix and range as defined by ITU-T H.273, in the form of PNG's cICP.
+        size: (height, width) of the picture to which places and sizes in `exif` and `xmp` refer.
+        notices: what was broken in the file or is not copied: a few words each, to show to the user.
     """
 
     icc: bytes | None = None
@@ -82,7 +82,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a frame is going to be: (height, width) as shown, channels and dtype as in `Frame.pixels`."""
+    """The shape of a frame: (height, width) as shown, channels and dtype as in `Frame.pixels`."""
 
     size: tuple[int, int]
     channels: int
@@ -95,24 +95,25 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as read or as computed: a header that is known at once, and frames that are made when asked for.
+    """A picture as read or as computed: a header that is known at once, and frames that are computed on request.
 
     Attributes:
         name: for messages.
         format: lower-case name of the format it was read from ("jpeg", "png", …).
-        size: (height, width) of the first frame, as shown (orientation applied).
+        size: (height, width) of the first frame as shown, with the orientation applied.
         channels: of the first frame, 1 to 4, as in `Frame.pixels`.
         dtype: of the first frame: uint8, uint16 or float32.
-        frames: decoded or computed one by one while iterated, each iteration from the start; raises `ImageError`.
-        frame_count: how many frames come.
-        loop: how many times an animation is played, 0 for ever; None for what is no animation.
-        paged: the frames are pages of a document, which may differ in size, and not an animation.
-        one_palette: all frames of the file it was read from shared one palette.
-        lossless: the file it was read from kept each pixel exactly.
-        following: how many more pictures stand behind this one in its file, which are not read.
-        broken: where the chain of frames or pages breaks off in the file, None where it is whole; the frames before
-            that come, then an `ImageError`.
-        page_shapes: of each page, as far as its header can be read; empty where all frames are as the first.
+        frames: decoded or computed one by one while they are iterated. Every iteration starts with the first frame;
+            iterating may raise `ImageError`.
+        frame_count: the number of frames.
+        loop: how many times an animation is played, 0 means forever; None if the picture is not an animation.
+        paged: the frames are the pages of a document, which may differ in size, and not an animation.
+        one_palette: all frames in the source file shared one palette.
+        lossless: the source file was compressed without loss.
+        following: the number of further pictures after this one in its file, which are not read.
+        broken: where the frames or pages break off in a damaged file, otherwise None. The frames before that point are
+            read, then `ImageError` is raised.
+        page_shapes: the shape of each page whose header can be read; empty if all frames are like the first.
     """
 
     name: str
@@ -133,12 +134,12 @@ class Picture:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of each page; of an animation or a still, one, which stands for every frame."""
+        """The shape of each page. An animation or a still picture has one shape for all frames."""
         return self.page_shapes or (Shape(self.size, self.channels, self.dtype),)
 
     @property
     def nbytes(self) -> int:
-        """Of all frames together."""
+        """Bytes of the pixels of all frames together."""
         if self.page_shapes:
             return sum(shape.nbytes for shape in self.page_shapes)
         return self.frame_count * self.shapes[0].nbytes
@@ -148,14 +149,14 @@ class Picture:
         return self.channels in (2, 4)
 
     def first(self) -> Picture:
-        """The first frame or page alone, as a still; it is made when it is asked for, as all were."""
-        frames = Again(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
+        """The first frame or page as a still picture. It is still computed on request."""
+        frames = ReplayableFrames(lambda: (replace(frame, duration=None) for frame in islice(self.frames, 1)))
         return replace(
             self, frames=frames, frame_count=1, loop=None, page_shapes=self.page_shapes[:1], following=0, broken=None
         )
 
     def load(self) -> Picture:
-        """Make every frame now and keep them; for a still this is where the decoding (or the network) runs.
+        """Compute all frames now and keep them. For a still picture, this runs the decoder (or the network).
 
         Raises:
             ImageError: the picture is broken.
@@ -168,15 +169,15 @@ class EncodeOptions:
     """How a picture is written.
 
     Attributes:
-        quality: 1 to 100, for what is written with loss.
-        lossless: no loss where the format can do without (WebP, AVIF unless animated, JPEG 2000, JPEG XL); None: as the
-            picture was read, if it came in the same format, else lossy.
-        strip: write no metadata but what the pixels need to be shown rightly (the ICC profile, durations).
-        background: a colour name or #rrggbb to lay under transparent pixels when the format cannot hold them.
+        quality: 1 to 100, for lossy formats.
+        lossless: compress without loss, if the format can (WebP, AVIF unless animated, JPEG 2000, JPEG XL). None:
+            lossless if the picture was read from a lossless file of the same format, otherwise lossy.
+        strip: write only the metadata that is needed to show the pixels correctly (the ICC profile, durations).
+        background: a colour name or #rrggbb, put under transparent pixels if the format has no transparency.
         first_frame: write only the first frame or page.
 
     Raises:
-        UsageError: a quality or colour that does not exist.
+        UsageError: the quality is out of range, or the colour is unknown.
     """
 
     quality: int = 95
@@ -196,7 +197,7 @@ def parse_color(text: str) -> tuple[int, int, int]:
     """Red, green and blue, 0 to 255, of a CSS colour name or #rrggbb.
 
     Raises:
-        UsageError: there is no such colour.
+        UsageError: the colour is unknown.
     """
     from PIL import ImageColor
 
@@ -207,8 +208,8 @@ def parse_color(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-class Again:
-    """Frames that are made anew each time they are iterated."""
+class ReplayableFrames:
+    """Frames that are computed again each time they are iterated."""
 
     def __init__(self, make: Callable[[], Iterator[Frame]]) -> None:
         self._make = make

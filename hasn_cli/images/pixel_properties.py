@@ -1,7 +1,7 @@
-"""The properties of XMP and EXIF that hold places and sizes, and how each follows when a picture is turned or enlarged.
+"""Updates the XMP and EXIF properties that contain places and sizes when a picture is turned or enlarged.
 
-`_RULES` and `_EXIF_RULES` are the tables: which values belong together, and what becomes of them. What cannot follow is
-taken out and named.
+The tables `_RULES` and `_EXIF_RULES` say which values belong together and how to transform them. Properties that cannot
+be updated are removed, and their names are returned.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class _Rule:
 
     Attributes:
         fields: their names.
-        transform: new values from the old ones; where a property is missing, its value is 0 and the result unused.
-        within: names of the structures that they are fields of; none: they stand for themselves, once in a packet.
+        transform: computes the new values from the old ones. A missing property has the value 0; its result is unused.
+        within: names of the structures that contain these fields; empty if they are properties of the packet itself.
         whole: the values are whole numbers.
-        applies: whether the rule is meant for a structure (or for the packet, given its root).
+        applies: tells whether the rule applies to a structure (or to the packet, given its root).
     """
 
     fields: tuple[Name, ...]
@@ -69,7 +69,7 @@ def _names(namespace: str, *names: str) -> tuple[Name, ...]:
 
 
 def _unit(namespace: str, *units: str) -> Applies:
-    """Whether a structure's field `unit` is one of these; "" where it may lack one."""
+    """Make a test whether a structure's field `unit` is one of `units`; "" means that the field may be missing."""
 
     def applies(packet: Packet, node: Node) -> bool:
         unit = packet.field(node, (namespace, "unit"))
@@ -78,14 +78,14 @@ def _unit(namespace: str, *units: str) -> Applies:
     return applies
 
 
-def _crop_waits(packet: Packet, node: Node) -> bool:
-    """Whether Camera Raw's crop has still to be applied to the pixels; else it tells of an older picture."""
+def _crop_is_pending(packet: Packet, node: Node) -> bool:
+    """Whether Camera Raw's crop has not been applied to the pixels yet; otherwise it refers to an older picture."""
     return not any(packet.text(found) == "True" for found in packet.find((_CAMERA_RAW, "AlreadyApplied")))
 
 
 def _crop_in_pixels(packet: Packet, node: Node) -> bool:
     units = _names(_CAMERA_RAW, "CropUnit", "CropUnits")
-    return _crop_waits(packet, node) and any(packet.text(found) == "0" for found in packet.find(*units))
+    return _crop_is_pending(packet, node) and any(packet.text(found) == "0" for found in packet.find(*units))
 
 
 def _picture_size(geometry: Geometry, _: Numbers) -> Numbers:
@@ -93,11 +93,11 @@ def _picture_size(geometry: Geometry, _: Numbers) -> Numbers:
 
 
 def _swapped(geometry: Geometry, values: Numbers) -> Numbers:
-    return values[::-1] if geometry.aside else values
+    return values[::-1] if geometry.swaps_axes else values
 
 
 def _lengths(geometry: Geometry, values: Numbers) -> Numbers:
-    """Widths and heights by turns."""
+    """Transform alternating widths and heights."""
     pairs = zip(values[::2], values[1::2], strict=True)
     return tuple(length for pair in pairs for length in geometry.lengths(*pair))
 
@@ -107,14 +107,14 @@ def _length(geometry: Geometry, values: Numbers) -> Numbers:
 
 
 def _panorama(geometry: Geometry, values: Numbers) -> Numbers:
-    """Where the picture lies in the full panorama, whose width and height come last."""
+    """Transform the picture's place in the full panorama. The last two values are the panorama's width and height."""
     left, top, width, height, full_width, full_height = values
     box = geometry.box(left, top, width, height, (full_height, full_width))
     return *box, *geometry.lengths(full_width, full_height)
 
 
 def _edges(geometry: Geometry, values: Numbers) -> Numbers:
-    """Left, top, right and bottom, in shares."""
+    """Transform left, top, right and bottom, given as fractions."""
     left, top, right, bottom = values
     x, y, width, height = geometry.relative_box(left, top, right - left, bottom - top)
     return x, y, x + width, y + height
@@ -125,7 +125,7 @@ def _angle(geometry: Geometry, values: Numbers) -> Numbers:
 
 
 def _subject(geometry: Geometry, values: Numbers) -> Numbers:
-    """EXIF's SubjectArea: a point; a circle's centre and diameter; or a box's centre, width and height."""
+    """Transform EXIF's SubjectArea: a point; a circle's centre and diameter; or a box's centre, width and height."""
     x, y, *size = values
     extent: Iterable[float] = ()
     if len(size) == 1:
@@ -149,7 +149,7 @@ _ACDSEE_AREAS = _names(_ACDSEE, "DLYArea", "ALGArea")
 
 
 def _region_rules(area: str, areas: tuple[Name, ...], dimensions: str, picture: Name) -> tuple[_Rule, ...]:
-    """Of regions after the Metadata Working Group: centres and sizes, and the size of the picture that they are for."""
+    """Rules for the Metadata Working Group's regions: their centres and sizes, and the size of the whole picture."""
     box = _names(area, "x", "y", "w", "h")
     size = _names(dimensions, "w", "h")
     diameter = _names(area, "d")
@@ -181,28 +181,28 @@ _RULES: tuple[_Rule, ...] = (
         ((_PAGED_TEXT, "MaxPageSize"), (_DYNAMIC_MEDIA, "videoFrameSize")),
         applies=_unit(_DIMENSIONS, "pixel", "pixels"),
     ),
-    _Rule(_names(_CAMERA_RAW, "CropLeft", "CropTop", "CropRight", "CropBottom"), _edges, applies=_crop_waits),
+    _Rule(_names(_CAMERA_RAW, "CropLeft", "CropTop", "CropRight", "CropBottom"), _edges, applies=_crop_is_pending),
     _Rule(_names(_CAMERA_RAW, "CropWidth", "CropHeight"), _lengths, applies=_crop_in_pixels),
-    _Rule(_names(_CAMERA_RAW, "CropAngle"), _angle, applies=_crop_waits),
+    _Rule(_names(_CAMERA_RAW, "CropAngle"), _angle, applies=_crop_is_pending),
     _Rule(_names(_DJI, "CalibratedOpticalCenterX", "CalibratedOpticalCenterY"), lambda g, v: g.point(v[0], v[1])),
     _Rule(_names(_DJI, "CalibratedFocalLength"), _length),
 )
 
-# lists of numbers, and the counts of them that mean something
+# lists of numbers, with the lengths that are valid
 _LISTS: dict[Name, tuple[Transform, tuple[int, ...]]] = {
     (_EXIF, "SubjectArea"): (_subject, (2, 3, 4)),
     (_EXIF, "SubjectLocation"): (_subject, (2,)),
 }
-# a box of shares in one string: left, top, width, height
+# a box as a string of fractions: left, top, width, height
 _STRINGS = (_MICROSOFT, "Rectangle")
-# calibration for the size and the way that the camera took the picture
-_NEVER_TRUE_AFTER = ((_DJI, "DewarpData"),)
-# pictures beside the picture, which lie as it was stored
-_UNTURNED = ((_XMP, "Thumbnails"), (_DEPTH, "Data"), (_DEPTH, "ImageWidth"), (_DEPTH, "ImageHeight"))
+# calibration data for the camera's own size and orientation
+_CALIBRATION = ((_DJI, "DewarpData"),)
+# embedded pictures, which are not turned with the main one
+_EMBEDDED_PICTURES = ((_XMP, "Thumbnails"), (_DEPTH, "Data"), (_DEPTH, "ImageWidth"), (_DEPTH, "ImageHeight"))
 
 
 def follow(packet: Packet, geometry: Geometry) -> tuple[str, ...]:
-    """Let a packet's places and sizes follow; returns the names of those that could not, and are gone."""
+    """Update a packet's places and sizes. Returns the names of those that could not be updated and were removed."""
     lost: list[str] = []
     for rule in _RULES:
         lost += _follow_rule(packet, rule, geometry)
@@ -219,7 +219,7 @@ def follow(packet: Packet, geometry: Geometry) -> tuple[str, ...]:
     for node in list(packet.find((_IPTC_EXT, "RegionBoundary"))):
         lost += _follow_boundary(packet, node, geometry)
     if geometry.changes:
-        for node in list(packet.find(*_NEVER_TRUE_AFTER, *(_UNTURNED if geometry.orientation != 1 else ()))):
+        for node in list(packet.find(*_CALIBRATION, *(_EMBEDDED_PICTURES if geometry.orientation != 1 else ()))):
             lost += _remove(packet, node)
     return tuple(dict.fromkeys(lost))
 
@@ -235,7 +235,7 @@ def _follow_rule(packet: Packet, rule: _Rule, geometry: Geometry) -> Iterator[st
             continue
         values = tuple(0.0 if node is None else packet.number(node) for node in nodes)
         known = tuple(value for value in values if value is not None)
-        # a place cannot be turned while a part of it is missing
+        # a place cannot be turned if a part of it is missing
         complete = len(present) == len(nodes) or geometry.orientation == 1 or rule.transform is _picture_size
         if len(known) < len(values) or not complete:
             for node in present:
@@ -257,7 +257,7 @@ def _follow_rectangle(packet: Packet, node: Node, geometry: Geometry) -> Iterato
 
 
 def _follow_boundary(packet: Packet, boundary: Node, geometry: Geometry) -> Iterator[str]:
-    """IPTC's image region: a rectangle by its corner, a circle by its centre, or a polygon, in shares or pixels."""
+    """Update IPTC's image region: a rectangle (by its corner), a circle or a polygon, in fractions or pixels."""
 
     def fields(node: Node, *names: str) -> list[Node | None]:
         return [packet.field(node, (_IPTC_EXT, name)) for name in names]
@@ -282,8 +282,8 @@ def _follow_boundary(packet: Packet, boundary: Node, geometry: Geometry) -> Iter
 
 
 def _relative_radius(geometry: Geometry, values: Numbers) -> Numbers:
-    """A share of the width, which was the height before the picture was turned on its side."""
-    return (values[0] * geometry.before[1] / geometry.before[0],) if geometry.aside else values
+    """Transform a radius given as a fraction of the width. A turn by 90° makes the old height the new width."""
+    return (values[0] * geometry.before[1] / geometry.before[0],) if geometry.swaps_axes else values
 
 
 def _numbers(packet: Packet, nodes: Iterable[Node | None]) -> Numbers | None:
@@ -293,7 +293,7 @@ def _numbers(packet: Packet, nodes: Iterable[Node | None]) -> Numbers | None:
 
 
 def _write(packet: Packet, nodes: Iterable[Node], old: Iterable[float], new: Iterable[float], whole: bool) -> None:
-    """Numbers that have changed, as ratios where they were such."""
+    """Write the numbers that have changed; ratios stay ratios."""
     for node, before, after in zip(nodes, old, new, strict=True):
         if math.isclose(before, after, abs_tol=1e-9):
             continue
@@ -333,7 +333,7 @@ _RELATED = (0x1001, 0x1002)
 
 
 def follow_in_exif(block: Exif, geometry: Geometry) -> tuple[str, ...]:
-    """Let an EXIF block's places and sizes follow; returns the names of those that could not, and are gone."""
+    """Update an EXIF block's places and sizes. Returns the names of those that could not be and were removed."""
     width, height = geometry.after[1], geometry.after[0]
     _set_size(block, block.first, (IMAGE_WIDTH, IMAGE_LENGTH), (width, height))
     private = block.number(block.first, EXIF_IFD)
@@ -354,7 +354,7 @@ def _set_size(block: Exif, directory: int, tags: tuple[int, int], size: tuple[in
 
 
 def _follow_tags(block: Exif, directory: int, tags: tuple[int, ...], transform: Transform, geometry: Geometry) -> bool:
-    """Transform the values of one tag, or the single values of two; False where they could not and were removed."""
+    """Transform the values of one tag, or the single values of two. If that fails, remove them and return False."""
     present = [tag for tag in tags if block.find(directory, tag) is not None]
     if not present or not geometry.changes:
         return True

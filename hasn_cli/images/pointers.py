@@ -1,7 +1,7 @@
-"""What XMP says of pictures and videos that lie beside the picture in its file.
+"""Finds and removes XMP that points to other pictures and videos in the same file.
 
-None of them comes along when a picture is enlarged: gain maps and depth maps belong to its old pixels, and a video
-stays as small as it was. What points to them would lead nowhere, and so goes too.
+None of those are copied when a picture is enlarged: gain maps and depth maps belong to its old pixels, and a video
+would stay small. Pointers to them would be dangling, so they are removed too.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from hasn_cli.images.xmp import Name, Node, Packet
 
 GAIN_MAP, VIDEO, DEPTH_MAP, OTHERS = "gain map", "video", "depth map", "further pictures"
 UNKNOWN = "data behind the picture, of an unknown kind,"
-_LEAST = 16  # fewer bytes behind a picture are no data that anyone would miss
+_LEAST = 16  # fewer bytes after a picture are not worth a notice
 
 _CONTAINERS = ("http://ns.google.com/photos/1.0/container/", "http://ns.google.com/photos/dd/1.0/container/")
 _ITEMS = ("http://ns.google.com/photos/1.0/container/item/", "http://ns.google.com/photos/dd/1.0/item/")
-# all of these namespaces' properties
+# every property of these namespaces is a pointer
 _NAMESPACES = {
     "http://ns.adobe.com/hdr-gain-map/1.0/": GAIN_MAP,
     "http://ns.apple.com/HDRGainMap/1.0/": GAIN_MAP,
@@ -40,7 +40,7 @@ _JPEG = b"\xff\xd8\xff"
 
 
 def kinds_behind(data: bytes | memoryview) -> tuple[str, ...]:
-    """The kinds of parts in what stands in a file behind its picture, such as a JPEG's."""
+    """The kinds of parts in the data that follows the picture in a file."""
     found = bytes(data)
     kinds = []
     if _JPEG in found:
@@ -53,7 +53,7 @@ def kinds_behind(data: bytes | memoryview) -> tuple[str, ...]:
 
 
 def drop_pointers(packet: Packet) -> tuple[str, ...]:
-    """Take out what points to other parts of the file; returns the kinds of parts that it pointed to."""
+    """Remove pointers to other parts of the file. Returns the kinds of those parts."""
     found: list[str] = []
     for node in _outermost(packet.root):
         found += _kinds(packet, node)

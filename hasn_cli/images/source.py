@@ -1,4 +1,4 @@
-"""Where the bytes of a picture come from: a file, or bytes that are already here."""
+"""The source of a picture's bytes: a file, or bytes in memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hasn_cli.errors import ImageError
-from hasn_cli.images.limits import MAX_FILE_BYTES, Limit
-
-__all__ = ["Limit", "Source"]
+from hasn_cli.images.limits import MAX_FILE_BYTES
 
 
 class Source:
-    """A picture's bytes, openable as often as wanted.
+    """A picture's bytes, which can be opened any number of times.
 
     Args:
         origin: a file's path, or the bytes themselves.
         name: for messages; by default the path.
-        most: how many bytes of a file `read` takes; None for any number.
+        most: the length in bytes of the longest file that `read` accepts; None means any length.
 
     Raises:
-        ImageError: there is no such file, it is a folder, it cannot be read, or it is empty.
+        ImageError: the file does not exist, is a folder, cannot be read or is empty.
     """
 
     def __init__(self, origin: Path | bytes, name: str = "", most: int | None = MAX_FILE_BYTES) -> None:
@@ -37,14 +35,14 @@ class Source:
             raise ImageError(f"{self.name}: the file is empty")
 
     def open(self) -> BinaryIO:
-        """The bytes as a seekable stream, for the caller to close."""
+        """Open the bytes as a seekable stream. The caller closes it."""
         if isinstance(self.origin, bytes):
             return io.BytesIO(self.origin)
         return self.origin.open("rb")
 
     @contextmanager
     def view(self) -> Iterator[bytes | mmap]:
-        """All the bytes, a file's without reading more of them than are looked at."""
+        """All the bytes. Of a file, only the parts that are accessed are read."""
         if isinstance(self.origin, bytes):
             yield self.origin
             return
@@ -52,33 +50,33 @@ class Source:
             yield mapped
 
     def read(self) -> bytes:
-        """All the bytes.
+        """Read all the bytes.
 
         Raises:
-            ImageError: they cannot be read, or they are too many.
+            ImageError: the file cannot be read, or it is too long.
         """
         if isinstance(self.origin, bytes):
             return self.origin
         if self.too_long:
             assert self.most is not None
-            hint = "if you trust it, lift the limit: --max-input-megapixels 0"
-            message = f"{self.name}: a picture of its kind is not read beyond {self.most / 2**30:.4g} GiB"
+            hint = "if you trust the file, lift the limit: --max-input-megapixels 0"
+            message = f"{self.name}: the file is longer than {self.most / 2**30:.4g} GiB, the limit for its format"
             raise ImageError(message, hint)
         with self._reading() as stream:
             return stream.read()
 
     def read_up_to(self, count: int, start: int = 0) -> bytes:
-        """At most `count` bytes from the offset `start`; fewer if the file ends before."""
+        """At most `count` bytes from the offset `start`; fewer if the file ends earlier."""
         if isinstance(self.origin, bytes):
             return self.origin[start : start + count]
         with self._reading() as stream:
-            length = os.fstat(stream.fileno()).st_size  # 0 of what is no regular file
+            length = os.fstat(stream.fileno()).st_size  # 0 if it is not a regular file
             stream.seek(start)
-            return stream.read(min(count, length or count))  # as many bytes as are asked for are reserved
+            return stream.read(min(count, length or count))  # `read` allocates all the bytes that it is asked for
 
     @property
     def too_long(self) -> bool:
-        """Whether `read` would refuse to read the whole file."""
+        """Whether `read` would refuse the file because of its length."""
         if isinstance(self.origin, bytes) or self.most is None:
             return False
         with self._reading() as stream:

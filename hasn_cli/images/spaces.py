@@ -1,4 +1,4 @@
-"""Colour spaces that decoders hand out or files name: their metadata, and their conversion to RGB."""
+"""Colour spaces that files name or decoders return: their metadata, and their conversion to RGB."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hasn_cli.images.color import (
 )
 from hasn_cli.images.picture import Metadata, Pixels
 
-_OUT_OF_GAMUT = 0.01  # as far as a lossy encoder may overshoot by itself
+_OUT_OF_GAMUT = 0.01  # a lossy encoder alone may overshoot by this much
 
 
 def named_colors(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], transfer: int) -> Metadata:
-    """What metadata says of colours with these chromaticities and this curve of H.273: code points, else a profile.
+    """Describe colours with these chromaticities and this curve of H.273: by code points, or else by a profile.
 
     Raises:
-        ValueError: the curve is not known, or one of high dynamic range with chromaticities that have no code point.
+        ValueError: the curve is unknown, or it is an HDR curve and the chromaticities have no code point.
     """
     for number, (point, corners) in H273_PRIMARIES.items():
         if np.allclose(white, point, atol=1e-3) and (gray or np.allclose(primaries, corners, atol=1e-3)):
@@ -35,19 +35,19 @@ def named_colors(gray: bool, white: tuple[float, ...], primaries: tuple[float, .
         return Metadata(icc=make_profile(gray, white, primaries, gamma=H273_GAMMAS[transfer]))
     if transfer in H273_SRGB_CURVES:
         return Metadata(icc=make_profile(gray, white, primaries, transferfunction=srgb_curve()))
-    raise ValueError(f"its colours, of curve {transfer} and primaries of their own, are not supported")
+    raise ValueError(f"its colours, with curve {transfer} and custom primaries, are not supported")
 
 
 def gamma_colors(gray: bool, white: tuple[float, ...], primaries: tuple[float, ...], gamma: float) -> Metadata:
-    """What metadata says of colours with these chromaticities and encoded = light ** gamma."""
+    """Describe colours with these chromaticities and the curve encoded = light ** gamma."""
     return Metadata(icc=make_profile(gray, white, primaries, gamma=1 / gamma))
 
 
 def from_linear(light: Pixels, dtype: np.dtype[Any]) -> tuple[Pixels, Metadata]:
-    """H×W×C floats of linear light with sRGB's primaries, beyond [0, 1] outside its gamut, to pixels and their colours.
+    """Convert H×W×C floats of linear light with sRGB's primaries to pixels, and describe the pixels' colours.
 
-    They become sRGB of that dtype where it can hold them, and of the smallest of Display P3 and BT.2020 that can, else,
-    of 16 bits then. Alpha, the last of 2 or 4 channels, stays.
+    Values outside [0, 1] are outside the gamut of sRGB. If there are none, the pixels become sRGB of the given dtype;
+    otherwise Display P3 or, if that is too small, BT.2020, with 16 bits. Alpha, the last of 2 or 4 channels, stays.
     """
     colors = 1 if light.shape[2] <= 2 else 3
     color = light[..., :colors].astype(np.float64)
@@ -67,7 +67,7 @@ def from_linear(light: Pixels, dtype: np.dtype[Any]) -> tuple[Pixels, Metadata]:
 
 
 def _to_xyz(number: int) -> Pixels:
-    """Linear RGB of H.273's primaries with white D65 to CIE XYZ."""
+    """The matrix from linear RGB with H.273's primaries and white point to CIE XYZ."""
     white, corners = H273_PRIMARIES[number]
     xyz = np.array([[x / y, 1, (1 - x - y) / y] for x, y in zip(corners[::2], corners[1::2], strict=True)]).T
     point = np.array([white[0] / white[1], 1, (1 - white[0] - white[1]) / white[1]])
@@ -80,12 +80,12 @@ def ycc_to_rgb(
     luma: tuple[float, float, float] = (0.299, 0.587, 0.114),
     reference: tuple[float, ...] | None = None,
 ) -> Pixels:
-    """H×W×3 Y, Cb and Cr of integers to RGB of the same dtype.
+    """Convert H×W×3 integers (Y, Cb and Cr) to RGB of the same dtype.
 
     Args:
-        pixels: in full range, Cb and Cr about the middle of it.
-        luma: the parts of red, green and blue in Y.
-        reference: black and white of Y, Cb and Cr, where they are others (TIFF 6.0, section 20).
+        pixels: in full range; Cb and Cr are centred in it.
+        luma: the weights of red, green and blue in Y.
+        reference: the black and white levels of Y, Cb and Cr, if they differ (TIFF 6.0, section 20).
     """
     full = top(pixels)
     middle = (full + 1) / 2

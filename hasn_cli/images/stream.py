@@ -1,4 +1,4 @@
-"""A picture that comes as a stream, such as stdin: it may be followed by something else, and need not ever end."""
+"""Reads a picture from a stream such as stdin. Other data may follow it, and the stream may never end."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, guarded
 from hasn_cli.images.formats import sniff
 from hasn_cli.images.limits import MAX_FILE_BYTES, Limit, TooMuch
 
-_HEAD = 64  # bytes that tell one format from another
+_HEAD = 64  # bytes, enough to recognise the format
 _PIECE = 1 << 20
 
 
 def read_stream(stream: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS, name: str = "input") -> bytes:
-    """The bytes of the picture that a stream begins with, for `open_picture`.
+    """Read the bytes of the picture at the beginning of a stream, for `open_picture`.
 
-    Netpbm's formats are read as far as their headers say, and so are further Netpbm pictures that follow; other formats
-    are read up to `limits.MAX_FILE_BYTES`. Of a stream that does not begin as a picture only the first bytes are read.
+    Netpbm pictures are read as far as their headers say, including further Netpbm pictures that follow. Other formats
+    are read up to `limits.MAX_FILE_BYTES`. If the stream does not begin like a picture, only its first bytes are read.
 
     Args:
         stream: open for reading; it need not be seekable.
-        max_pixels: as `open_picture` has it; None or 0 lifts the limit on the number of bytes, too.
+        max_pixels: as for `open_picture`; None or 0 also lifts the limit on the number of bytes.
         name: for messages.
 
     Raises:
-        ImageError: the stream declares or holds more than is read, or it cannot be read.
+        ImageError: the stream is over a limit, or it cannot be read.
     """
     limit = Limit(max_pixels or None)
-    taken = _Taken(stream, None if limit.max_pixels is None else MAX_FILE_BYTES)
+    reader = _StreamReader(stream, None if limit.max_pixels is None else MAX_FILE_BYTES)
     try:
-        format = sniff(taken.up_to(_HEAD))
+        format = sniff(reader.up_to(_HEAD))
         if format in ("ppm", "pfm"):
-            guarded(name, lambda: _read_netpbm(taken, limit, name))
+            guarded(name, lambda: _read_netpbm(reader, limit, name))
         elif format is not None:
-            taken.rest()
+            reader.rest()
     except TooMuch as error:
-        raise ImageError(f"{name}: {error}", "give it as a file") from error
+        raise ImageError(f"{name}: {error}", "save it to a file and pass that") from error
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from error
-    return taken.bytes()
+    return reader.bytes()
 
 
-class _Taken:
-    """What has been read of a stream so far."""
+class _StreamReader:
+    """Reads a stream, and keeps all the bytes that have been read from it."""
 
     def __init__(self, stream: BinaryIO, most: int | None) -> None:
         self._stream = stream
@@ -54,17 +54,17 @@ class _Taken:
         self._length = 0
 
     def up_to(self, length: int, start: int = 0) -> bytes:
-        """The bytes from `start` up to `length` bytes of the stream, fewer where it ends before."""
+        """The bytes of the stream from `start` to `length`; fewer if it ends earlier."""
         while self._length < length and (piece := self._stream.read(min(_PIECE, length - self._length))):
             self._length += len(piece)
             if self._most is not None and self._length > self._most:
-                raise TooMuch(f"more than {self._most / 2**30:.4g} GiB of one stream are not read")
+                raise TooMuch(f"it is longer than {self._most / 2**30:.4g} GiB, the limit for a stream")
             self._read.write(piece)
         with self._read.getbuffer() as view:
             return bytes(view[start:length])
 
     def skip_to(self, length: int) -> bool:
-        """Read on up to so many bytes of the stream; whether it has as many."""
+        """Read until `length` bytes of the stream have been read. Returns whether it has that many."""
         self.up_to(length, start=length)
         return self._length >= length
 
@@ -74,33 +74,33 @@ class _Taken:
             pass
 
     def bytes(self) -> bytes:
-        """All that has been read."""
+        """All bytes that have been read."""
         return self._read.getvalue()
 
 
-def _read_netpbm(taken: _Taken, limit: Limit, name: str) -> None:
-    """Take one picture after the other, each as long as its header says."""
+def _read_netpbm(reader: _StreamReader, limit: Limit, name: str) -> None:
+    """Read one picture after another, each as long as its header says."""
     start = pixels = 0
-    while sniff(taken.up_to(start + _HEAD, start)) in ("ppm", "pfm"):
+    while sniff(reader.up_to(start + _HEAD, start)) in ("ppm", "pfm"):
         try:
-            header = _header(taken, start)
+            header = _header(reader, start)
         except ValueError:
-            if start:  # what follows a picture need be none
+            if start:  # the data after a picture need not be another picture
                 return
             raise
         limit.check(name, header.height, header.width)
         pixels += header.height * header.width
         limit.check_total(name, pixels)
         start += netpbm.extent(header)
-        if not taken.skip_to(start):
+        if not reader.skip_to(start):
             return
 
 
-def _header(taken: _Taken, start: int) -> netpbm.Header:
+def _header(reader: _StreamReader, start: int) -> netpbm.Header:
     """The header that begins at an offset, without reading far beyond it."""
     length = _HEAD
     while True:
-        known = taken.up_to(start + length, start)
+        known = reader.up_to(start + length, start)
         try:
             return netpbm.parse_header(known)
         except ValueError:

@@ -1,12 +1,12 @@
-"""Files that are being written: each beside its target, under a name of its own, locked by whoever writes it.
+"""Writes files safely: each is written next to its target under a temporary name, and locked by the process writing it.
 
-The lock ends with its process, in whatever container and on whatever machine that runs, and so tells the half file that
-a crash left from the one that is going to be finished; the number of a process tells nothing outside its container.
-Windows knows no such locks, but neither does it delete or move a file that is open.
+The lock ends with the process, in any container and on any machine. It tells a file that is still being written from a
+half-written one that a crash left behind. A process id could not: it means nothing outside its container. Windows has
+no such locks, but it does not delete or move an open file either.
 
-The folder may belong to a stranger, or change while we write. So it is opened once, and all that follows happens inside
-it by names that cannot be foreseen. No link is followed there: neither one at the target's name, which is replaced as
-any other file is, nor one in place of a folder below the outputs' root.
+The folder may belong to another user, or change while we write. So it is opened once, and everything else happens
+inside it with unpredictable names. Links are not followed: a link at the target's name is replaced like any other file,
+and a link in place of a folder below the outputs' root is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from hasn_cli.errors import OutputError
-from hasn_cli.images.permissions import PRIVATE, settle
+from hasn_cli.images.permissions import PRIVATE, set_permissions
 
 if sys.platform != "win32":
     import fcntl
@@ -37,23 +37,24 @@ _START = secrets.token_hex(6)
 _BY_DESCRIPTOR = os.open in os.supports_dir_fd
 _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _PLAIN
-"""How a file is made: by nobody but us, and not through a link."""
+"""Flags to create a new file: it must not exist, and links are not followed."""
 READ_REGULAR = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _PLAIN
-"""How a file is opened that should be a regular one: no link is followed, and a pipe does not wait for its writer."""
+"""Flags to open a file that should be a regular one: links are not followed, and opening a pipe does not block."""
 
 Overwrite = bool | Literal["same"]
-"""Whether a file that is there may be replaced: always, never, or only if it holds the very same bytes."""
+"""Whether an existing file may be replaced: always, never, or only if it contains exactly the same bytes."""
 
 
 @dataclass(frozen=True)
 class Placing:
-    """How a finished file takes its place.
+    """How a finished file is moved to its target.
 
     Attributes:
-        overwrite: what becomes of a file, or a link, that is there by then.
-        models: the files that it was made from: nobody may read it who may not read them, too. None: only its owner.
-        times: its times of access and change, in nanoseconds; None: now.
-        root: the folder below which no links to folders are followed; None: all are.
+        overwrite: whether a file or link that exists at the target by then is replaced.
+        models: the files that it was made from: only people who can read all of them can read it. None means unknown:
+            only its owner can read it.
+        times: its access and modification times in nanoseconds; None means now.
+        root: below this folder, links to folders are not followed; None means that all links are followed.
     """
 
     overwrite: Overwrite = True
@@ -64,7 +65,7 @@ class Placing:
 
 @dataclass(frozen=True)
 class Written:
-    """A file as it was written: its length, its time of change in nanoseconds, and the SHA-256 of what it holds."""
+    """A file as it was written: its length, its modification time in nanoseconds and the SHA-256 of its content."""
 
     size: int
     mtime: int
@@ -72,20 +73,20 @@ class Written:
 
 
 def owner() -> str:
-    """What this process calls itself in the names of its unfinished files: like no other process anywhere."""
-    return f"{_START}{os.getpid():x}"  # the number, too: a forked process has another
+    """The name of this process in the names of its unfinished files. No other process anywhere has the same."""
+    return f"{_START}{os.getpid():x}"  # with the process id, because a forked process must have another name
 
 
 @contextlib.contextmanager
 def replacing(target: Path, placing: Placing | None = None) -> Iterator[BinaryIO]:
-    """A file to write, which is flushed to the disk and becomes `target` in the end, or vanishes with an exception.
+    """Open a temporary file. At the end it is flushed to disk and moved to `target`; after an exception it is deleted.
 
-    Until then only its owner may read it. A link at the target is replaced, and what it points to stays as it is.
+    Until then, only its owner can read it. A link at the target is replaced, and the file it points to is not touched.
 
     Raises:
-        FileExistsError: there is a target by then, and it may not be replaced.
+        FileExistsError: the target exists by then and may not be replaced.
         OutputError: a folder below `placing.root` is a link.
-        OSError: it cannot be made, written or moved.
+        OSError: the file cannot be created, written or moved.
     """
     placing = placing or Placing()
     with _opened(target.parent, placing.root) as folder:
@@ -95,9 +96,9 @@ def replacing(target: Path, placing: Placing | None = None) -> Iterator[BinaryIO
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-                settle(stream.fileno(), _regular_file_at(folder, target.name), placing.models)
+                set_permissions(stream.fileno(), _regular_file_at(folder, target.name), placing.models)
                 if LOCKS:
-                    _move(folder, stream, name, target, placing.overwrite)  # while it is locked: nobody clears it away
+                    _move(folder, stream, name, target, placing.overwrite)  # still locked, so nobody deletes it
             if not LOCKS:
                 _move(folder, None, name, target, placing.overwrite)
         except BaseException:
@@ -107,9 +108,9 @@ def replacing(target: Path, placing: Placing | None = None) -> Iterator[BinaryIO
 
 
 def seal(stream: BinaryIO, times: tuple[int, int] | None = None) -> Written:
-    """Set the times of a file that has been written to its end, and take its fingerprint.
+    """Set the times of a completely written file, and compute its fingerprint.
 
-    Here and not by the file's name once it is in place, where another file may stand by then.
+    This uses the open file and not its final name, at which there may be another file by then.
     """
     stream.flush()
     if times is not None:
@@ -120,7 +121,7 @@ def seal(stream: BinaryIO, times: tuple[int, int] | None = None) -> Written:
 
 
 class _Folder:
-    """An open folder, and what is done to the names in it; by its path where the system cannot do it otherwise."""
+    """An open folder, and operations on the names in it. Uses its path if the system has no such operations."""
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
         self.path = path
@@ -133,7 +134,7 @@ class _Folder:
         return os.open(self.name(name), flags, mode, dir_fd=self.descriptor)
 
     def stat(self, name: str) -> os.stat_result:
-        """Of the name itself: a link is not followed."""
+        """The status of the name itself: a link is not followed."""
         return os.stat(self.name(name), dir_fd=self.descriptor, follow_symlinks=False)
 
     def unlink(self, name: str) -> None:
@@ -143,7 +144,7 @@ class _Folder:
         os.replace(self.name(name), self.name(new), src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def rename(self, name: str, new: str) -> None:
-        """As `replace`; where the system can, it fails if there is such a file."""
+        """Like `replace`, but on some systems it fails if `new` exists."""
         os.rename(self.name(name), self.name(new), src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def link(self, name: str, new: str) -> None:
@@ -151,11 +152,11 @@ class _Folder:
 
 
 def make_folder(folder: Path, root: Path | None = None) -> None:
-    """Make `folder`, and those above it that are missing; below `root` without following any link.
+    """Create `folder` and the missing folders above it. Below `root`, links are not followed.
 
     Raises:
         OutputError: a folder below `root` is a link.
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     (folder if root is None else root).mkdir(parents=True, exist_ok=True)
     if root is not None:
@@ -178,7 +179,7 @@ def _opened(folder: Path, root: Path | None, make: bool = False) -> Iterator[_Fo
 
 
 def _open_below(folder: Path, root: Path | None, make: bool) -> int:
-    """A descriptor of the folder; from `root` on, each step is taken inside the folder that the last one opened."""
+    """Open the folder and return its descriptor. Below `root`, each folder is opened inside the one before."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     if root is None or not folder.is_relative_to(root) or ".." in folder.relative_to(root).parts:
         return os.open(folder, flags)
@@ -192,8 +193,8 @@ def _open_below(folder: Path, root: Path | None, make: bool) -> int:
             below = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
         except OSError as error:
             if path.is_symlink():
-                message = f"{path}: is a link to a folder, and outputs are not written through it"
-                raise OutputError(message, "--follow-links allows it, if you trust that link") from error
+                message = f"{path}: is a link to a folder; outputs are not written through links"
+                raise OutputError(message, "if you trust the link, use --follow-links") from error
             raise
         finally:
             os.close(descriptor)
@@ -204,17 +205,17 @@ def _open_below(folder: Path, root: Path | None, make: bool) -> int:
 def _create(folder: _Folder) -> tuple[BinaryIO, str]:
     while True:
         name = f"{PREFIX}{owner()}-{secrets.token_hex(6)}{SUFFIX}"
-        # by `open`, and not `os.fdopen`, so that the stream has a name: some encoders ask for it
+        # `open` and not `os.fdopen`, so that the stream has a name: some encoders need one
         stream = open(name, "x+b", opener=lambda name, _: folder.open(name, CREATE))  # noqa: SIM115
-        with contextlib.suppress(OSError):  # a disk without locks
+        with contextlib.suppress(OSError):  # the disk does not support locks
             _lock(stream, wait=True)
         if _is_still(folder, name, stream):
             return stream, name
-        stream.close()  # someone cleared it away before it was locked
+        stream.close()  # another process deleted it before it was locked
 
 
 def _is_still(folder: _Folder, name: str, stream: BinaryIO) -> bool:
-    """Whether the file by that name is the open one."""
+    """Whether the file with that name is the open one."""
     try:
         return os.path.samestat(folder.stat(name), os.fstat(stream.fileno()))
     except FileNotFoundError:
@@ -234,24 +235,24 @@ def _move(folder: _Folder, stream: BinaryIO | None, name: str, target: Path, ove
         folder.replace(name, target.name)
         return
     try:
-        folder.link(name, target.name)  # alone of all ways to move it, this fails where there is a target
+        folder.link(name, target.name)  # only a link fails if the target exists
     except FileExistsError:
         if overwrite == "same" and stream is not None and _holds_the_same(folder, target.name, stream):
             folder.replace(name, target.name)
             return
         raise
-    except OSError as error:  # a disk without links
+    except OSError as error:  # the disk does not support links
         if os.path.lexists(folder.path / target.name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
         folder.rename(name, target.name)
     else:
         folder.unlink(name)
     if stream is not None and not _is_still(folder, target.name, stream):
-        raise OSError(errno.EAGAIN, "was replaced by another program while it was written", str(target))
+        raise OSError(errno.EAGAIN, "another program replaced it while it was written", str(target))
 
 
 def _holds_the_same(folder: _Folder, name: str, stream: BinaryIO) -> bool:
-    """Whether a regular file by that name has the bytes of `stream`."""
+    """Whether there is a regular file with that name and the same bytes as `stream`."""
     try:
         with os.fdopen(folder.open(name, READ_REGULAR), "rb") as other:
             found = os.fstat(other.fileno())
@@ -270,20 +271,20 @@ def _sha256(stream: BinaryIO) -> str:
 
 
 def clear_own(folder: Path, owner: str) -> None:
-    """Delete the unfinished files in `folder` of a process that writes no more."""
+    """Delete the unfinished files that a process, which has ended, left in `folder`."""
     for path in folder.glob(f"{PREFIX}{owner}-*{SUFFIX}"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Delete the unfinished files in `folder` that nobody writes any more; what is no regular file is none of them."""
+    """Delete the unfinished files in `folder` that no process is writing any more. Only regular files are deleted."""
     for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
-        with contextlib.suppress(OSError):  # locked; or not ours to delete; or on a disk without locks: it stays
+        with contextlib.suppress(OSError):  # keep a file that is locked, not ours, or on a disk without locks
             if not LOCKS:
                 path.unlink()
                 continue
-            with os.fdopen(os.open(path, READ_REGULAR | os.O_RDWR), "r+b") as stream:  # NFS wants both for a lock
+            with os.fdopen(os.open(path, READ_REGULAR | os.O_RDWR), "r+b") as stream:  # NFS locks need write access
                 if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                     _lock(stream, wait=False)
                     path.unlink()

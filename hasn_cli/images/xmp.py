@@ -1,7 +1,7 @@
-"""XMP packets, edited in place: a few values are overwritten or taken out, every other byte stays as it was.
+"""Edits XMP packets in place: a few values are overwritten or removed, and every other byte stays the same.
 
-XMP is RDF in XML (ISO 16684-1): a property is an attribute or an element, simple or a structure, and its prefix is
-whatever the packet binds to the namespace. Expat says where each stands.
+XMP is RDF in XML (ISO 16684-1): a property is an attribute or an element, simple or a structure, and each packet can
+choose its own prefixes for namespaces. Expat reports the position of each property.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from xml.parsers import expat
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 XMPMETA = "adobe:ns:meta/"
-# what packets bind these prefixes to; some writers leave the binding out
+# the usual namespaces of these prefixes; some writers do not declare them
 _USUAL = {
     "rdf": RDF,
     "x": XMPMETA,
@@ -24,7 +24,7 @@ _USUAL = {
 _ATTRIBUTE = re.compile(rb"""([^\s=<>"'/]+)\s*=\s*("[^"]*"|'[^']*')""")
 _TAG = re.compile(rb"""<(?:[^<>"']|"[^"]*"|'[^']*')*>""")
 _MAX_DEPTH = 100
-_MAX_NODES = 200_000
+_MAX_NODES = 50_000
 
 Name = tuple[str, str]
 """Namespace and local name."""
@@ -36,9 +36,9 @@ class Node:
 
     Attributes:
         name: namespace and local name.
-        title: its name as it is written.
-        whole: where it stands in the packet, its tags and the blank before an attribute included.
-        inner: where its value stands.
+        title: its name as written, with its prefix.
+        whole: its start and end in the packet, including its tags, or the space before an attribute.
+        inner: the start and end of its value.
         parent: the element around it.
         below: the attributes and elements in it.
     """
@@ -51,27 +51,30 @@ class Node:
     below: list[Node] = field(default_factory=list)
 
     def walk(self) -> Iterator[Node]:
-        """Everything in it, at any depth."""
+        """All attributes and elements in it, at any depth."""
         for node in self.below:
             yield node
             yield from node.walk()
 
 
 class Packet:
-    """An XMP packet that can be looked into and edited.
+    """An XMP packet that can be searched and edited.
 
     Raises:
-        ValueError: it is no well-formed XML, or declares a document type.
+        ValueError: it is not well-formed XML, or it declares a document type.
     """
 
     def __init__(self, data: bytes) -> None:
         self.data = _as_utf8(data).rstrip(b"\0")
         self._edits: dict[tuple[int, int], bytes] = {}
         self.root = _Reader(self.data).root
+        self._by_name: dict[Name, list[Node]] = {}
+        for node in self.root.walk():
+            self._by_name.setdefault(node.name, []).append(node)
 
     def find(self, *names: Name) -> Iterator[Node]:
-        """All properties of these names that have not been taken out, wherever they stand."""
-        return (node for node in self.root.walk() if node.name in names and not self._is_gone(node))
+        """All properties with these names, at any depth, that have not been removed."""
+        return (node for name in names for node in self._by_name.get(name, ()) if not self._is_gone(node))
 
     def text(self, node: Node) -> str:
         """A simple property's value."""
@@ -79,7 +82,7 @@ class Packet:
         return self.data[start:end].decode(errors="replace").strip()
 
     def number(self, node: Node | None) -> float | None:
-        """The value of a number or a ratio, None where it is neither."""
+        """The value of a number or a ratio, or None if it is neither."""
         try:
             over, _, under = self.text(node).partition("/") if node else ("", "", "")
             value = float(over) / float(under or 1)
@@ -88,7 +91,9 @@ class Packet:
         return value if abs(value) < 1e15 else None
 
     def field(self, node: Node, name: Name) -> Node | None:
-        """A structure's field."""
+        """A structure's field; of the root, the first of that name anywhere."""
+        if node is self.root:
+            return next(self.find(name), None)
         return next((below for below in node.walk() if below.name == name), None)
 
     def items(self, node: Node) -> list[Node]:
@@ -101,8 +106,7 @@ class Packet:
             self._edits[node.inner] = value.encode()
 
     def remove(self, node: Node) -> None:
-        """Take a property out."""
-        self._edits = {span: value for span, value in self._edits.items() if not _within(span, node.whole)}
+        """Remove a property."""
         self._edits[node.whole] = b""
 
     def _is_gone(self, node: Node) -> bool:
@@ -114,15 +118,13 @@ class Packet:
         return False
 
     def to_bytes(self) -> bytes:
-        """The packet as edited."""
-        data = self.data
-        for (start, end), value in sorted(self._edits.items(), reverse=True):
-            data = data[:start] + value + data[end:]
-        return data
-
-
-def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
-    return outer[0] <= inner[0] and inner[1] <= outer[1]
+        """The edited packet."""
+        pieces, done = [], 0
+        for (start, end), value in sorted(self._edits.items()):
+            if start >= done:  # otherwise it lies within a property that was removed
+                pieces += [self.data[done:start], value]
+                done = end
+        return b"".join([*pieces, self.data[done:]])
 
 
 def _as_utf8(data: bytes) -> bytes:
@@ -137,7 +139,7 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._skipped = len(data) - len(data.lstrip())  # nothing may stand before an XML declaration
+        self._skipped = len(data) - len(data.lstrip())  # an XML declaration must come first
         self.root = Node(("", ""), "", (0, len(data)), (0, len(data)), None)
         self._open = [self.root]
         self._bindings: list[dict[str, str]] = [_USUAL]
@@ -150,7 +152,7 @@ class _Reader:
         try:
             parser.Parse(data[self._skipped :], True)
         except expat.ExpatError as error:
-            raise ValueError(f"XMP is no XML ({error})") from None
+            raise ValueError(f"XMP is not valid XML ({error})") from None
 
     def _refuse(self, *_: Any) -> None:
         raise ValueError("XMP declares a document type")

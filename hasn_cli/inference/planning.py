@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -172,8 +173,10 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
         if tile is None and budget is not None and chosen.bytes > budget:
             chosen = _largest(tiled, max(task.height, task.width), budget)
     if budget is not None and chosen.bytes > budget:
-        needed = f"needs {chosen.bytes / 2**20:.0f} MiB and may use {budget / 2**20:.0f} MiB"
-        hint = "raise --memory" if tile is None else "raise --memory, or leave --tile to the program"
+        least = math.ceil(chosen.bytes / 2**20)
+        needed = f"needs {least} MiB and may use {budget / 2**20:.0f} MiB"
+        more = f"--memory {least}M is enough, if the machine has it"
+        hint = more if tile is None else f"{more}, or leave out --tile"
         raise BudgetError(f"a picture of {task.width}×{task.height} px {needed}", hint)
     return chosen
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.training import degrade
+from hasn_cli.training.graphics import graphic
 
 MARGIN = 2  # LR pixels around a patch that bicubic reads; with them a patch equals that part of the whole LR picture
 Image = NDArray[np.uint8]
@@ -45,6 +47,7 @@ class Draw(NamedTuple):
     places: tuple[Place, ...]  # the candidates; the most detailed one is used
     colours: tuple[int, ...]  # the order of red, green and blue
     turn: int  # one of the eight flips and turns; see `turned`
+    seed: int | None = None  # for `degrade` and `graphics`; None with the clean bicubic reduction
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,16 @@ class PatchPlan:
     shrink: float = 2.0  # half of the patches come from a picture reduced by up to this factor
     recolour: bool = True  # shuffle red, green and blue in half of the patches
     seed: int = 0
+    degrade: Literal["bicubic", "photo"] = "bicubic"  # how LR is made; see `degrade.py` for "photo"
+
+    @property
+    def margin(self) -> int:
+        """LR pixels around a patch that are needed to make it."""
+        return MARGIN if self.degrade == "bicubic" else degrade.MARGIN
 
     def smallest_side(self, scale: int) -> int:
         """The shortest side that a picture may have, in pixels."""
-        return scale * (self.side + 2 * MARGIN)
+        return scale * (self.side + 2 * self.margin)
 
 
 class Drawing:
@@ -91,7 +100,8 @@ class Drawing:
         places = tuple(self._place(random, side) for _ in range(self.plan.candidates))
         shuffled = self.plan.recolour and random.random() < 0.5
         colours = tuple(random.permutation(3).tolist()) if shuffled else (0, 1, 2)
-        return Draw(places, colours, int(random.integers(8)))
+        turn = int(random.integers(8))
+        return Draw(places, colours, turn, None if self.plan.degrade == "bicubic" else int(random.integers(2**63)))
 
     def _place(self, random: np.random.Generator, side: int) -> Place:
         """A square of a picture, `side` pixels high and wide, or as large as the picture allows."""
@@ -116,14 +126,32 @@ class Patches(Dataset[Batch]):
         return Batch(scale, lr, hr)
 
     def _pair(self, draw: Draw, scale: int) -> tuple[Image, Image]:
+        if draw.seed is None:
+            hr = self._photograph(draw, scale)
+            lr = resize(hr, scale=1 / scale)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        else:
+            lr, hr = self._degraded(draw, scale, np.random.default_rng(draw.seed))
+        cut = self.drawing.plan.margin * scale
+        return turned(lr, draw.turn), turned(hr[cut:-cut, cut:-cut], draw.turn)
+
+    def _photograph(self, draw: Draw, scale: int) -> Image:
+        """HR with its margin: the most detailed of the candidates."""
         side = self.drawing.plan.smallest_side(scale)
         hr = max(map(self._window, draw.places), key=_detail)
         if len(hr) > side:
             hr = resize(hr, size=(side, side))
-        hr = hr[..., draw.colours]
-        lr = resize(hr, scale=1 / scale)[MARGIN:-MARGIN, MARGIN:-MARGIN]
-        cut = MARGIN * scale
-        return turned(lr, draw.turn), turned(hr[cut:-cut, cut:-cut], draw.turn)
+        return hr[..., draw.colours]
+
+    def _degraded(self, draw: Draw, scale: int, random: np.random.Generator) -> tuple[Image, Image]:
+        """LR without and HR with its margin."""
+        if random.random() >= degrade.GRAPHICS:
+            hr = self._photograph(draw, scale)
+            return degrade.degraded(hr, scale, random), hr
+        margin = self.drawing.plan.margin
+        lr, hr = graphic(self.drawing.plan.side + 2 * margin, scale, random)
+        if random.random() < degrade.GRAPHICS_COMPRESSED:
+            return degrade.compressed(lr, random), hr
+        return lr[margin:-margin, margin:-margin], hr
 
     def _window(self, place: Place) -> Image:
         picture, top, left, side = place

@@ -44,6 +44,7 @@ def prepare(
         WeightsError: the initial weights cannot be loaded, or are not those of a HASN of the published width.
     """
     min_side = recipe.patches.smallest_side(max(recipe.scales))
+    _check_folder(output)
     pictures = list(read_all(list_pictures(data_dir, on_skip), min_side, on_skip))
     if not pictures:
         raise UsageError(f"{data_dir} holds no picture of at least {min_side}×{min_side} pixels")
@@ -67,6 +68,13 @@ def middle(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The middle of H×W×C, at most `side` pixels high and wide."""
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     return image[top : top + side, left : left + side].copy()
+
+
+def _check_folder(output: Path) -> None:
+    """Check that a folder can be made at `output`, before the pictures are read, which may take minutes."""
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{existing} is a file, not a folder", "choose another folder with -o")
 
 
 def _valid_pictures(folder: Path, on_skip: OnSkip) -> list[NDArray[np.uint8]]:

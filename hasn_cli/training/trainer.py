@@ -62,7 +62,7 @@ class Trainer:
             raise ValueError("give either iterations or minutes")
         self.valid, self.folder, self.recipe = valid, folder, recipe
         self.data: Patches | DevicePatches
-        if recipe.device.startswith("cuda"):
+        if recipe.device.startswith("cuda") and recipe.patches.degrade == "bicubic":
             self.data = DevicePatches(pictures, recipe.scales, recipe.patches, recipe.device)
         else:
             self.data = Patches(pictures, recipe.scales, recipe.patches)
@@ -233,7 +233,8 @@ class Trainer:
         if not self.valid:
             return {}
         device = self.recipe.device
-        return {scale: mean_psnr(network, self.valid, device) for scale, network in self.averaged.items()}
+        degrade = self.recipe.patches.degrade
+        return {scale: mean_psnr(network, self.valid, device, degrade) for scale, network in self.averaged.items()}
 
     def _save(self, psnr: Mapping[int, float]) -> None:
         """Write the averaged weights if their mean PSNR is the best so far, and a checkpoint.
@@ -285,6 +286,7 @@ class Trainer:
             "--loss": recipe.loss,
             "--from": recipe.initial or "nothing",
             "--renew": recipe.renew,
+            "--degrade": patches.degrade,
         }
 
     def _saved(self) -> dict[str, Any] | None:

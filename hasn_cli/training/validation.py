@@ -12,19 +12,26 @@ from torch import Tensor
 from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize, to_type
 from hasn_cli.evaluation.metrics import psnr_y
+from hasn_cli.evaluation.pictures import as_jpeg
 from hasn_cli.inference import Upscaler
 from hasn_cli.network import HASN
+from hasn_cli.training.degrade import VALIDATION_QUALITIES
 from hasn_cli.training.patches import Image
 from hasn_cli.training.start import spatial_deviation
 
 
-def mean_psnr(network: HASN, pictures: Sequence[Image], device: str) -> float:
-    """Mean PSNR-Y in decibels of HR pictures, H×W×3 uint8, reduced and enlarged again in float32."""
+def mean_psnr(network: HASN, pictures: Sequence[Image], device: str, degrade: str = "bicubic") -> float:
+    """Mean PSNR-Y in decibels of HR pictures, H×W×3 uint8, reduced and enlarged again in float32.
+
+    With `degrade` "photo", the reduced pictures are saved as JPEG of the `VALIDATION_QUALITIES`, in turn.
+    """
     enlarge = Upscaler(network).upscale if device == "cpu" else lambda lr: _enlarge(network, lr, device)
     values = []
-    for picture in pictures:
+    for number, picture in enumerate(pictures):
         hr = whole_multiple(picture, network.scale)
-        values.append(psnr_y(enlarge(resize(hr, scale=1 / network.scale)), hr, network.scale))
+        lr = resize(hr, scale=1 / network.scale)
+        quality = None if degrade == "bicubic" else VALIDATION_QUALITIES[number % len(VALIDATION_QUALITIES)]
+        values.append(psnr_y(enlarge(lr if quality is None else as_jpeg(lr, quality)), hr, network.scale))
     return float(np.mean(values))
 
 

@@ -1,12 +1,12 @@
-"""Which weights exist, where they come from, and which file serves a scale.
+"""Find weights by name: which exist, where they come from, and which file is for which scale.
 
-What `-w` takes, in the order of reading:
+What `-w` takes, in the order in which it is tried:
 
-* `hasn`: in the package; never touches the network.
-* `released`: the authors' x4 checkpoint, from their repository at one commit, with one SHA-256.
-* `hf://OWNER/REPO[@REVISION][/FILE]`: a repository of the Hugging Face Hub.
-* the path of a file, or of a folder laid out like such a repository.
-* `OWNER/REPO[@REVISION]`: as with `hf://`, unless a file or folder has that name.
+* `hasn`: the weights in the package. They need no connection.
+* `released`: the authors' x4 checkpoint, from one commit of their repository, with a known SHA-256.
+* `hf://OWNER/REPO[@REVISION][/FILE]`: a repository on the Hugging Face Hub.
+* the path of a file, or of a folder with the layout of such a repository.
+* `OWNER/REPO[@REVISION]`: like `hf://`, unless a file or folder has that name.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from hasn_cli.network import HASN
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is being fetched, the bytes here so far, and the bytes in all (None: not known yet)."""
+"""Called with the name of the download, the bytes received so far, and the bytes in all (None: not known yet)."""
 
 BUNDLED = "hasn"
 RELEASED = "released"
 NAMES = (BUNDLED, RELEASED)
-SCALES = (2, 3, 4)  # as in `network`, which would bring torch along
+SCALES = (2, 3, 4)  # the same as in `network`, which would import torch
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHECKSUMS = "SHA256SUMS"
-SOURCES = "SOURCES.md"  # the training pictures' sources and licences
+SOURCES = "SOURCES.md"  # the sources and licences of the training pictures
 CARD = "README.md"
 
 RELEASED_SCALE = 4
@@ -49,12 +49,12 @@ RELEASED_SIZE = 3616623
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One file of weights, present on this machine.
+    """One file of weights on this machine.
 
     Attributes:
-        name: what was asked for.
-        scale: the scale it was asked for; `load_network` checks that the tensors agree.
-        path: where it lies.
+        name: the requested name.
+        scale: the requested scale; `load_network` checks that the tensors agree.
+        path: the file.
         source: `bundled`, `released`, `hub` or `file`.
     """
 
@@ -65,22 +65,22 @@ class WeightsFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex SHA-256 of the file as it lies there now."""
+        """Hex SHA-256 of the file's current content."""
         return file_sha256(self.path)
 
 
 def resolve(weights: str, scale: int, *, progress: Progress | None = None, download: bool = True) -> WeightsFile:
-    """Find the file that `weights` means for `scale`, fetching it where it has to be fetched.
+    """Find the file that `weights` means for `scale`, and download it if necessary.
 
     Args:
-        weights: a name, a path or a hub id: see the top of this module.
+        weights: a name, a path or a hub id; see the top of this module.
         scale: 2, 3 or 4.
-        progress: told of downloads.
-        download: False: only what is on this machine already, without any network access.
+        progress: called during downloads.
+        download: False: use only files on this machine, without any network access.
 
     Raises:
-        WeightsError: there is no such thing, or not for this scale.
-        DownloadError: it could not be brought here, or is not here with `download=False`.
+        WeightsError: there are no such weights, or none for this scale.
+        DownloadError: the download failed; with `download=False`, the file is not on this machine.
     """
     if weights == BUNDLED:
         return WeightsFile(weights, scale, bundled_path(scale), "bundled")
@@ -99,24 +99,24 @@ def resolve(weights: str, scale: int, *, progress: Progress | None = None, downl
         raise WeightsError(f"there are no weights at {weights}", "check the path given to -w")
     raise WeightsError(
         f"there are no weights called '{weights}'",
-        f"give one of {', '.join(NAMES)}, a path, or a hub id OWNER/REPO; see: hasn weights list",
+        f"give one of {', '.join(NAMES)}, a path, or OWNER/REPO on the Hugging Face Hub",
     )
 
 
 def files_of(
     weights: str, scale: int | None = None, *, download: bool = False, progress: Progress | None = None
 ) -> list[WeightsFile]:
-    """The files that `weights` stands for, one a scale.
+    """The files that `weights` means, one for each scale.
 
     Args:
-        weights: as `-w` takes it. A single file counts under the scale that its tensors are for.
-        scale: one scale only.
-        download: fetch them; else only what is on this machine, without any network access.
-        progress: told of downloads.
+        weights: see `resolve`. A single file is listed for the scale of its tensors.
+        scale: only this scale.
+        download: download missing files; else use only files on this machine, without any network access.
+        progress: called during downloads.
 
     Raises:
-        WeightsError: there is none.
-        DownloadError: they cannot be fetched, or none is here.
+        WeightsError: there are no such weights.
+        DownloadError: a download failed, or none of the files is on this machine.
     """
     files: list[WeightsFile] = []
     refusal: WeightsError | None = None
@@ -130,7 +130,7 @@ def files_of(
     if refusal is not None and not files:
         raise refusal
     if files[0].source in ("file", "hub") and len({found.path for found in files}) == 1:
-        # whatever the scale, it is the same file: ask the file
+        # one file for every scale: its tensors tell which scale it is for
         stated = header.scale_of(files[0].path)
         if stated is not None and scale in (None, stated):
             return [replace(files[0], scale=stated)]
@@ -142,17 +142,17 @@ def files_of(
 
 
 def hub_id(weights: str) -> hub.HubId | None:
-    """`weights` as the name of a hub repository, or None if it cannot be one."""
+    """Read `weights` as the name of a hub repository; None if it cannot be one."""
     if weights in NAMES or (_looks_like_a_path(weights) and not weights.startswith(hub.SCHEME)):
         return None
     return hub.HubId.parse(weights)
 
 
 def load_network(weights: str, scale: int, *, progress: Progress | None = None) -> HASN:
-    """Find, read and check weights: `resolve`, then a network in evaluation mode, float32, on the CPU.
+    """Find, read and check weights; returns a network in evaluation mode, float32, on the CPU.
 
     Raises:
-        WeightsError: as `resolve`, or the file is damaged, unsafe, not HASN's, or for another scale.
+        WeightsError: as from `resolve`; or the file is damaged, unsafe, for another network, or for another scale.
     """
     from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
@@ -161,7 +161,7 @@ def load_network(weights: str, scale: int, *, progress: Progress | None = None) 
 
 
 def bundled_path(scale: int) -> Path:
-    """The file that came with the package: inside an installed wheel, in `weights/` of a checkout.
+    """The file in the package: inside an installed wheel, or in `weights/` of a checkout.
 
     Raises:
         WeightsError: there is none for this scale.
@@ -171,11 +171,13 @@ def bundled_path(scale: int) -> Path:
     for folder in (package / "bundled", package.parent / "weights"):
         if (folder / name).is_file():
             return folder / name
-    raise WeightsError(f"the package carries no weights for x{scale}", "scales are 2, 3 and 4; else install it again")
+    raise WeightsError(
+        f"the package contains no weights for x{scale}", "for 2, 3 or 4, install it again; there are no other scales"
+    )
 
 
 def expected_sha256(found: WeightsFile) -> str | None:
-    """What the file's SHA-256 should be, if anybody says so: the pin, the hub, or `SHA256SUMS` beside it.
+    """The SHA-256 that the file should have, by this module, the hub, or `SHA256SUMS` beside it; None if unknown.
 
     Raises:
         WeightsError: `SHA256SUMS` cannot be read.
@@ -187,20 +189,20 @@ def expected_sha256(found: WeightsFile) -> str | None:
     sums = found.path.parent / CHECKSUMS
     if not sums.is_file():
         return None
-    for line in read_text(sums, str(sums)).splitlines():  # sha256sum's: 64 digits, 2 marks, the name
+    for line in read_text(sums, str(sums)).splitlines():  # the format of sha256sum: 64 digits, 2 marks, the name
         if line[66:] == found.path.name:
             return line[:64]
     return None
 
 
 def verify(found: WeightsFile) -> HASN:
-    """Check a file against its expected SHA-256, and that its tensors make a HASN for its scale.
+    """Check the SHA-256 of a file, and that its tensors form a HASN network for its scale.
 
     Returns:
         The network.
 
     Raises:
-        WeightsError: it fails either, or the expected one cannot be read.
+        WeightsError: one of the checks failed, or `SHA256SUMS` cannot be read.
     """
     from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
 
@@ -211,22 +213,22 @@ def verify(found: WeightsFile) -> HASN:
 
 
 def publish(repo: str, folder: Path, *, private: bool | None = None, message: str = "Upload HASN weights") -> str:
-    """Upload a folder of `hasn_xS.safetensors` as a hub repository that `-w OWNER/REPO` can use.
+    """Upload a folder of `hasn_xS.safetensors` files as a hub repository for `-w OWNER/REPO`.
 
-    The model card (`README.md`), `SOURCES.md` and `SHA256SUMS` are uploaded too if they exist, and a `config.json` is
-    written that names the files.
+    The model card (`README.md`), `SOURCES.md` and `SHA256SUMS` are uploaded too if they exist. A `config.json` that
+    names the files is added.
 
     Returns:
         The commit's web address.
 
     Raises:
         WeightsError: there are no such files in `folder`, or one of them fails `verify`.
-        DownloadError: the hub could not be reached, or refused.
+        DownloadError: the hub could not be reached or refused the upload.
     """
     files = {scale: f"hasn_x{scale}.safetensors" for scale in SCALES}
     files = {scale: name for scale, name in files.items() if (folder / name).is_file()}
     if not files:
-        raise WeightsError(f"{folder} holds no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
+        raise WeightsError(f"{folder} contains no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
     networks = [verify(WeightsFile(str(folder), scale, folder / name, "file")) for scale, name in files.items()]
     contents: dict[str, Path | bytes] = {name: folder / name for name in files.values()}
     contents |= {name: folder / name for name in (CARD, SOURCES, CHECKSUMS) if (folder / name).is_file()}
@@ -235,13 +237,18 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Hex SHA-256 of a file of weights.
+
+    Raises:
+        WeightsError: it is not a regular file, or too large.
+        OSError: it cannot be read.
+    """
+    with header.open_weights(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _released_path(scale: int, progress: Progress | None, download: bool) -> Path:
-    """The authors' checkpoint in the assets cache of `huggingface_hub` (HF_HOME/assets/hasn), checked at every use."""
+    """The authors' checkpoint in the assets cache of `huggingface_hub` (HF_HOME/assets/hasn). Checked at each use."""
     from huggingface_hub import constants
 
     if scale != RELEASED_SCALE:
@@ -252,12 +259,12 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
     if path.is_file() and file_sha256(path) == RELEASED_SHA256:
         return path
     if not download or constants.HF_HUB_OFFLINE:
-        forbidden = ", and HF_HUB_OFFLINE forbids to fetch it" if constants.HF_HUB_OFFLINE else ""
+        forbidden = ", and HF_HUB_OFFLINE forbids downloads" if constants.HF_HUB_OFFLINE else ""
         raise DownloadError(
             f"the released checkpoint is not on this machine{forbidden}",
             "without HF_HUB_OFFLINE: hasn weights pull released"
             if forbidden
-            else "hasn weights pull released fetches it",
+            else "hasn weights pull released downloads it",
         )
     from hasn_cli.weights.download import download as fetch
 
@@ -275,7 +282,7 @@ def _released_path(scale: int, progress: Progress | None, download: bool) -> Pat
 
 
 def find_in_folder(folder: Path, scale: int) -> Path:
-    """The file for `scale` in a folder laid out like a hub repository (see `hasn_cli.weights.hub`).
+    """The file for `scale` in a folder with the layout of a hub repository (see `hasn_cli.weights.hub`).
 
     Raises:
         WeightsError: there is none.
@@ -292,7 +299,7 @@ def find_in_folder(folder: Path, scale: int) -> Path:
 def _expanded(weights: str) -> Path:
     try:
         return Path(weights).expanduser()
-    except RuntimeError:  # ~somebody, whom this machine does not know
+    except RuntimeError:  # ~NAME, if there is no such user
         raise WeightsError(f"there are no weights at {weights}", "check the path given to -w") from None
 
 

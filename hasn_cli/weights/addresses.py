@@ -1,4 +1,4 @@
-"""Where a server may send us on to: never to files, to less safety, or into a private network from outside of it."""
+"""Which redirects to follow: never to files, from https to http, or from the internet into a private network."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import ipaddress
 import socket
 from urllib.parse import urlsplit
 
-ROADS = ("http", "https")
+SCHEMES = ("http", "https")
 
 
 def why_not_to_follow(origin: str, target: str) -> str | None:
-    """Why a server at the URL `origin` may not send us to the URL `target`; None where it may.
+    """Why a server at the URL `origin` may not redirect us to the URL `target`; None if it may.
 
-    A mirror inside a private network may send us to its neighbours, and one on this machine to this machine; a server
-    on the internet to neither. Names are looked up; one that this machine cannot look up is left to the proxy.
+    A mirror in a private network may redirect to other servers there, and one on this machine to this machine. A server
+    on the internet may do neither. Host names are resolved; those that cannot be resolved here are left to the proxy.
     """
     here, there = urlsplit(origin), urlsplit(target)
-    if there.scheme not in ROADS:
+    if there.scheme not in SCHEMES:
         return f"it leads to a {there.scheme or 'nameless'}: address"
     if here.scheme == "https" and there.scheme == "http":
         return "it leads from https to http"
     if there.hostname is None:
-        return "it leads nowhere"
+        return "it names no server"
     inside = here.hostname == there.hostname or (here.hostname is not None and is_private(here.hostname))
     if not inside and is_private(there.hostname):
         return f"it leads to {there.hostname}, inside a private network"
@@ -29,7 +29,7 @@ def why_not_to_follow(origin: str, target: str) -> str | None:
 
 
 def is_private(host: str) -> bool:
-    """Whether any of a host's addresses is not of the internet: of this machine, of a local network, or reserved."""
+    """Whether any address of a host is not on the internet: this machine, a local network, or a reserved range."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -38,7 +38,7 @@ def is_private(host: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be shown: no user, no password, no query."""
+    """A URL without user, password and query, so that it can be shown."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]

@@ -1,7 +1,7 @@
-"""What there is to say about weights: the rows of `hasn weights list` and `info`.
+"""Facts about weights, for `hasn weights list` and `info`.
 
-Sizes come from the files, costs from the shapes in their headers, and licence and measured quality from the model card
-beside the file (`README.md`, whose `model-index` has an entry for each file, named by its stem).
+Sizes come from the files, and costs from the shapes in their headers. The licence and the measured quality come from
+the model card beside the file (`README.md`, where the `model-index` has an entry for each file, named by its stem).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hasn_cli.weights.documents import read_front_matter
 SR_720P = (720, 1280)
 UNSTATED = "not stated"
 RELEASED_NOTE = (
-    "No licence file comes with the authors' checkpoint: ask them what may be done with it. It is no part of this "
-    "package; hasn fetches it from their repository when you ask for it."
+    "The authors' checkpoint has no licence file, so ask them what you may do with it. It is not part of this "
+    "package; hasn downloads it from their repository when you ask for it."
 )
-RELEASED_PSNR = {"Set5": 32.18}  # dB, PSNR-Y, border 4, MATLAB-bicubic LR; docs/weights.md says how it was measured
+RELEASED_PSNR = {"Set5": 32.18}  # dB, PSNR-Y, border 4, LR by MATLAB's bicubic; docs/weights.md: how it was measured
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Entry:
     """One file of weights as a table row.
 
     Attributes:
-        name: as `-w` takes it.
+        name: as for `-w`.
         scale: 2, 3 or 4.
         source: where it comes from: `package`, `release, …`, `hub, …` or `file`.
-        parameters: how many numbers are stored.
+        parameters: the number of stored values.
         multiply_adds: for an output of 1280×720.
-        psnr: data set → measured PSNR-Y in dB; empty where nobody measured.
-        licence: an SPDX id as the model card gives it, or `not stated`.
-        size: bytes.
-        sha256: what it has if it is here, else what it must have.
-        path: where it lies, None if it is not on this machine.
+        psnr: data set → measured PSNR-Y in dB; empty if it has not been measured.
+        licence: the SPDX id in the model card, or `not stated`.
+        size: in bytes.
+        sha256: the file's SHA-256, or the required one if it is not on this machine.
+        path: the file; None if it is not on this machine.
         note: what else a user must know.
     """
 
@@ -61,23 +61,23 @@ class Entry:
         return self.path is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The row as JSON-able values."""
         path = str(self.path) if self.path else None
         return {**asdict(self), "psnr": dict(self.psnr), "path": path, "present": self.present}
 
 
 def entries(names: Iterable[str] = w.NAMES) -> Iterator[Entry]:
-    """A row for each scale of each of `names`, looking at this machine alone.
+    """A row for each scale of each of `names`, without network access.
 
     Raises:
-        WeightsError: there are no such weights here, or they are broken. What is published always has a row.
+        WeightsError: the weights are not on this machine, or are damaged. `released` always has a row.
     """
     for name in names:
         yield from [_released()] if name == w.RELEASED else map(_present, w.files_of(name))
 
 
 def _shapes(path: Path, scale: int) -> header.Shapes:
-    """Of the tensors in a file for `scale`; a file that its header does not explain is loaded."""
+    """Name → shape of the tensors in a file for `scale`. If the header does not tell, the file is loaded."""
     shapes = header.read_shapes(path)
     if shapes is not None and header.SCALES[shapes["upsampler.0.weight"][0]] == scale:
         return shapes
@@ -137,7 +137,7 @@ def psnr_of(card: Mapping[str, Any], stem: str) -> dict[str, float]:
 
     Args:
         card: a model card's front matter, in the Hugging Face format.
-        stem: the file's name without its ending: the name of its entry.
+        stem: the file's name without its suffix, which is the name of its entry.
     """
     try:
         return {
@@ -148,5 +148,5 @@ def psnr_of(card: Mapping[str, Any], stem: str) -> dict[str, float]:
             for metric in result["metrics"]
             if metric["type"] == "psnr"
         }
-    except (KeyError, TypeError, ValueError):  # a card of somebody else's, of some other shape
+    except (KeyError, TypeError, ValueError):  # a card in another format
         return {}

@@ -1,15 +1,14 @@
-"""A weights file on disk ↔ a HASN network: strict, and safe for files from strangers.
+"""Load weights files as HASN networks, and save them: strict, and safe for files from strangers.
 
-Two containers are read, told apart by their first bytes: safetensors, and PyTorch's own (`.pth`, `.pt`, `.ckpt`; see
-`pytorch.py`). Both are checked before anything is built from them: how large the file is, how much of it describes
-tensors, and that no tensor claims more than the file holds.
+Two formats are read, recognised by their first bytes: safetensors, and PyTorch's own (`.pth`, `.pt`, `.ckpt`; see
+`pytorch.py`). Before anything is built from a file, its size is checked, the length of the part that describes tensors,
+and that no tensor claims more than the file contains.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,29 +17,29 @@ from torch import Tensor
 
 from hasn_cli.errors import WeightsError
 from hasn_cli.network import HASN, SCALES
+from hasn_cli.weights.header import open_weights
 from hasn_cli.weights.pytorch import PICKLE_MAGIC, ZIP_MAGIC, read_pytorch_file
 
 StateDict = dict[str, Tensor]
 
 WRAPPERS = ("params_ema", "params", "state_dict")  # the averaged weights before the raw ones
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
-NAMED_KEYS = 4  # how many keys an error spells out
-MOST_BYTES = 256 << 20  # of a file of weights; HASN's own take 1.8 MB
-MOST_DESCRIPTION = 1 << 20  # bytes that describe the tensors; HASN's take 11 KB
+NAMED_KEYS = 4  # how many keys an error message names
+MOST_DESCRIPTION = 1 << 20  # bytes that describe the tensors; 11 KB in HASN's own files
 
 
 def load_state_dict_file(path: Path) -> StateDict:
-    """Read the tensors of a weights file, by the names HASN gives them.
+    """Read the tensors of a weights file, under the names that HASN gives them.
 
     Args:
-        path: a safetensors or PyTorch file. `params_ema` is taken before `params` before `state_dict` before the
-            file's own top level, and `module.` and `_orig_mod.` prefixes come off.
+        path: a safetensors or PyTorch file. The tensors are in `params_ema`, else in `params`, else in `state_dict`,
+            else at the top level. The prefixes `module.` and `_orig_mod.` are removed.
 
     Returns:
-        Name → tensor on the CPU, as stored (any floating type).
+        Name → tensor on the CPU, as stored (any floating-point type).
 
     Raises:
-        WeightsError: the file is missing, unreadable, damaged, wants to run code, or holds something else.
+        WeightsError: the file is missing, unreadable or damaged, would run code, or contains something else.
     """
     head = _head(path)
     if not head:
@@ -54,20 +53,12 @@ def load_state_dict_file(path: Path) -> StateDict:
 
 
 def _head(path: Path) -> bytes:
-    """The first 8 bytes of a file of a size that weights can have."""
+    """The first 8 bytes of a file, after checking its size."""
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:
-                return file.read(8)
+        with open_weights(path) as file:
+            return file.read(8)
     except OSError as error:
         raise _unreadable(path, error) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise WeightsError(f"{path} is no regular file", "check the path given to -w")
-    raise WeightsError(
-        f"{path} has {status.st_size / 1e6:.0f} MB, and weights of HASN take 2: they may have {MOST_BYTES / 1e6:.0f}",
-        "check the path given to -w",
-    )
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:
@@ -77,25 +68,25 @@ def _unreadable(path: Path, error: OSError) -> WeightsError:
 def network_from_state_dict(
     state: Mapping[str, Tensor], *, origin: str = "the weights", scale: int | None = None
 ) -> HASN:
-    """Build the network that a state dict was saved from, with scale and width read off the shapes.
+    """Build the network that a state dict was saved from. Its scale and width follow from the shapes.
 
     Args:
         state: name → tensor, complete.
-        origin: what errors call it.
-        scale: the scale it must have, or None for any.
+        origin: the name of the weights in error messages.
+        scale: the required scale, or None for any.
 
     Returns:
         The network in evaluation mode, float32, on the CPU.
 
     Raises:
-        WeightsError: keys are missing or strange (named), shapes do not fit, a value is not finite, or the scale is
-            another.
+        WeightsError: keys are missing or unknown (the message names them), shapes do not fit, a value is not finite, or
+            the scale is a different one.
     """
     _refuse_claims(state, origin)
     found, width = _scale_of(state, origin), _width_of(state, origin)
     if scale is not None and found != scale:
         raise WeightsError(f"{origin} is for x{found}, not x{scale}", f"use -s {found}, or other weights")
-    with torch.device("meta"):  # shapes first: a file that only claims to be wide is refused before memory is taken
+    with torch.device("meta"):  # shapes only: a file that merely claims to be wide is refused before it takes memory
         network = HASN(found, width)
     _check_against(state, network.state_dict(), origin)
     _refuse_shared(state, origin)
@@ -105,15 +96,15 @@ def network_from_state_dict(
 
 
 def save_network(network: HASN, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a network as safetensors, float32, whole or not at all (a temporary file beside `path`, moved into place).
+    """Write a network as a safetensors file in float32, completely or not at all.
 
     Args:
         network: on any device.
-        path: the target; an existing file is replaced.
-        metadata: more entries for the file's header, which always says architecture, scale and width.
+        path: the file; an existing one is replaced.
+        metadata: more entries for the file's header, which always contains architecture, scale and width.
 
     Raises:
-        OSError: the target cannot be written; what was there stays.
+        OSError: the file cannot be written. An existing file stays as it was.
     """
     from safetensors.torch import save
 
@@ -123,7 +114,7 @@ def save_network(network: HASN, path: Path, metadata: Mapping[str, str] | None =
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that no reader, and no crash, ever meets a part of it."""
+    """Write `data` to a temporary file and move it to `path`, so that no crash leaves a part of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
@@ -132,7 +123,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # the target is what the user knows of
+        error.filename = str(path)  # the user knows this name, and not that of the temporary file
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -142,18 +133,18 @@ def _read_safetensors(path: Path, head: bytes) -> object:
     from safetensors import SafetensorError
     from safetensors.torch import load, load_file
 
-    if int.from_bytes(head, "little") > MOST_DESCRIPTION:  # the length of the header, which comes first
-        raise WeightsError(f"{path} is no weights file, or a damaged one", "download or copy it again")
+    if int.from_bytes(head, "little") > MOST_DESCRIPTION:  # the file begins with the length of its header
+        raise WeightsError(f"{path} is not a weights file, or is damaged", "download or copy it again")
     try:
         return load_file(path) if _is_unicode(path) else load(path.read_bytes())
     except SafetensorError as error:
         raise WeightsError(
-            f"{path} is no weights file, or a damaged one ({error})", "download or copy it again"
+            f"{path} is not a weights file, or is damaged ({error})", "download or copy it again"
         ) from None
 
 
 def _is_unicode(path: Path) -> bool:
-    """Whether the path can be handed to safetensors, which opens no others."""
+    """Whether the path is valid Unicode. safetensors cannot open others."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -162,17 +153,17 @@ def _is_unicode(path: Path) -> bool:
 
 
 def _bare(content: object, path: Path) -> StateDict:
-    """Unwrap what training programs put round a state dict."""
+    """Remove the wrappers that training programs put around a state dict."""
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict", "save network.state_dict()")
+        raise WeightsError(f"{path} contains a {type(content).__name__}, not a state dict", "save network.state_dict()")
     strays = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strays:
         raise WeightsError(
-            f"{path} holds no plain state dict: {_listed(strays)} is no tensor", "save network.state_dict()"
+            f"{path} contains no plain state dict: {_listed(strays)} is not a tensor", "save network.state_dict()"
         )
     return {_without_prefix(str(name)): value for name, value in content.items()}
 
@@ -184,10 +175,12 @@ def _without_prefix(name: str) -> str:
 
 
 def _refuse_claims(state: Mapping[str, Tensor], origin: str) -> None:
-    """No tensor may be empty, or larger than what is stored of it: a small file would grow to gigabytes when copied."""
+    """Refuse tensors that are empty or larger than their stored data: a small file could need gigabytes of memory."""
     hollow = [name for name, tensor in state.items() if not _is_whole(tensor)]
     if hollow:
-        raise WeightsError(f"{origin} does not hold what it claims in {_listed(hollow)}", "ask its author for another")
+        raise WeightsError(
+            f"{origin} contains less than it claims in {_listed(hollow)}", "ask its author for another file"
+        )
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -197,10 +190,12 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _refuse_shared(state: Mapping[str, Tensor], origin: str) -> None:
-    """Tensors that share their bytes would take more memory than the file, and HASN has none that do."""
+    """Refuse tensors that share their bytes. They could take more memory than the file, and HASN has none."""
     stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     if sum(tensor.numel() * tensor.itemsize for tensor in state.values()) > sum(stored.values()):
-        raise WeightsError(f"{origin} does not hold what it claims: tensors share their bytes", "ask for another file")
+        raise WeightsError(
+            f"{origin} contains less than it claims: tensors share their bytes", "ask its author for another file"
+        )
 
 
 def _scale_of(state: Mapping[str, Tensor], origin: str) -> int:
@@ -208,7 +203,7 @@ def _scale_of(state: Mapping[str, Tensor], origin: str) -> int:
     for scale in SCALES:
         if shape[0] == 3 * scale**2:
             return scale
-    raise WeightsError(f"{origin} is for no scale of {SCALES}: upsampler.0.weight gives {shape[0]} channels")
+    raise WeightsError(f"{origin} is for none of the scales {SCALES}: upsampler.0.weight gives {shape[0]} channels")
 
 
 def _width_of(state: Mapping[str, Tensor], origin: str) -> int:
@@ -218,7 +213,9 @@ def _width_of(state: Mapping[str, Tensor], origin: str) -> int:
 def _shape_of(state: Mapping[str, Tensor], name: str, origin: str) -> tuple[int, ...]:
     tensor = state.get(name)
     if tensor is None or tensor.ndim != 4:
-        raise WeightsError(f"{origin} is not HASN's: {name} is missing", "hasn loads weights of the HASN network only")
+        raise WeightsError(
+            f"{origin} is not for HASN: {name} is missing", "hasn loads weights of the HASN network only"
+        )
     return tuple(tensor.shape)
 
 
@@ -238,7 +235,7 @@ def _check_against(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     broken = [name for name, t in state.items() if not (t.is_floating_point() and torch.isfinite(t.float()).all())]
     if broken:
         raise WeightsError(
-            f"{origin} holds values that are not finite numbers in {_listed(broken)}", "they are damaged"
+            f"{origin} contains values that are not finite numbers in {_listed(broken)}", "the file is damaged"
         )
 
 

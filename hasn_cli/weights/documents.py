@@ -1,7 +1,7 @@
-"""The small texts that lie beside weights: `config.json`, the model card, checksums. All may come from a stranger.
+"""Read the small texts beside weights: `config.json`, the model card, checksums. They may come from a stranger.
 
-Each is a regular file of limited length, and whatever it holds, reading it takes little time and ends in a value or
-in a `WeightsError`.
+Each must be a regular file of limited length. Whatever it contains, reading it takes little time and gives a value or a
+`WeightsError`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from hasn_cli.errors import WeightsError
 
 MOST_BYTES = 1 << 20
 MOST_FRONT_MATTER = 64 << 10  # characters
-DEEPEST = 20  # lists and tables within each other in the front matter of a model card
+DEEPEST = 20  # levels of lists and tables in the front matter of a model card
 FENCE = "---"
 
 
 def read_text(path: Path, name: str) -> str:
-    """A small UTF-8 text.
+    """Read a small UTF-8 text. Error messages call it `name`.
 
     Raises:
-        WeightsError: it is none, or it cannot be read; `name` is what the message calls it.
+        WeightsError: it is too long, not a regular file, not UTF-8, or cannot be read.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
-            raise WeightsError(f"{name} cannot be read: it is no file of at most {MOST_BYTES >> 20} MiB")
+            raise WeightsError(f"{name} cannot be read: it is not a regular file of at most {MOST_BYTES >> 20} MiB")
         with path.open("rb") as file:
             return file.read(MOST_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -36,10 +36,10 @@ def read_text(path: Path, name: str) -> str:
 
 
 def read_json_object(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        WeightsError: as `read_text`, or it holds something else.
+        WeightsError: as from `read_text`, or the file contains something else.
     """
     text = read_text(path, name)
     try:
@@ -49,14 +49,15 @@ def read_json_object(path: Path, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{name} cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{name} is no JSON object")
+        raise WeightsError(f"{name} is not a JSON object")
     return content
 
 
 def read_front_matter(path: Path) -> dict[str, Any]:
-    """The YAML table between two lines `---` at the start of a text; empty where there is none that can be read.
+    """Read the YAML table between two lines `---` at the start of a text; empty if there is no valid one.
 
-    One without aliases, which multiply what they stand for, and not nested deeply, which takes a parser's stack.
+    Tables with aliases, which can multiply their content, and deeply nested ones, which fill a parser's stack, are not
+    read.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -74,12 +75,18 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(block: str) -> bool:
-    """Whether a YAML text has no aliases and is nested no deeper than `DEEPEST`; raises `yaml.YAMLError`."""
+    """Whether a YAML text has no aliases, no tags, and at most `DEEPEST` levels.
+
+    Some tags make the YAML library fail with errors of its own.
+
+    Raises:
+        yaml.YAMLError: it is not valid YAML.
+    """
     import yaml
 
     depth = 0
     for event in yaml.parse(block, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
             return False
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:

@@ -1,6 +1,7 @@
-"""One file from one URL, with its size and SHA-256 known beforehand: resumed when cut, whole or not at all.
+"""Download a file of known size and SHA-256 from a URL. An interrupted download is resumed.
 
-For files that no hub serves. The standard library's client honours the proxy variables and `SSL_CERT_FILE`.
+This is for files that are not on the hub. The standard library's client respects the proxy variables and
+`SSL_CERT_FILE`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hasn_cli.errors import DownloadError
 from hasn_cli.weights.addresses import why_not_to_follow, without_secrets
 
 ATTEMPTS = 5
-FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
+FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled for each further one
 LONGEST_PAUSE = 30.0
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 16
@@ -30,17 +31,17 @@ TRANSIENT = (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError,
 
 
 def download(url: str, target: Path, *, sha256: str, size: int, progress: Callable[[int, int], None]) -> None:
-    """Fetch `url` into `target`.
+    """Download `url` to `target`.
 
     Args:
-        url: http, https or file; a server may send on to other servers as far as `addresses` allows, never to a file.
-        target: replaced in one step, once the whole content is there and right.
-        sha256: hex digest that the content must have.
-        size: bytes that it must have; nothing beyond is read.
-        progress: called with the bytes here so far and `size`.
+        url: an http, https or file URL. Redirects are followed as far as `addresses` allows, never to a file.
+        target: the file, replaced in one step when the content is complete and correct.
+        sha256: the required SHA-256, in hex.
+        size: the required length in bytes. Nothing beyond it is read.
+        progress: called with the bytes received so far and `size`.
 
     Raises:
-        DownloadError: the server refuses, stays unreachable, or serves something else. Nothing is left behind.
+        DownloadError: the server refuses, cannot be reached, or sends another file. No partial file remains.
         OSError: `target` cannot be written.
     """
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
@@ -60,20 +61,20 @@ def download(url: str, target: Path, *, sha256: str, size: int, progress: Callab
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows where `addresses` allows it; Python's own allows ftp, and any host."""
+    """Follows the redirects that `addresses` allows. Python's own handler allows ftp and any host."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         reason = why_not_to_follow(req.full_url, newurl)
         if reason is not None:
-            shown = f"{without_secrets(req.full_url)} sends to {without_secrets(newurl)}"
+            shown = f"{without_secrets(req.full_url)} redirects to {without_secrets(newurl)}"
             raise DownloadError(f"{shown}, which is refused: {reason}", "nothing was kept")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Python's own, for http, https and file alone; it honours the proxy variables."""
+    """Python's opener, but only for http, https and file. It respects the proxy variables."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -90,7 +91,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _fill(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None]) -> None:
-    """Read `url` to its end, taking up again where a connection broke."""
+    """Download `url` into `file`, and resume if the connection breaks."""
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         wait = pause
@@ -105,7 +106,7 @@ def _fill(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], No
             if attempt == ATTEMPTS:
                 reason = getattr(error, "reason", None) or error
                 raise DownloadError(
-                    f"cannot fetch {without_secrets(url)}: {reason}", "check the connection and try again"
+                    f"cannot download {without_secrets(url)}: {reason}", "check the connection and try again"
                 ) from error
         time.sleep(wait)
         pause *= 2
@@ -114,17 +115,17 @@ def _fill(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], No
 def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None]) -> None:
     have = file.tell()
     if "@" in urllib.parse.urlsplit(url).netloc:
-        raise DownloadError(f"the address of {without_secrets(url)} names a user, and none can be given")
+        raise DownloadError(f"the address of {without_secrets(url)} contains a user name, which is not supported")
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "hasn", "Accept-Encoding": "identity"})
     except ValueError as error:
         raise DownloadError(
-            f"'{without_secrets(url)}' is no web address ({error})", "it starts with https://"
+            f"'{without_secrets(url)}' is not a web address ({error})", "web addresses start with https://"
         ) from error
     if have:
         request.add_header("Range", f"bytes={have}-")
     with _opener().open(request, timeout=TIMEOUT) as response:
-        if have and response.status != http.client.PARTIAL_CONTENT:  # the server starts again from the first byte
+        if have and response.status != http.client.PARTIAL_CONTENT:  # the server sends everything from the start
             file.seek(0)
         while file.tell() < size and (chunk := response.read(min(CHUNK, size - file.tell()))):
             file.write(chunk)
@@ -142,7 +143,7 @@ def _seconds(text: str | None, default: float) -> float:
 
 
 def _refused(url: str, status: int) -> DownloadError:
-    hints = {404: "the file has moved", 429: "the server asks to slow down: wait a while and try again"}
+    hints = {404: "the file has moved", 429: "the server asks to slow down; wait a while and try again"}
     hint = hints.get(status, "try again later" if status >= 500 else "check the address and the proxy")
     return DownloadError(
         f"{without_secrets(url)} answers {status} {http.client.responses.get(status, '')}".rstrip(), hint

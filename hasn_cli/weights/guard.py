@@ -1,4 +1,4 @@
-"""Watches what the hub's client is told by a server: where to go, and under which names to keep what it fetches."""
+"""Check what servers tell the hub's client: where to redirect, and under which names to store files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from hasn_cli.errors import DownloadError
 from hasn_cli.weights.addresses import why_not_to_follow, without_secrets
 
-NAMES_FILES = ("X-Repo-Commit", "ETag", "X-Linked-ETag")  # answers that become names in the cache
+NAMES_FILES = ("X-Repo-Commit", "ETag", "X-Linked-ETag")  # headers whose values become names in the cache
 PLAIN = re.compile(r'(W/)?"?[\w.:+=-]{1,256}"?', re.ASCII)
 
-_watching: ContextVar[bool] = ContextVar("watching", default=False)  # other users of the client are not our business
+_watching: ContextVar[bool] = ContextVar("watching", default=False)  # only our own requests are checked
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within this, no request of the hub's client follows a redirect that `addresses` forbids.
+    """Within this context, the hub's client follows no redirect that `addresses` forbids.
 
     Raises:
-        DownloadError: a server tried.
+        DownloadError: a server sent such a redirect, or an invalid name.
     """
     from huggingface_hub import get_session
 
@@ -47,7 +47,8 @@ def _check_request(request: Any) -> None:
         return
     reason = why_not_to_follow(constants.ENDPOINT, str(request.url))
     if reason is not None:
-        raise _refused(f"{constants.ENDPOINT} sends to {without_secrets(str(request.url))}, which is refused: {reason}")
+        target = without_secrets(str(request.url))
+        raise _refused(f"{constants.ENDPOINT} redirects to {target}, which is refused: {reason}")
 
 
 def _check_response(response: Any) -> None:
@@ -56,8 +57,8 @@ def _check_response(response: Any) -> None:
     for name in NAMES_FILES:
         value = response.headers.get(name)
         if value is not None and (not PLAIN.fullmatch(value) or ".." in value):
-            raise _refused(f"{without_secrets(str(response.url))} answers with a {name} that is none")
+            raise _refused(f"{without_secrets(str(response.url))} answers with an invalid {name}")
 
 
 def _refused(message: str) -> DownloadError:
-    return DownloadError(message, "HF_ENDPOINT names another mirror; nothing was kept")
+    return DownloadError(message, "nothing was kept; HF_ENDPOINT selects another mirror")

@@ -1,10 +1,10 @@
-"""Weights in a repository of the Hugging Face Hub: found, fetched into the client's own cache, checked, published.
+"""Find, download, check and publish weights in repositories on the Hugging Face Hub.
 
-All traffic is `huggingface_hub`'s, so its cache, tokens, proxies, mirrors (`HF_ENDPOINT`) and offline mode
-(`HF_HUB_OFFLINE`) hold here too. Its errors become `DownloadError`s that say what to do.
+All traffic goes through `huggingface_hub`, so its cache, tokens, proxies, mirrors (`HF_ENDPOINT`) and offline mode
+(`HF_HUB_OFFLINE`) apply. Its errors become `DownloadError`s that say what to do.
 
-A repository, or a folder laid out like one, holds `config.json` with either `files` (scale → file name) or `scale`
-(then the file is `model.safetensors`, as `push_to_hub` writes it), or plainly named files `hasn_x2.safetensors` ….
+A repository, or a folder with the same layout, contains a `config.json` with either `files` (scale → file name) or
+`scale` (then the file is `model.safetensors`, as `push_to_hub` writes it), or files named `hasn_x2.safetensors` ….
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 SCHEME = "hf://"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(/(?P<filename>.+))?")
-MOST_BYTES = 256 << 20  # of any file that is fetched; as many as `checkpoint` reads
+MOST_BYTES = 256 << 20  # in a file to download; the same limit as in `checkpoint`
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -63,7 +63,7 @@ class HubId:
 
 @dataclass(frozen=True)
 class Access:
-    """How the client is to fetch; the defaults are its own."""
+    """Options for downloads. The defaults are those of the hub's client."""
 
     progress: Progress | None = None
     local_only: bool = False
@@ -73,13 +73,14 @@ class Access:
 
 
 def fetch(source: HubId, scale: int, access: Access = Access()) -> Path:
-    """The cached file of `source` that serves `scale`, downloaded if it is not there or its revision has moved.
+    """The cached file of `source` for `scale`. It is downloaded if it is missing or its revision has changed.
 
-    A second use of an unmoved revision costs one HEAD request, or none where the hub is out of reach.
+    If the revision has not changed, this costs one HEAD request, or none if the hub cannot be reached.
 
     Raises:
-        DownloadError: no such repository, revision or file, no access, no connection, or damaged on the way.
-        WeightsError: the repository has nothing for this scale.
+        DownloadError: the repository, revision or file does not exist; there is no access or no connection; or the
+            file was damaged on the way.
+        WeightsError: the repository has no weights for this scale.
     """
     if source.filename:
         return _get(source, source.filename, access)
@@ -88,11 +89,11 @@ def fetch(source: HubId, scale: int, access: Access = Access()) -> Path:
         config_path = _get(source, CONFIG, access)
     except _NoSuchFileError:
         pass
-    except _NotCachedError as error:  # the weights may be cached all the same, from a repository without a config
+    except _NotCachedError as error:  # the weights may still be cached, from a repository without a config
         out_of_reach, access = error, replace(access, local_only=True, force=False)
     else:
         config = read_config(config_path, str(source))
-        pinned = HubId(source.repo, config_path.parent.name)  # snapshots/COMMIT/config.json: both files of one commit
+        pinned = HubId(source.repo, config_path.parent.name)  # snapshots/COMMIT/config.json: take both from one commit
     names = candidates(config, scale, str(source))
     for name in names:
         try:
@@ -111,16 +112,16 @@ def read_config(path: Path, origin: str) -> dict[str, Any]:
     """Parse a repository's `config.json`.
 
     Raises:
-        WeightsError: it is no JSON object.
+        WeightsError: it is not a JSON object.
     """
     return read_json_object(path, f"{CONFIG} of {origin}")
 
 
 def candidates(config: Mapping[str, Any] | None, scale: int, origin: str) -> list[str]:
-    """File names to try for `scale`, best first, given a repository's config (None: it has none).
+    """The file names to try for `scale`, best first, given a repository's config (None: it has none).
 
     Raises:
-        WeightsError: the config says that `scale` is not there.
+        WeightsError: the config does not list `scale`, or names a file outside of the repository.
     """
     config = config or {}
     files = config.get("files")
@@ -140,14 +141,14 @@ def candidates(config: Mapping[str, Any] | None, scale: int, origin: str) -> lis
 
 
 def stays_below(name: str) -> bool:
-    """Whether a name of a stranger's leads to a place below the folder that it is put after, on any system."""
+    """Whether a name from a stranger stays below the folder that it is appended to, on any system."""
     path = PurePosixPath(name)
     plain = name.isprintable() and not path.is_absolute() and not {"\\", ":"} & set(name)
     return plain and path.parts != () and ".." not in path.parts
 
 
 def config_bytes(files: Mapping[int, str], num_features: int) -> bytes:
-    """A `config.json` that `candidates` reads, and `HASN.from_pretrained` too (for it, the scale is the largest)."""
+    """A `config.json` for `candidates` and `HASN.from_pretrained`. The latter uses the largest scale by default."""
     config = {
         "model_type": "hasn",
         "scale": max(files),
@@ -158,13 +159,13 @@ def config_bytes(files: Mapping[int, str], num_features: int) -> bytes:
 
 
 def push(repo: str, contents: Mapping[str, Path | bytes], *, private: bool | None, message: str) -> str:
-    """Make the repository if it is not there, and commit `contents` (name → file or bytes) to it.
+    """Create the repository if it does not exist, and commit `contents` (name → file or bytes) to it.
 
     Returns:
         The commit's web address.
 
     Raises:
-        DownloadError: no token, no right to write, no connection, or refused by the hub.
+        DownloadError: there is no token, no permission to write or no connection, or the hub refused.
     """
     with _explained(HubId(repo)):
         from huggingface_hub import CommitOperationAdd, HfApi
@@ -177,20 +178,20 @@ def push(repo: str, contents: Mapping[str, Path | bytes], *, private: bool | Non
 
 
 def stated_sha256(path: Path) -> str | None:
-    """The SHA-256 that the hub gave a cached file: a large one lies under that name, with a link to it.
+    """The SHA-256 of a cached file, as stated by the hub. The client stores large files under it, with a link to them.
 
-    None for a small file (named by a git hash), and on file systems without links.
+    None for small files, which are named by a git hash, and on file systems without links.
     """
     name = path.readlink().name if path.is_symlink() else ""
     return name if _SHA256.fullmatch(name) else None
 
 
 class _NoSuchFileError(DownloadError):
-    """The repository is there and the file is not."""
+    """The repository exists, but the file does not."""
 
 
 class _NotCachedError(DownloadError):
-    """The file is not in the cache, and the hub was not, or could not be, asked."""
+    """The file is not in the cache, and the hub was not asked or could not be reached."""
 
 
 def _get(source: HubId, filename: str, access: Access) -> Path:
@@ -198,7 +199,7 @@ def _get(source: HubId, filename: str, access: Access) -> Path:
         from huggingface_hub import hf_hub_download
 
         if access.progress is not None:
-            access.progress(f"{source.repo}/{filename}", 0, None)  # the client may be a while before the first byte
+            access.progress(f"{source.repo}/{filename}", 0, None)  # the first byte may take a while
         path = hf_hub_download(
             source.repo,
             filename,
@@ -215,7 +216,7 @@ def _get(source: HubId, filename: str, access: Access) -> Path:
 
 
 def _check_digest(path: Path, label: str) -> None:
-    """Compare a cached file with what the hub says of it; the client compares sizes only."""
+    """Compare a cached file with the SHA-256 that the hub states. The client compares only sizes."""
     expected = stated_sha256(path)
     if expected is None:
         return
@@ -225,16 +226,16 @@ def _check_digest(path: Path, label: str) -> None:
         path.resolve().unlink()
         path.unlink()
         raise DownloadError(
-            f"{label} came damaged: its SHA-256 is {found}, the hub says {expected}",
+            f"{label} was damaged on the way: its SHA-256 is {found}, not {expected}",
             "it was removed from the cache; try again",
         )
 
 
 def _bar_class(label: str, progress: Progress | None) -> type:
-    """A stand-in for the client's bar that draws nothing and tells `progress`."""
+    """A replacement for the client's progress bar, which draws nothing and calls `progress`."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    leader: list[object] = []  # the client may open a second bar for one file: the first one counts
+    leader: list[object] = []  # the client may open a second bar for the same file; only the first one counts
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *_: object, total: float | None = None, initial: float = 0, **__: object) -> None:
@@ -253,7 +254,7 @@ def _bar_class(label: str, progress: Progress | None) -> type:
 
 
 def _check_length(label: str, length: float) -> None:
-    """Refuse what is too large for weights, before it fills the disk."""
+    """Refuse files that are too large for weights, before they fill the disk."""
     if length > MOST_BYTES:
         raise DownloadError(
             f"{label} is larger than {MOST_BYTES / 1e6:.0f} MB; HASN's weights take 2", "nothing was kept"
@@ -262,7 +263,7 @@ def _check_length(label: str, length: float) -> None:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Keep the client from drawing a bar for each upload, which it does on any stderr."""
+    """Stop the client from drawing a bar for each upload, which it does even if stderr is not a terminal."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled():
@@ -277,13 +278,14 @@ def _no_bars() -> Iterator[None]:
 
 @contextmanager
 def _explained(source: HubId, filename: str = "") -> Iterator[None]:
-    """Turn what the client raises into errors for people, and keep its own running commentary off stderr."""
+    """Turn the client's exceptions into clear errors, and keep its log messages off stderr."""
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging as _  # noqa: F401  (importing it sets the level that is replaced below)
 
     client_log = logging.getLogger("huggingface_hub")
     level = client_log.level
     client_log.setLevel(logging.ERROR)
-    transport_error: type[Exception] = HfHubHTTPError.__mro__[1]  # the HTTP library's own, whichever it is
+    transport_error: type[Exception] = HfHubHTTPError.__mro__[1]  # the error class of its HTTP library
     try:
         with watched():
             yield
@@ -315,34 +317,32 @@ def _explain(error: Exception, source: HubId, filename: str) -> DownloadError:
         return _not_here(error, source, host)
     if isinstance(error, hub.HfHubHTTPError):
         return _refused(error, source, host)
-    if isinstance(error, OSError) and error.errno is not None:  # of this machine: the client's own carry no number
-        return DownloadError(f"cannot keep {source} in the cache: {error}", "HF_HOME names another place for it")
-    if isinstance(error, ValueError):  # the client's verdict on a malformed name
-        return DownloadError(
-            f"'{source}' cannot be asked for: {_first_line(error)}", "the form is OWNER/REPO[@REVISION]"
-        )
+    if isinstance(error, OSError) and error.errno is not None:  # from this machine; the client's errors have no number
+        return DownloadError(f"cannot store {source} in the cache: {error}", "set HF_HOME to use another folder")
+    if isinstance(error, ValueError):  # from the client, for a malformed name
+        return DownloadError(f"'{source}' is not valid: {_first_line(error)}", "the form is OWNER/REPO[@REVISION]")
     return DownloadError(
-        f"cannot fetch {source} from {host}: {_first_line(error)}", "check the connection and try again"
+        f"the connection to {host} for {source} failed: {_first_line(error)}", "check the connection and try again"
     )
 
 
 def _not_here(error: Exception, source: HubId, host: str) -> DownloadError:
-    """The file is not in the cache, and the hub did not give it: say why."""
+    """The error for a file that is not in the cache and was not downloaded, with the reason."""
     from huggingface_hub import errors as hub
 
     cause = error.__cause__
     if isinstance(cause, hub.HfHubHTTPError):
         return _refused(cause, source, host)
-    if cause is None:  # asked to look in the cache alone
-        return _NotCachedError(f"{source} is not on this machine", f"fetch it with: hasn weights pull {source}")
+    if cause is None:  # only the cache was asked
+        return _NotCachedError(f"{source} is not on this machine", f"download it with: hasn weights pull {source}")
     if isinstance(cause, hub.OfflineModeIsEnabled):
         return _NotCachedError(
-            f"{source} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            f"{source} is not on this machine, and HF_HUB_OFFLINE forbids downloads",
             f"without HF_HUB_OFFLINE: hasn weights pull {source}",
         )
     return _NotCachedError(
         f"{source} is not on this machine, and {host} cannot be reached ({_first_line(cause)})",
-        "check the connection; HF_ENDPOINT names a mirror",
+        "check the connection, or select a mirror with HF_ENDPOINT",
     )
 
 
@@ -351,9 +351,11 @@ def _refused(error: HfHubHTTPError, source: HubId, host: str) -> DownloadError:
     if status == 429:
         return DownloadError(f"{host} asks to slow down (429) for {source}", "wait a while; HF_TOKEN raises the limit")
     if status in (401, 403):
-        return DownloadError(f"{host} refuses access to {source} ({status})", "hf auth login, or a token that may")
+        return DownloadError(
+            f"{host} refuses access to {source} ({status})", "log in with hf auth login, or use another token"
+        )
     if status >= 500:
-        return DownloadError(f"{host} is out of order ({status}) for {source}", "try again later")
+        return DownloadError(f"{host} reports a server error ({status}) for {source}", "try again later")
     return DownloadError(f"{host} answers {status} for {source}: {_first_line(error)}")
 
 

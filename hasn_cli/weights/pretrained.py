@@ -1,7 +1,7 @@
-"""`HASN` with `from_pretrained`, `save_pretrained` and `push_to_hub`, as the Hugging Face ecosystem knows them.
+"""`HASN` with `from_pretrained`, `save_pretrained` and `push_to_hub`, as usual in the Hugging Face ecosystem.
 
-A class of its own, and not a base of `network.HASN`, because the mixin imports the whole hub client: a third of a
-second that a program which never goes to the hub should not pay.
+This is a separate class, because the mixin imports the whole hub client. That takes a third of a second, which programs
+that do not use the hub should not have to pay.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class HASN(
     tags=["super-resolution"],
     paper_url="https://arxiv.org/abs/2410.09844",
 ):
-    """The network of `hasn_cli.network`, from and to hub repositories and folders.
+    """The network of `hasn_cli.network`, loaded from and saved to hub repositories and folders.
 
-    `HASN.from_pretrained("OWNER/REPO", scale=2)` takes all that `-w OWNER/REPO` takes; without `scale` it is the one in
-    the repository's `config.json`. What `push_to_hub` and `save_pretrained` write, `-w` reads.
+    `HASN.from_pretrained("OWNER/REPO", scale=2)` reads the same repositories as `-w OWNER/REPO`. Without `scale`, the
+    repository's `config.json` tells the scale. `-w` reads what `push_to_hub` and `save_pretrained` write.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> HASN:
-        """As the mixin's.
+        """Load the network; see `PyTorchModelHubMixin.from_pretrained`.
 
         Raises:
             WeightsError: the weights or `config.json` cannot be used.
@@ -57,9 +57,9 @@ class HASN(
         token: str | bool | None,
         map_location: str = "cpu",
         scale: int = 4,
-        **_: Any,  # strict (it always is), num_features (read off the shapes)
+        **_: Any,  # strict (always True), num_features (known from the shapes)
     ) -> HASN:
-        """What the mixin calls once it has read the config; raises `WeightsError` as `weights.load_network` does."""
+        """Called by the mixin after it has read the config. Raises `WeightsError` like `weights.load_network`."""
         folder = Path(model_id)
         if folder.is_dir():
             path = find_in_folder(folder, scale)

@@ -1,10 +1,10 @@
-"""PyTorch's own files (`.pth`, `.pt`, `.ckpt`) read as data: tensors and plain values, and nothing else.
+"""Read PyTorch's own files (`.pth`, `.pt`, `.ckpt`) as data: tensors and plain values, and nothing else.
 
-`torch.load(weights_only=True)` runs no code of a stranger's, but it calls the constructors that it knows with any
-arguments, so a file of one kilobyte can ask for any amount of memory. And it reads zip archives with a library of its
-own, which need not see what a check by `zipfile` saw. So the few instructions that a file of tensors needs are carried
-out here: `pickletools` takes the pickle apart, `zipfile` alone reads the archive, and every tensor must lie within the
-bytes that the file holds. Time and memory grow with the file's size and with nothing else.
+`torch.load(weights_only=True)` runs no code from the file, but it calls known constructors with any arguments, so a
+file of one kilobyte can ask for any amount of memory. It also reads zip archives with a library of its own, which may
+find other content than a check with `zipfile`. So this module carries out the few instructions that a file of tensors
+needs: `pickletools` parses the pickle, only `zipfile` reads the archive, and every tensor must lie within the bytes of
+the file. Time and memory depend only on the file's size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hasn_cli.errors import WeightsError
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 ENCRYPTED = 1  # a flag of zip members
-LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # before PyTorch 1.6, and still with an option
+LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the format before PyTorch 1.6, still available
 MOST_DIMENSIONS = 8
 OTHER_FORM = "ask its author for a .safetensors file"
 
@@ -45,17 +45,17 @@ _DTYPES = {
 
 
 def read_pytorch_file(path: Path, most_pickle: int) -> object:
-    """What `torch.save` put into a file, as far as that is tensors in dicts, lists and tuples beside plain values.
+    """Read a file from `torch.save` that contains only tensors and plain values in dicts, lists and tuples.
 
     Args:
-        path: the file, of a size that may be read into memory.
-        most_pickle: bytes of the pickle, which describes the tensors; its instructions are carried out one by one.
+        path: the file, small enough to be read into memory.
+        most_pickle: the limit in bytes for the pickle, which describes the tensors.
 
     Returns:
-        The object; every tensor is on the CPU, and every kind of dict is a dict.
+        The object. Every tensor is on the CPU, and every kind of dict is a plain dict.
 
     Raises:
-        WeightsError: the file is damaged, compressed, or holds anything else.
+        WeightsError: the file is damaged, compressed, or contains anything else.
         OSError: it cannot be read.
     """
     data = path.read_bytes()
@@ -65,29 +65,29 @@ def read_pytorch_file(path: Path, most_pickle: int) -> object:
         return _read_legacy(data, path, most_pickle)
     except WeightsError:
         raise
-    except Exception as error:  # a damaged file stumbles in any way there is
+    except Exception as error:  # a damaged file can raise anything
         raise WeightsError(f"{path} is damaged ({_first_line(error)})", "download or copy it again") from None
 
 
 def _members(data: bytes, path: Path) -> dict[str, bytes]:
-    """Every member of a zip archive, which must be stored as it is and whole.
+    """Every member of a zip archive, which must be complete and not compressed.
 
-    PyTorch stores tensors as they are; in a compressed archive a small file would grow to gigabytes when read.
+    PyTorch does not compress tensors. In a compressed archive, a small file could grow to gigabytes when read.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
             if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-                raise WeightsError(f"{path} is compressed, as PyTorch writes no file", OTHER_FORM)
+                raise WeightsError(f"{path} is compressed, which PyTorch's files are not", OTHER_FORM)
             names = {info.filename for info in infos}
             if len(names) < len(infos) or any(info.flag_bits & ENCRYPTED for info in infos):
-                raise WeightsError(f"{path} is no archive as PyTorch writes it", OTHER_FORM)
+                raise WeightsError(f"{path} is not an archive from PyTorch", OTHER_FORM)
             if sum(info.file_size for info in infos) > len(data):  # members that share their bytes
-                raise WeightsError(f"{path} is smaller than what it claims to hold", OTHER_FORM)
+                raise WeightsError(f"{path} contains less than it claims", OTHER_FORM)
             return {info.filename: archive.read(info) for info in infos}
     except WeightsError:
         raise
-    except Exception as error:  # NotImplementedError, struct.error, …: what cannot be checked is not read
+    except Exception as error:  # NotImplementedError, struct.error, …: members that cannot be checked are not read
         raise WeightsError(
             f"{path} is damaged: its archive cannot be read ({_first_line(error)})", "download or copy it again"
         ) from None
@@ -96,7 +96,7 @@ def _members(data: bytes, path: Path) -> dict[str, bytes]:
 def _read_archive(members: Mapping[str, bytes], path: Path, most_pickle: int) -> object:
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise WeightsError(f"{path} is no archive as PyTorch writes it", OTHER_FORM)
+        raise WeightsError(f"{path} is not an archive from PyTorch", OTHER_FORM)
     folder = pickles[0].removesuffix("data.pkl")
     if members.get(f"{folder}byteorder", b"little") != b"little":
         raise WeightsError(f"{path} was written on a big-endian machine", OTHER_FORM)
@@ -108,7 +108,7 @@ def _read_archive(members: Mapping[str, bytes], path: Path, most_pickle: int) ->
 
 
 def _read_legacy(data: bytes, path: Path, most_pickle: int) -> object:
-    """A magic number, a version, a description of the machine, the object, its storages' keys; then the storages."""
+    """Read the old format: a magic number, a version, facts about the machine, the object, its storages' keys; data."""
     stream = io.BytesIO(data[: 2 * most_pickle])  # all of the pickles
     known: dict[str, torch.dtype] = {}
 
@@ -119,7 +119,7 @@ def _read_legacy(data: bytes, path: Path, most_pickle: int) -> object:
     machine = _Machine(path, _Storages(remember), shape_only=True)
     magic = machine.run(stream)
     if magic != LEGACY_MAGIC or machine.run(stream) != LEGACY_VERSION:
-        raise WeightsError(f"{path} is damaged, or holds more than tensors", OTHER_FORM)
+        raise WeightsError(f"{path} is damaged, or contains more than tensors", OTHER_FORM)
     system = machine.run(stream)
     if not (isinstance(system, dict) and system.get("little_endian")):
         raise WeightsError(f"{path} was written on a big-endian machine", OTHER_FORM)
@@ -137,15 +137,15 @@ def _read_legacy(data: bytes, path: Path, most_pickle: int) -> object:
 
 
 def _legacy_storages(data: bytes, position: int, keys: object, known: Mapping[str, torch.dtype]) -> dict[str, bytes]:
-    """Each storage's bytes: a count of elements in 8 bytes, and the elements."""
+    """The bytes of each storage. A storage consists of the number of elements in 8 bytes, and the elements."""
     if not isinstance(keys, list) or sorted(keys) != sorted(known):
-        raise ValueError("its storages are not those that its tensors need")
+        raise ValueError("the storages are not those that the tensors need")
     stored = {}
     for key in keys:
         (count,) = struct.unpack_from("<q", data, position)
         end = position + 8 + count * known[key].itemsize
         if count < 0 or end > len(data):
-            raise ValueError("it ends too early")
+            raise ValueError("the file ends too early")
         stored[key] = data[position + 8 : end]
         position = end
     return stored
@@ -160,14 +160,14 @@ def _limited(pickled: bytes, path: Path, most: int) -> bytes:
 
 
 def _flat(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
-    """A storage as a tensor of one dimension."""
+    """Turn a storage into a tensor of one dimension."""
     if count * dtype.itemsize != len(data):
         raise ValueError(f"a storage of {count} numbers has {len(data)} bytes")
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 class _Storages:
-    """Storages by their keys, each made once, however many tensors share it."""
+    """Storages by their keys. Each is loaded once, even if several tensors share it."""
 
     def __init__(self, load: Callable[[str, torch.dtype, int], Tensor]) -> None:
         self._load = load
@@ -176,28 +176,28 @@ class _Storages:
     def __call__(self, identifier: object) -> Tensor:
         """The storage that a pickle refers to as `("storage", type, key, device, count, …)`."""
         if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6 or identifier[0] != "storage":
-            raise ValueError("a reference to no storage")
+            raise ValueError("a reference to something that is not a storage")
         _, kind, key, _, count = identifier[:5]
         if not (isinstance(kind, _Global) and isinstance(kind.value, torch.dtype)):
-            raise ValueError("a storage of no known type")
+            raise ValueError("a storage of an unknown type")
         if type(key) is not str or type(count) is not int or count < 0:
             raise ValueError("a storage without a key or a size")
         if key not in self._loaded:
             self._loaded[key] = self._load(key, kind.value, count)
         if self._loaded[key].dtype != kind.value:
-            raise ValueError(f"storage {key} of two types")
+            raise ValueError(f"storage {key} has two types")
         return self._loaded[key]
 
 
 @dataclass(frozen=True)
 class _Global:
-    """A name that a pickle may import: a function of ours in the place of the one it means, or a dtype."""
+    """What a name that a pickle may import stands for: a function of this module, or a dtype."""
 
     value: Callable[..., object] | torch.dtype
 
 
 class _Machine:
-    """Carries out the instructions of pickles. Nothing is imported, and only functions of this module are called."""
+    """Carries out the instructions of pickles. It imports nothing, and calls only functions of this module."""
 
     def __init__(self, path: Path, storages: _Storages, *, shape_only: bool = False) -> None:
         self._path = path
@@ -215,7 +215,7 @@ class _Machine:
         } | {f"torch {name}": _Global(dtype) for name, dtype in _DTYPES.items()}
 
     def run(self, stream: io.BytesIO) -> object:
-        """Carry out one pickle, from where `stream` stands up to its end."""
+        """Carry out one pickle, from the current position of `stream` to the pickle's end."""
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -230,8 +230,8 @@ class _Machine:
             elif opcode.name == "STOP":
                 return self._stack.pop()
             elif opcode.name != "PROTO":
-                raise WeightsError(f"{self._path} is damaged, or holds more than tensors", OTHER_FORM)
-        raise ValueError("it ends too early")
+                raise WeightsError(f"{self._path} is damaged, or contains more than tensors", OTHER_FORM)
+        raise ValueError("the pickle ends too early")
 
     def _mark(self, _: object) -> None:
         self._marks.append(len(self._stack))
@@ -288,9 +288,9 @@ class _Machine:
 
     def _refuse(self, name: str) -> NoReturn:
         if name.startswith("torch._utils _rebuild"):
-            message = f"{self._path} holds another kind of tensor than HASN's ({name.rpartition(' ')[2]})"
+            message = f"{self._path} contains a kind of tensor that HASN does not use ({name.rpartition(' ')[2]})"
         else:
-            message = f"{self._path} holds more than tensors and is refused: loading it could run any code"
+            message = f"{self._path} contains more than tensors and is refused: loading it could run any code"
         raise WeightsError(message, OTHER_FORM)
 
     def _persistent(self, _: object) -> None:
@@ -299,19 +299,19 @@ class _Machine:
     def _reduce(self, _: object) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, _Global) or isinstance(function.value, torch.dtype):
-            raise ValueError("it calls what is no function")
+            raise ValueError("it calls something that is not a function")
         if type(arguments) is not tuple:
-            raise ValueError("it calls a function without arguments")
+            raise ValueError("it calls a function with invalid arguments")
         self._stack.append(function.value(*arguments))
 
     def _build(self, _: object) -> None:
-        """Attributes of a dict, such as the versions of modules: not needed here."""
+        """Discard the attributes of a dict, such as the versions of modules. They are not needed here."""
         self._stack.pop()
         self._top(dict)
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
-            raise ValueError(f"it fills what is no {kind.__name__}")
+            raise ValueError(f"it fills something that is not a {kind.__name__}")
         return self._stack[-1]
 
 
@@ -341,7 +341,7 @@ _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "S
 
 
 def _key(key: object) -> object:
-    """A dict's key of a kind that costs nothing to hash: the hash of nested tuples goes as deep as they do."""
+    """Check that a dict's key is of a simple type. Others are refused, since hashing nested tuples is recursive."""
     if not isinstance(key, str | int | float | None):
         raise ValueError(f"a {type(key).__name__} as a key")
     return key
@@ -349,30 +349,31 @@ def _key(key: object) -> object:
 
 def _dict(pairs: object = ()) -> dict[Any, Any]:
     if not isinstance(pairs, list | tuple):
-        raise ValueError("a dict of no pairs")
+        raise ValueError("a dict without pairs")
     return {_key(key): value for key, value in pairs}
 
 
 def _tuple(values: object) -> tuple[Any, ...]:
     if type(values) is not tuple:
-        raise ValueError("a size that is none")
+        raise ValueError("an invalid size")
     return values
 
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
-    """A tensor that lies within its storage."""
+    """Build a tensor that lies within its storage."""
     if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise ValueError("a tensor of no storage, size or stride")
+        raise ValueError("a tensor without a storage, size or stride")
     if len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
         raise ValueError(f"a tensor of {len(size)} dimensions")
     if any(type(number) is not int or not 0 <= number < 1 << 62 for number in (offset, *size, *stride)):
-        raise ValueError("a tensor whose size is no number")
-    return storage.as_strided(size, stride, offset)  # type: ignore[arg-type] # which checks that it lies within
+        raise ValueError("a tensor with an invalid size")
+    # as_strided checks that the tensor lies within its storage
+    return storage.as_strided(size, stride, offset)  # type: ignore[arg-type] # the checks above guarantee the types
 
 
 def _parameter(data: object, *_: object) -> Tensor:
     if not isinstance(data, Tensor):
-        raise ValueError("a parameter that is no tensor")
+        raise ValueError("a parameter that is not a tensor")
     return data
 
 

@@ -1,7 +1,7 @@
-"""One module a family of formats; each reads from a `Source` under a `Limit` and writes to a stream.
+"""One module for each family of formats. Each reads from a `Source` under a `Limit` and writes to a stream.
 
-Readers and writers may raise anything over a broken file or an impossible picture: their callers make it an
-`ImageError`. What is refused on purpose is a `ValueError` whose message completes "cannot be read: …".
+Readers and writers may raise any exception for a broken file or an unsupported picture: their callers turn it into an
+`ImageError`. If they refuse a file on purpose, they raise a `ValueError` with the reason.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, BinaryIO
 
+from hasn_cli.images.limits import Limit
 from hasn_cli.images.picture import EncodeOptions, Picture
-from hasn_cli.images.source import Limit, Source
+from hasn_cli.images.source import Source
 
-# format → module, and the ending of its functions' names where a module serves several formats
+# format → module, and the ending of its functions' names if the module serves several formats
 _CODECS = {
     "jpeg": ("jpeg", ""),
     "png": ("png", ""),
@@ -33,13 +34,13 @@ _CODECS = {
 
 
 def read(format: str, source: Source, limit: Limit) -> Picture:
-    """Read a picture's header by the reader of its format."""
+    """Read a picture's header with the reader for its format."""
     picture: Picture = _function(format, "read")(source, limit)
     return picture
 
 
 def write(picture: Picture, stream: BinaryIO, format: str, options: EncodeOptions) -> None:
-    """Write a picture that its format can hold, to a stream that can be read and sought too."""
+    """Write a picture, which the format must be able to hold. The stream must also support reading and seeking."""
     _function(format, "write")(picture, stream, options)
 
 

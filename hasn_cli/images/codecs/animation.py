@@ -1,4 +1,4 @@
-"""What writers of animations share."""
+"""Helpers that the writers of animations share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hasn_cli.images.picture import Picture, Pixels
 
 
 def changed_area(before: Pixels | None, now: Pixels) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of the smallest rectangle that holds all that differs; one pixel where nothing does."""
+    """Top, left, bottom, right of the smallest rectangle with all differences; a single pixel if there are none."""
     if before is None:
         return 0, 0, now.shape[0], now.shape[1]
     differs = (before != now).any(axis=2)
@@ -29,11 +29,11 @@ def to_image(pixels: Pixels) -> Image.Image:
 
 
 class Ticks:
-    """Durations in whole units; what rounding takes from one frame the next gets, so that the whole lasts as long.
+    """Converts durations to whole units. Rounding errors are carried to the next frame, so the total stays the same.
 
     Args:
         unit: in milliseconds.
-        least: what no frame is shortened below that is as long by itself.
+        least: a frame that lasts at least this many units is not shortened below it.
     """
 
     def __init__(self, unit: int, least: int = 0) -> None:
@@ -42,18 +42,18 @@ class Ticks:
         self._due = 0.0
 
     def __call__(self, duration: float | None) -> int:
-        """The next frame's, from its duration in milliseconds."""
+        """The next frame's duration in units, from its duration in milliseconds."""
         alone = (duration or 0) / self._unit
         ticks = max(round(self._due + alone), self._least if round(alone) >= self._least else 0)
-        self._due = max(self._due + alone - ticks, -0.5)  # more is no matter of rounding
+        self._due = max(self._due + alone - ticks, -0.5)  # a larger difference does not come from rounding
         return ticks
 
 
 class Film(Image.Image):
-    """A picture's frames as one Pillow image that is sought through, each frame made when its turn comes.
+    """A picture's frames as one seekable Pillow image. Each frame is computed when it is needed.
 
-    Pillow's writers ask for a list of images, which would hold every frame at once, but take an image of many frames
-    too. `durations` is filled in as the frames come; Pillow reads an entry only after the frame it belongs to.
+    Pillow's writers accept a list of images, which would keep every frame in memory, or one image with many frames.
+    `durations` is filled in frame by frame; Pillow reads an entry only after the frame it belongs to.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -67,7 +67,7 @@ class Film(Image.Image):
         self.seek(0)
 
     def seek(self, frame: int) -> None:
-        """Go on to the next frame; asked to go back, stay, since writers do so only when they have finished."""
+        """Go on to a later frame. Seeking back does nothing: writers do it only when they have finished."""
         if frame >= self.n_frames:
             raise EOFError
         while self._at < frame:

@@ -1,6 +1,7 @@
-"""A profile, EXIF and XMP put into a still AVIF that libavif wrote without them (ISO/IEC 14496-12 and 23008-12).
+"""Adds a profile, EXIF and XMP to a still AVIF that libavif wrote without them (ISO/IEC 14496-12 and 23008-12).
 
-Pillow's writer takes metadata but cannot leave colours as they are; imagecodecs' can, and takes no metadata.
+Pillow's writer supports metadata but always converts colours to YCbCr; that of imagecodecs keeps RGB but does not
+support metadata.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ _XMP_TYPE = b"application/rdf+xml\0"
 
 
 def with_metadata(data: bytes, metadata: Metadata) -> bytes:
-    """The file with the metadata in it, its pixels' bytes untouched.
+    """Add the metadata to the file. The bytes of the pixels do not change.
 
     Raises:
-        ValueError: it is not built as libavif builds stills.
+        ValueError: the file does not have the structure that libavif gives to still pictures.
     """
     file = {kind: bytes(body) for kind, body in boxes(data)}
     parts = {kind: bytes(body) for kind, body in boxes(file[b"meta"][4:])}
     if list(file) != [b"ftyp", b"meta", b"mdat"] or parts[b"iloc"][:6] != _FULL + b"\x44\0":
-        raise ValueError("an AVIF of unknown build")
+        raise ValueError("the AVIF has an unknown structure")
     items = []
     if metadata.exif:
         items.append((b"Exif\0", bytes(4) + metadata.exif))
@@ -39,7 +40,7 @@ def with_metadata(data: bytes, metadata: Metadata) -> bytes:
     if items:
         parts[b"iref"] += b"".join(described)
     bodies = [body for _, body in items]
-    # the places are counted from the file's beginning, and so move with the very box that states them
+    # offsets count from the beginning of the file, so they change with the length of the box that states them
     grown = len(_meta(parts, _with_places(parts[b"iloc"], 0, 0, bodies, numbers))) - len(box(b"meta", file[b"meta"]))
     places = _with_places(parts[b"iloc"], grown, len(data) + grown + 8, bodies, numbers)
     added = box(b"mdat", *bodies) if items else b""
@@ -57,7 +58,7 @@ def _last_item(iinf: bytes) -> int:
 
 def _with_items(iinf: bytes, kinds: list[bytes], numbers: range) -> bytes:
     (count,) = struct.unpack_from(">H", iinf, 4)
-    # version 2, number, no protection, then the kind, an empty name, and what a kind adds
+    # version 2, number, no protection; then the kind, an empty name and fields that depend on the kind
     entries = [
         box(b"infe", b"\2\0\0\0", struct.pack(">HH", number, 0), kind)
         for number, kind in zip(numbers, kinds, strict=True)
@@ -66,7 +67,7 @@ def _with_items(iinf: bytes, kinds: list[bytes], numbers: range) -> bytes:
 
 
 def _with_places(iloc: bytes, shift: int, start: int, bodies: list[bytes], numbers: range) -> bytes:
-    """The places of all items, those that are there shifted, the new ones from `start` on."""
+    """The places of all items: the existing ones shifted, and the new ones from `start` on."""
     (count,) = struct.unpack_from(">H", iloc, 6)
     result, at = iloc[:6] + struct.pack(">H", count + len(bodies)), 8
     for _ in range(count):
@@ -83,7 +84,7 @@ def _with_places(iloc: bytes, shift: int, start: int, bodies: list[bytes], numbe
 
 
 def _with_profile(iprp: bytes, icc: bytes) -> bytes:
-    """The properties, and among those of the main picture, whose entry is the first, a profile."""
+    """Add a profile to the properties, and assign it to the main picture, whose entry is the first."""
     found = {kind: bytes(body) for kind, body in boxes(iprp)}
     properties, owners = found[b"ipco"], found[b"ipma"]
     index = sum(1 for _ in boxes(properties)) + 1

@@ -1,4 +1,4 @@
-"""Where the frames of an animated AVIF lie in its file (ISO/IEC 14496-12, 8.7), so that one cut off can be named."""
+"""Finds the frames of an animated AVIF in its file (ISO/IEC 14496-12, 8.7), to report a frame that is cut off."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MAX_PADDING = 1 << 28
 
 
 def mended(data: bytes) -> tuple[bytes, int | None]:
-    """A file that breaks off, filled up with zeros to its length, and which frame is the first that lacks bytes.
+    """Pad a truncated file with zeros to its declared length, and find the first frame that is incomplete.
 
     Returns:
-        the file itself and None where nothing is missing, or where it cannot be mended.
+        The padded file and the index of that frame; the file itself and None if it is complete or cannot be mended.
     """
     length = declared_length(data)
     if not len(data) < length <= len(data) + _MAX_PADDING:
@@ -46,7 +46,7 @@ def _places(data: bytes) -> list[tuple[int, int]]:
     places: list[tuple[int, int]] = []
     run = samples = 0
     for number, offset in enumerate(offsets, 1):
-        # runs of chunks with equally many samples, in order; each states the first chunk of the run
+        # runs of chunks with the same number of samples, in order; each run states its first chunk
         while run < runs and struct.unpack_from(">I", table[b"stsc"], 8 + 12 * run)[0] <= number:
             (samples,) = struct.unpack_from(">I", table[b"stsc"], 12 + 12 * run)
             run += 1

@@ -1,4 +1,4 @@
-"""The sizes that coded AV1 and HEVC pictures declare, bit by bit (AV1 specification, 5.5; ITU-T H.265, 7.3.2)."""
+"""Reads the sizes that coded AV1 and HEVC pictures declare (AV1 specification, 5.5; ITU-T H.265, 7.3.2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ _SPS = 33
 
 
 class Bits:
-    """Bits of a byte string, the highest of each byte first."""
+    """Reads a byte string bit by bit, starting with the highest bit of each byte."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "big")
@@ -17,7 +17,7 @@ class Bits:
         """The next bits as a number.
 
         Raises:
-            ValueError: there are not as many left.
+            ValueError: fewer bits are left.
         """
         self._left -= count
         if self._left < 0:
@@ -25,7 +25,7 @@ class Bits:
         return self._value >> self._left & ((1 << count) - 1)
 
     def golomb(self) -> int:
-        """A number in exponential Golomb code."""
+        """The next number, in exponential Golomb code."""
         zeros = 0
         while not self.take(1):
             zeros += 1
@@ -35,7 +35,7 @@ class Bits:
 
 
 def av1_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width in the first sequence header among AV1's units; None where there is none.
+    """Height and width in the first sequence header among AV1 units; None if there is no such header.
 
     Raises:
         ValueError: the units are broken.
@@ -61,7 +61,7 @@ def av1_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _sequence_size(bits: Bits) -> tuple[int, int]:
-    bits.take(4)  # the profile, and whether it is a still
+    bits.take(4)  # the profile, and whether it is a still picture
     if bits.take(1):
         bits.take(5)
     else:
@@ -73,11 +73,11 @@ def _sequence_size(bits: Bits) -> tuple[int, int]:
 
 def _skip_operating_points(bits: Bits) -> None:
     delay_length = None
-    if bits.take(1):  # timing
+    if bits.take(1):  # timing information follows
         bits.take(64)
         if bits.take(1):
             bits.golomb()
-        if bits.take(1):  # a decoder's model
+        if bits.take(1):  # a decoder model follows
             delay_length = bits.take(5) + 1
             bits.take(42)
     shown_later = bits.take(1)
@@ -116,7 +116,7 @@ def hevc_size(configuration: bytes) -> list[tuple[int, int]]:
 def _sps_size(unit: bytes) -> tuple[int, int]:
     bits = Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))
     bits.take(4)
-    layers = bits.take(3)  # but one
+    layers = bits.take(3)  # their number minus one
     bits.take(1 + 96)  # profile, tier and level
     present = [bits.take(2) for _ in range(layers)]
     bits.take(2 * (8 - layers) if layers else 0)

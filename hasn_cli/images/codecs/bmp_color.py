@@ -1,18 +1,18 @@
-"""What a BMP of version 4 or 5 says of its colours (Microsoft, BITMAPV5HEADER)."""
+"""Reads the colour space of a BMP of version 4 or 5 (Microsoft, BITMAPV5HEADER)."""
 
 from __future__ import annotations
 
 import struct
 from typing import Any
 
-_HEADER = 14  # where the header begins
+_HEADER = 14  # offset of the header
 _CALIBRATED, _EMBEDDED = 0, int.from_bytes(b"MBED", "big")
 _XYZ = 2.0**-30
 _GAMMA = 2.0**-16
 
 
 def read_colors(data: bytes) -> dict[str, Any]:
-    """A profile, or the primaries and the gamma, as fields of `Metadata`; none where the file says nothing, or sRGB."""
+    """The profile, or primaries and gamma, as fields of `Metadata`; empty if the file states sRGB or nothing."""
     (size,) = struct.unpack_from("<L", data, _HEADER)
     if size < 108 or len(data) < _HEADER + size:
         return {}

@@ -1,6 +1,6 @@
-"""Run-length encoded BMP (Microsoft, Windows GDI: Bitmap Compression), unpacked to a BMP that is not encoded.
+"""Unpacks a run-length encoded BMP to an uncompressed one (Microsoft, Windows GDI: Bitmap Compression).
 
-Pillow unpacks it too, but takes a step for each pixel of a line that is skipped.
+Pillow can unpack it too, but it takes a step for each pixel of a skipped line, which is slow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _HEAD = 14 + 40  # bytes up to the end of the first of them
 
 
 def compression_of(data: bytes) -> int:
-    """The number of a BMP's compression; 0 for one whose header states none."""
+    """The number of a BMP's compression; 0 if its header does not state one."""
     if len(data) < _HEAD or struct.unpack_from("<I", data, 14)[0] not in _HEADERS:
         return 0
     number: int = struct.unpack_from("<I", data, 30)[0]
@@ -24,7 +24,7 @@ def compression_of(data: bytes) -> int:
 
 
 def unpacked(name: str, data: bytes, limit: Limit) -> bytes:
-    """A BMP of the same pixels, 8 bits each, and the same palette.
+    """Convert to an uncompressed BMP with the same pixels, 8 bits each, and the same palette.
 
     Args:
         name: for messages.
@@ -32,8 +32,8 @@ def unpacked(name: str, data: bytes, limit: Limit) -> bytes:
         limit: for its size.
 
     Raises:
-        ImageError: it declares too many pixels.
-        ValueError: it has fewer pixels than it declares.
+        ImageError: the BMP declares too many pixels.
+        ValueError: it contains fewer pixels than it declares.
     """
     (start,) = struct.unpack_from("<I", data, 10)
     width, height = struct.unpack_from("<ii", data, 18)
@@ -50,7 +50,7 @@ def unpacked(name: str, data: bytes, limit: Limit) -> bytes:
 
 
 def _pixels(data: bytes, at: int, width: int, height: int, four: bool) -> bytearray:
-    """Indices into the palette, in the order of the file."""
+    """Unpack to palette indices, in the order of the file."""
     total = width * height
     pixels = bytearray(total)
     done = x = 0
@@ -76,7 +76,7 @@ def _pixels(data: bytes, at: int, width: int, height: int, four: bool) -> bytear
             done, x = done + len(read), x + value
             at += len(packed) + len(packed) % 2
     if done < total:
-        raise ValueError("its image data are truncated")
+        raise ValueError("its image data is truncated")
     return pixels
 
 

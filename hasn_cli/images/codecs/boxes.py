@@ -1,7 +1,8 @@
-"""Boxes, which JP2 and JPEG XL files are made of: length, type of four letters, body (ISO/IEC 15444-1, annex I.4)."""
+"""Boxes, the parts of JP2, JPEG XL, AVIF and HEIC files: length, four-letter type, body (ISO/IEC 15444-1, I.4)."""
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
     Raises:
         ValueError: a box reaches beyond the data.
-        TooMuch: there are too many.
+        TooMuch: there are too many boxes.
     """
     view = memoryview(data)
     count = Count("boxes")
@@ -35,7 +36,7 @@ def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def declared_length(data: bytes) -> int:
-    """Where the boxes of a file that may be cut off end, or would end, by what they say of their lengths."""
+    """The length that a file should have according to its boxes. A truncated file is shorter."""
     at = 0
     while at + 8 <= len(data):
         length, _ = struct.unpack_from(">I4s", data, at)
@@ -47,8 +48,17 @@ def declared_length(data: bytes) -> int:
     return at
 
 
+def top_kinds(data: bytes) -> set[bytes]:
+    """The types of a file's boxes, as far as their lengths make sense."""
+    kinds = set()
+    with contextlib.suppress(ValueError):
+        for kind, _ in boxes(data):
+            kinds.add(kind)
+    return kinds
+
+
 def box(kind: bytes, *parts: bytes | bytearray) -> bytes:
-    """One box."""
+    """Build one box from its type and the parts of its body."""
     length = 8 + sum(map(len, parts))
     if length < 2**32:
         return b"".join((struct.pack(">I4s", length, kind), *parts))

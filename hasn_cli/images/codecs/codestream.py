@@ -1,7 +1,7 @@
-"""How much work a JPEG 2000 codestream is, told from its headers alone (ISO/IEC 15444-1, annex A and B).
+"""Estimates the work to decode a JPEG 2000 codestream from its headers alone (ISO/IEC 15444-1, annex A and B).
 
-The format lets a few bytes declare a precinct or a block of code for each pixel, or thousands of layers, for each
-of which a decoder reserves memory before it looks at the data.
+A few bytes can declare a precinct or a code block for each pixel, or thousands of layers. For each of them, a decoder
+allocates memory before it looks at the data.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from dataclasses import dataclass, field
 from hasn_cli.images.limits import Count, TooMuch
 
 _SIZ, _COD, _COC, _SOT, _SOD, _EOC = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93, 0xFFD9
-_FEW = 65_536  # that a decoder handles in no time, however small the picture
-_FEW_TILES = 4096  # each takes some 10 KB
-_TILE_SAMPLES = 1024  # on average at least, of a tile: 32 × 32
-_SAMPLES = 64  # on average at least, of a precinct or block: 8 × 8; encoders make blocks of 32 × 32 or 64 × 64
-_PACKET_SAMPLES = 16  # on average at least, of a packet, of which each precinct has one a layer
-_WHOLE = 15  # the exponent of a precinct's sides where none is stated
+_FEW = 65_536  # always allowed: a decoder handles this many quickly
+_FEW_TILES = 4096  # always allowed; each tile takes about 10 KB
+_TILE_SAMPLES = 1024  # the smallest average size of a tile: 32 × 32
+_SAMPLES = 64  # the smallest average size of a precinct or block: 8 × 8; encoders use blocks of 32 × 32 or 64 × 64
+_PACKET_SAMPLES = 16  # the smallest average size of a packet; each precinct has one packet per layer
+_WHOLE = 15  # the exponent of a precinct's sides if none is stated
 
 
 @dataclass
 class _Style:
-    """The finest division that any header of a codestream states for each level, 0 the largest, and the most layers."""
+    """The finest division that any header states for each level (0 is the largest), and the largest layer count."""
 
     layers: int = 1
     blocks: dict[int, int] = field(default_factory=dict)  # the exponent of a block's area
     precincts: dict[int, tuple[int, int]] = field(default_factory=dict)  # exponents of its width and height
 
     def add(self, level: int, block: int, across: int, down: int) -> None:
-        """Take in what one header states of a level."""
+        """Add the values that one header states for a level."""
         known = self.precincts.get(level, (across, down))
         self.precincts[level] = (min(known[0], across), min(known[1], down))
         self.blocks[level] = min(self.blocks.get(level, block), block)
 
 
 def check(data: bytes) -> None:
-    """See that a codestream is divided no finer than its pixels justify.
+    """Check that a codestream is not divided more finely than its pixels justify.
 
     Raises:
-        ValueError: it is broken.
-        TooMuch: it is.
+        ValueError: the codestream is broken.
+        TooMuch: it is divided too finely.
     """
     head = memoryview(data)
     x1, y1, x0, y0, across, down, tile_x, tile_y = struct.unpack_from(">8I", head, 8)
     (components,) = struct.unpack_from(">H", head, 40)
     if not (across and down and tile_x <= x0 < x1 and tile_y <= y0 < y1):
-        raise ValueError("its size is stated wrongly")
+        raise ValueError("its header states an invalid size")
     tiles = -((x1 - tile_x) // -across) * -((y1 - tile_y) // -down)
     samples = (x1 - x0) * (y1 - y0) * components
     style = _finest(data)
@@ -56,7 +56,7 @@ def check(data: bytes) -> None:
     precincts = blocks = 0
     for level, (precinct_wide, precinct_high) in style.precincts.items():
         wide, high = -(width // -(1 << level)), -(height // -(1 << level))
-        # a tile may begin anywhere within a precinct, and so reach into one more in each direction
+        # a tile may begin in the middle of a precinct, and so extend into one more in each direction
         more = 0 if tiles == 1 and (x0, y0) == (0, 0) else 1
         rows, columns = ((high - 1) >> precinct_high) + 1 + more, ((wide - 1) >> precinct_wide) + 1 + more
         precincts += rows * columns if min(precinct_wide, precinct_high) < _WHOLE else 1
@@ -73,37 +73,37 @@ def _bound(what: str, count: int, most: int) -> None:
 
 
 def _finest(data: bytes) -> _Style:
-    """What all headers together state, those of tiles included."""
+    """Combine the values of all headers, including those of tiles."""
     style = _Style()
     for marker, body in _segments(data):
         if marker == _COD:
             (layers,) = struct.unpack_from(">H", body, 2)
             style.layers = max(style.layers, layers)
-            _take_in(style, bytes(body[5:]), stated=bool(body[0] & 1))
-        elif marker == _COC:  # the component's number has one byte where there are fewer than 257
-            _take_in(style, bytes(body[2:]), stated=bool(body[1] & 1))
+            _add_style(style, bytes(body[5:]), stated=bool(body[0] & 1))
+        elif marker == _COC:  # the component's number takes one byte if there are fewer than 257
+            _add_style(style, bytes(body[2:]), stated=bool(body[1] & 1))
     return style
 
 
-def _take_in(style: _Style, body: bytes, stated: bool) -> None:
+def _add_style(style: _Style, body: bytes, stated: bool) -> None:
     levels, width, height = body[0], (body[1] & 15) + 2, (body[2] & 15) + 2
     if levels > 32 or width + height > 12 or (stated and len(body) < 6 + levels):
-        raise ValueError("its coding style is stated wrongly")
+        raise ValueError("its header states an invalid coding style")
     sizes = [(byte & 15, byte >> 4) for byte in body[5 : 6 + levels]] if stated else []
     for level in range(levels + 1):
         across, down = sizes[levels - level] if stated else (_WHOLE, _WHOLE)
-        # the precinct of a level but the lowest holds three bands of half its sides, and cuts blocks to that
+        # except on the lowest level, a precinct has three bands of half its size, which also limit the size of blocks
         halved = 0 if level == levels else 1
         block = min(width, max(0, across - halved)) + min(height, max(0, down - halved))
         style.add(level, block, across, down)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
-    """Markers and bodies of the main header and of the headers of all parts of tiles.
+    """Markers and bodies of the segments in the main header and in the headers of all tile-parts.
 
     Raises:
         ValueError: the structure is broken.
-        TooMuch: there are too many.
+        TooMuch: there are too many segments.
     """
     view = memoryview(data)
     count = Count("segments")
@@ -114,7 +114,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
         if marker == _EOC:
             return
         if marker == _SOD:
-            if part_end == 0 or part_end <= at:  # the last part, which reaches to the end
+            if part_end == 0 or part_end <= at:  # the last tile-part, which extends to the end
                 return
             at = part_end
             continue

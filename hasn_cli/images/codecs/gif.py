@@ -1,7 +1,7 @@
-"""GIF, after the GIF89a specification, and after browsers where it leaves something open.
+"""Reads GIF as the GIF89a specification says. For questions that it leaves open, this follows browsers.
 
-Blocks are taken apart here, so that frames are read one by one; the LZW coding in them is giflib's work (through
-imagecodecs). Writing is in `gif_writing`.
+Blocks are parsed here, so that frames can be read one by one; giflib (through imagecodecs) decodes the LZW data in
+them. `gif_writing` writes GIFs.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 import imagecodecs
 import numpy as np
 
+from hasn_cli.images.codecs.gif_palette import table_length
 from hasn_cli.images.codecs.gif_writing import write
 from hasn_cli.images.limits import MAX_FRAMES, MAX_PARTS, Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment
-from hasn_cli.images.picture import Again, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.picture import Frame, Metadata, Picture, Pixels, ReplayableFrames, Text
 from hasn_cli.images.source import Source
 
 __all__ = ["read", "write"]
 
 _CLEAR, _RESTORE = 2, 3  # what happens to a frame's rectangle before the next frame
 _COLORS = 256
-_BAND = 256  # rows that are drawn at once: looking colours up takes many times the memory of the indices
+_BAND = 256  # rows that are drawn at a time: looking up colours takes many times the memory of the indices
 _EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
 _CONTROL, _COMMENT, _APPLICATION = 0xF9, 0xFE, 0xFF
 _USED = (_CONTROL, _COMMENT, _APPLICATION)
@@ -50,7 +51,7 @@ class _FrameData:
 
 @dataclass
 class _File:
-    """A GIF taken apart."""
+    """The parts of a GIF file."""
 
     width: int
     height: int
@@ -62,41 +63,42 @@ class _File:
 
     @property
     def channels(self) -> int:
-        """What the frames come as: gray, RGB, or RGBA where anything may be transparent."""
+        """Channels of the frames: 1 (gray), 3 (RGB), or 4 (RGBA) if anything may be transparent."""
         first = self.frames[0]
         covers = first.place[:4] == (0, 0, self.width, self.height)
         if len(self.frames) > 1 or self.broken or first.transparent is not None or not covers:
             return 4
         gray = first.palette[0::3] == first.palette[1::3] == first.palette[2::3]
-        return 1 if gray and self.icc is None else 3  # the profile is one of RGB
+        return 1 if gray and self.icc is None else 3  # a GIF's profile is an RGB profile
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     file = _File(0, 0)
     try:
         _walk(data, file)
-    except (IndexError, struct.error):
-        # what is missing of an animation is said when it is asked for; its first frame is whole
-        file.broken = f"frame {len(file.frames) + 1} is damaged (the file is truncated)"
+    except (ValueError, IndexError, struct.error) as error:
+        # the error is raised when the missing frame is reached; the frames before it are complete
+        reason = str(error) if isinstance(error, ValueError) else "the file is truncated"
+        file.broken = f"frame {len(file.frames) + 1} is damaged ({reason})"
         if not file.frames:
-            raise ValueError("the file is truncated") from None
+            raise ValueError(reason) from None
     if not file.frames:
-        raise ValueError("it holds no picture")
-    left, top, across, down, _ = file.frames[0].place  # some declare a canvas of no size
+        raise ValueError("it contains no picture")
+    left, top, across, down, _ = file.frames[0].place  # some files declare a canvas of size 0
     file.width, file.height = max(file.width, left + across), max(file.height, top + down)
     return file
 
 
 def _walk(data: bytes, file: _File) -> None:
-    """Put the blocks of a GIF into `file`, as far as they go; raises IndexError or struct.error where it breaks off."""
+    """Add the blocks of a GIF to `file`. Raises IndexError or struct.error at the end of a truncated file."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + _table_length(flags)
+    at = 13 + table_length(flags)
     file.width, file.height, shared = width, height, data[13:at]
     control = _NO_CONTROL
     frames, extensions, room = Count("frames", MAX_FRAMES), Count("extensions"), Room()
-    # sub-blocks are 255 bytes long but the last of each frame
+    # sub-blocks are 255 bytes long, except the last one of each frame
     pieces = Count("sub-blocks", MAX_PARTS + len(data) // 64)
-    # a lone picture may lack the trailer, as some old ones do: nothing else can be missing then
+    # some old files with a single picture have no trailer; then nothing else can be missing
     while not (at == len(data) and len(file.frames) == 1) and (kind := data[at]) != _TRAILER:
         if kind == _EXTENSION:
             end = _end_of_sub_blocks(data, at + 2, pieces)
@@ -108,23 +110,19 @@ def _walk(data: bytes, file: _File) -> None:
                 _note_extension(file, data[at + 1], body)
         elif kind == _IMAGE:
             place = struct.unpack_from("<HHHHB", data, at + 1)
-            start = at + 10 + _table_length(place[4])
+            start = at + 10 + table_length(place[4])
             end = _end_of_sub_blocks(data, start + 1, pieces)
             frames.add()
             palette = data[at + 10 : start] or shared
             file.frames.append(_FrameData(place, palette, data[start:end], *control))
             control = _NO_CONTROL
         else:
-            raise ValueError("something that is no block")
+            raise ValueError("it contains an invalid block")
         at = end
 
 
-def _table_length(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
 def _end_of_sub_blocks(data: bytes, at: int, pieces: Count) -> int:
-    """Where the sub-blocks end that begin at an offset."""
+    """The end of the sub-blocks that begin at an offset."""
     while length := data[at]:
         at += 1 + length
         pieces.add()
@@ -132,7 +130,7 @@ def _end_of_sub_blocks(data: bytes, at: int, pieces: Count) -> int:
 
 
 def _sub_blocks_from(data: bytes, at: int, end: int) -> bytes:
-    """The bytes of the sub-blocks that begin and end at these offsets."""
+    """The joined contents of the sub-blocks between two offsets."""
     pieces = []
     while at < end - 1:
         pieces.append(data[at + 1 : at + 1 + data[at]])
@@ -141,7 +139,7 @@ def _sub_blocks_from(data: bytes, at: int, end: int) -> bytes:
 
 
 def _control(body: bytes) -> tuple[int, int, int | None]:
-    """Disposal, duration in hundredths of a second, and transparent index of the frame that follows."""
+    """Disposal, duration in hundredths of a second, and transparent index of the next frame."""
     flags, hundredths, index = struct.unpack_from("<BHB", body)
     return flags >> 2 & 7, hundredths, index if flags & 1 else None
 
@@ -156,10 +154,10 @@ def _note_extension(file: _File, kind: int, body: bytes) -> None:
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read a GIF; frames of an animation come composed, as RGBA."""
+    """Read a GIF. The frames of an animation are composed on the canvas, as RGBA."""
     width, height = struct.unpack_from("<HH", source.head, 6)
     limit.check(source.name, height or 1, width or 1)
-    file = _take_apart(source.read())
+    file = _parse(source.read())
     limit.check(source.name, file.height, file.width)
     count = len(file.frames)
     texts = [Text("Comment", decoded_comment(comment)) for comment in file.comments]
@@ -169,18 +167,18 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(file.height, file.width),
         channels=file.channels,
         dtype=np.dtype(np.uint8),
-        frames=Again(lambda: _compose(_take_apart(source.read()))),
+        frames=ReplayableFrames(lambda: _compose(_parse(source.read()))),
         frame_count=count,
         one_palette=all(frame.palette == file.frames[0].palette for frame in file.frames),
         broken=file.broken,
-        # a GIF says how often to repeat, or nothing for once through
+        # a GIF states how often to repeat (0 means forever); without that it is played once
         loop=(1 if file.repeats is None else file.repeats and file.repeats + 1) if count > 1 else None,
         metadata=Metadata(icc=file.icc, text=tuple(texts)),
     )
 
 
 def _compose(file: _File) -> Iterator[Frame]:
-    """Each frame as it is shown, on a canvas that is transparent at first."""
+    """Compose each frame as it is shown, on a canvas that is transparent at first."""
     canvas = np.zeros((file.height, file.width, 4), np.uint8)
     for frame in file.frames:
         if frame.place[2] > file.width or frame.place[3] > file.height:
@@ -190,7 +188,7 @@ def _compose(file: _File) -> Iterator[Frame]:
         area = canvas[frame.area]
         if area.shape[:2] != indices.shape:
             raise ValueError("a frame reaches beyond the picture")
-        # before the first frame there is nothing; readers differ where it has no transparent colour to go back to
+        # before the first frame there is nothing to restore; readers differ if it has no transparent colour
         restore = frame.disposal == _RESTORE and (frame is not file.frames[0] or frame.transparent is not None)
         before = area.copy() if restore else None
         for start in range(0, len(area), _BAND):
@@ -214,7 +212,7 @@ def _draw(area: Pixels, indices: Pixels, palette: Pixels, transparent: int | Non
 
 
 def _decode(frame: _FrameData) -> Pixels:
-    """H×W indices. giflib gets a file that holds nothing but this frame."""
+    """Decode to H×W palette indices. giflib gets a file with only this frame."""
     if not frame.palette:
         raise ValueError("a frame has no colours")
     _, _, width, height, flags = frame.place

@@ -1,4 +1,4 @@
-"""Which colours a GIF gets, and which of them stands for which pixel."""
+"""Chooses the colours of a GIF's palette, and maps pixels to them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from PIL import Image
 from hasn_cli.images.picture import Pixels
 
 _COLORS = 256
-_SAMPLES = 1 << 20  # pixels, about, from which a palette is chosen
-_FREQUENT = 512  # a colour that at least one pixel in so many has gets an entry of its own
-_OWN = 128  # the most entries that are given away so
+_SAMPLES = 1 << 20  # a palette is chosen from about this many pixels
+_FREQUENT = 512  # a colour that at least one in this many pixels has gets an entry of its own
+_OWN = 128  # the highest number of such entries
 
 
 def packed(pixels: Pixels) -> NDArray[np.uint32]:
-    """…×3 (or 4) bytes to one number a pixel."""
+    """Pack …×3 (or 4) bytes into one number per pixel."""
     red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
     colors: NDArray[np.uint32] = red << np.uint32(16) | green << np.uint32(8) | blue
     return colors
 
 
+def table_length(flags: int) -> int:
+    """Bytes of a colour table, according to the flags of a GIF's screen or image descriptor; 0 if there is none."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
 def _unpacked(colors: NDArray[np.uint32]) -> Pixels:
-    """Numbers to N×3 bytes."""
+    """Unpack numbers to N×3 bytes."""
     return np.stack([colors >> 16 & 255, colors >> 8 & 255, colors & 255], axis=1).astype(np.uint8)
 
 
 def _distinct(colors: Pixels, most: int) -> Pixels | None:
-    """The distinct ones of N×3 colours, in a fixed order; None where there are more than `most`."""
+    """The distinct colours among N×3 colours, in a fixed order; None if there are more than `most`."""
     if len(colors) == 0:
         return np.zeros((0, 3), np.uint8)
     if Image.fromarray(np.ascontiguousarray(colors[None])).getcolors(most) is None:
@@ -36,11 +41,11 @@ def _distinct(colors: Pixels, most: int) -> Pixels | None:
 
 
 class Colors:
-    """The colours of all frames: every one of them while they are few, and a sample.
+    """Collects the colours of all frames: all of them as long as they are few, and a sample.
 
     Attributes:
-        reappears: something becomes transparent again, so that its surroundings are drawn again too.
-        exact: `palette` holds every colour; known once that has been asked for.
+        reappears: a pixel becomes transparent again, so its surroundings must be drawn again too.
+        exact: the palette contains every colour; set by `palette`.
     """
 
     def __init__(self) -> None:
@@ -48,12 +53,12 @@ class Colors:
         self.exact = False
         self._every: Pixels | None = np.zeros((0, 3), np.uint8)
         self._samples: list[Pixels] = []
-        self._stride = 1  # between the pixels that are sampled
+        self._stride = 1  # distance between the pixels that are sampled
         self._frames = 0
-        self._holes = False  # something has to be left out of a rectangle
+        self._holes = False  # some pixels within a rectangle must not be drawn
 
     def note(self, pixels: Pixels, before: Pixels | None) -> None:
-        """Take in the H×W×4 pixels of a rectangle, and what was there before."""
+        """Add the H×W×4 pixels of a rectangle. `before` are the pixels that were there."""
         visible = pixels[..., 3] > 0
         changed = visible if before is None else visible & (pixels != before).any(axis=2)
         self._holes |= not visible.all()
@@ -68,10 +73,10 @@ class Colors:
             self._stride *= 2
 
     def palette(self, shared: bool) -> Pixels | None:
-        """N×3 colours for all frames, at most 255, or 256 where no index need stand for transparency.
+        """N×3 colours for all frames: at most 255, or 256 if no index is needed for transparency.
 
-        None where each frame had better have its own: there are too many colours for one palette, unless that is
-        asked for with `shared`, or parts that are drawn again have to be as they were.
+        None if each frame should have its own palette, because there are too many colours for one. A common palette is
+        still returned if `shared` is set, or if parts that are drawn again must keep their colours.
         """
         room = _COLORS - 1 if self._holes or self.reappears else _COLORS
         if self._every is not None and len(self._every) <= room:
@@ -83,12 +88,12 @@ class Colors:
 
 
 def few_colors(pixels: Pixels, fresh: NDArray[np.bool_]) -> bool:
-    """Whether the H×W×4 pixels that are to be drawn have so few colours that none needs to be changed."""
+    """Whether the H×W×4 pixels to be drawn have few enough colours to keep all of them."""
     return _distinct(pixels[fresh][:, :3], _room(fresh)) is not None
 
 
 def frame_colors(pixels: Pixels, fresh: NDArray[np.bool_]) -> tuple[Pixels, int | None]:
-    """N×3 colours for one frame's pixels that are to be drawn, and the index that leaves a pixel as it is, if any."""
+    """N×3 colours for the pixels of one frame that are drawn, and the transparent index, if there is one."""
     room = _room(fresh)
     colors = pixels[fresh][:, :3]
     palette = _distinct(colors, room)
@@ -102,7 +107,7 @@ def _room(fresh: NDArray[np.bool_]) -> int:
 
 
 def _reduced(colors: Pixels, room: int) -> Pixels:
-    """At most `room` colours for N×3: the frequent ones as they are, so that flat areas stay flat, and median cut."""
+    """Reduce N×3 colours to at most `room`: frequent ones are kept, so flat areas stay flat; the rest is median cut."""
     values, counts = np.unique(packed(colors), return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_OWN]
     own = values[order[counts[order] * _FREQUENT >= len(colors)]]
@@ -118,7 +123,7 @@ def _reduced(colors: Pixels, room: int) -> Pixels:
 
 
 def nearest(pixels: Pixels, palette: Pixels) -> Pixels:
-    """H×W×3 to indices into N×3 colours: the colour itself where it is there, else dithered (Floyd and Steinberg)."""
+    """Map H×W×3 pixels to indices into N×3 colours: exact if possible, otherwise dithered (Floyd and Steinberg)."""
     wanted, known = packed(pixels), packed(palette)
     order = np.argsort(known, kind="stable")
     at = np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)

@@ -1,7 +1,7 @@
-"""Writing GIF: what changes is drawn, what stands still is left, and all frames share one palette where that is right.
+"""Writes GIF. Only pixels that change are drawn, and all frames share one palette if possible.
 
-All frames are looked at before any is written, since the palette comes first in the file and depends on all of them.
-They wait compressed, in memory while they are small, then in a temporary file.
+All frames are collected before the first one is written, because the palette comes first in the file and depends on all
+of them. Meanwhile they are kept compressed: in memory while they are small, then in a temporary file.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from PIL import Image
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs.animation import Ticks, changed_area, to_image
-from hasn_cli.images.codecs.gif_palette import Colors, few_colors, frame_colors, nearest
+from hasn_cli.images.codecs.gif_palette import Colors, few_colors, frame_colors, nearest, table_length
 from hasn_cli.images.picture import EncodeOptions, Picture, Pixels
 
 _KEEP, _CLEAR = 1, 2  # what happens to a frame's rectangle before the next frame
-_SHORTEST = 2  # hundredths of a second: browsers show what is shorter for a tenth
+_SHORTEST = 2  # hundredths of a second: browsers show shorter frames for a tenth of a second
 _LONGEST = 0xFFFF
 _IN_MEMORY = 32 << 20  # bytes of compressed frames
-_TOLERANCE = 2  # levels: with a palette that is short of colours, a pixel that changes by less is left as it is
+_TOLERANCE = 2  # levels: if the palette lacks colours, pixels that change by at most this much are not drawn again
 _COLORS = 256
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What turns one frame into the next: the pixels of a rectangle, H×W×4 with alpha 0 or 255.
+    """The change from one frame to the next: the pixels of a rectangle, H×W×4 with alpha 0 or 255.
 
-    `clear`: the rectangle is emptied before the next frame, in which something of it is transparent again.
+    `clear`: the rectangle is cleared before the next frame, because a part of it becomes transparent again.
     """
 
     area: tuple[slice, slice]
@@ -46,11 +46,11 @@ class _Step:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a GIF of at most 256 colours a frame, dithered where it needs more.
+    """Write a GIF with at most 256 colours per frame. Frames with more colours are dithered.
 
-    Transparency is cut at one half, since GIF knows no other.
+    Alpha below one half becomes transparent, the rest opaque: GIF has no partial transparency.
     """
-    # the frames of a long animation must not all be in memory
+    # a long animation must not be kept in memory as a whole
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
         colors = Colors()
         waiting = [_store(step, spool) for step in _steps(picture, colors)]
@@ -64,8 +64,8 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
 
 
 def _steps(picture: Picture, colors: Colors) -> Iterator[_Step]:
-    """Every frame's step; their colours are noted in `colors`."""
-    before: Pixels | None = None  # what is on the canvas
+    """The step for each frame. Adds the colours of each to `colors`."""
+    before: Pixels | None = None  # the canvas before the frame
     ticks = Ticks(10, least=_SHORTEST)
     frames = ((_cut(picture, frame.pixels), frame.duration) for frame in picture.frames)
     current: tuple[Pixels, float | None] | None = next(frames)
@@ -91,9 +91,9 @@ def _steps(picture: Picture, colors: Colors) -> Iterator[_Step]:
 
 
 def _cut(picture: Picture, pixels: Pixels) -> Pixels:
-    """A frame as RGBA without half transparency; what is transparent is 0 in every channel."""
+    """A frame as RGBA without partial transparency. Transparent pixels are 0 in every channel."""
     if pixels.shape[:2] != picture.size:
-        raise ImageError(f"{picture.name}: its frames differ in size", "write it as TIFF")
+        raise ImageError(f"{picture.name}: its frames differ in size", "use -f tiff")
     shown = np.array(to_image(pixels).convert("RGBA"))
     shown[..., 3] = np.where(shown[..., 3] >= 128, 255, 0)
     shown[shown[..., 3] == 0] = 0
@@ -137,26 +137,26 @@ def _write_header(picture: Picture, stream: BinaryIO, palette: Pixels | None) ->
 
 
 class _Canvas:
-    """What is on the canvas while frames are written.
+    """The contents of the canvas while frames are written.
 
     Args:
         size: height and width.
-        shared: N×3 colours that all frames share; None: each has its own.
-        exact: the shared colours are all that occur.
-        transparent: the index that leaves a pixel as it is; None where 256 colours leave no room for one.
+        shared: N×3 colours that all frames share; None if each frame has its own.
+        exact: the shared colours include every colour that occurs.
+        transparent: the index for pixels that are not drawn; None if 256 colours leave no room for one.
     """
 
     def __init__(self, size: tuple[int, int], shared: Pixels | None, exact: bool, transparent: int | None) -> None:
         self._shared, self._exact, self._transparent = shared, exact, transparent
-        self._wanted = np.zeros((*size, 4), np.uint8)  # the colours for which the present ones were chosen
-        self._index = np.zeros(size, np.uint8)  # in the shared palette
-        self._drawn = np.zeros(size, bool)  # something is on the canvas
+        self._wanted = np.zeros((*size, 4), np.uint8)  # the original colours of the pixels on the canvas
+        self._index = np.zeros(size, np.uint8)  # their indices in the shared palette
+        self._drawn = np.zeros(size, bool)  # which pixels have been drawn
 
     def draw(self, step: _Step, stream: BinaryIO) -> None:
         """Write one frame."""
         pixels, fresh = step.pixels, self._fresh(step)
         top, left = step.area[0].start, step.area[1].start
-        if not step.clear and self._transparent is not None:  # the rectangle may be smaller than the step's
+        if not step.clear and self._transparent is not None:  # a smaller rectangle may be enough
             above, before, below, behind = changed_area(np.zeros((*fresh.shape, 1), bool), fresh[..., None])
             pixels, fresh = pixels[above:below, before:behind], fresh[above:below, before:behind]
             top, left = top + above, left + before
@@ -176,10 +176,10 @@ class _Canvas:
             self._drawn[area] = False
 
     def _fresh(self, step: _Step) -> Mask:
-        """H×W: which pixels of a step's rectangle have to be drawn."""
+        """H×W: which pixels of a step's rectangle must be drawn."""
         visible: Mask = step.pixels[..., 3] > 0
         if self._transparent is None:
-            return visible  # all of them: there is no way to leave one out
+            return visible  # all of them, because no index is free to skip a pixel
         change = self._change(step.area, step.pixels)
         fresh: Mask = visible & ~(self._drawn[step.area] & (change == 0))
         if self._exact or (self._shared is None and few_colors(step.pixels, fresh)):
@@ -187,12 +187,12 @@ class _Canvas:
         return fresh & ~(self._drawn[step.area] & (change <= _TOLERANCE))
 
     def _change(self, area: tuple[slice, slice], pixels: Pixels) -> Pixels:
-        """H×W: by how many levels pixels differ from those for which the colours there were chosen."""
+        """H×W: by how many levels pixels differ from the original colours of those on the canvas."""
         change: Pixels = np.abs(pixels.astype(np.int16) - self._wanted[area]).max(axis=2)
         return change
 
     def _shared_indices(self, area: tuple[slice, slice], pixels: Pixels, fresh: Mask) -> Pixels:
-        """Indices into the shared palette; a pixel that is drawn again in its colour gets the index that it had."""
+        """Indices into the shared palette. A pixel that is drawn again in the same colour gets the same index."""
         assert self._shared is not None
         indices = nearest(_filled(pixels, self._shared), self._shared)
         same = self._change(area, pixels) <= (0 if self._exact else _TOLERANCE)
@@ -202,7 +202,7 @@ class _Canvas:
 
 
 def _filled(pixels: Pixels, palette: Pixels) -> Pixels:
-    """H×W×3: what is transparent gets a colour of the palette, so that dithering spreads no error from there."""
+    """H×W×3: transparent pixels get a colour of the palette, so that dithering spreads no error from them."""
     return np.where(pixels[..., 3:] > 0, pixels[..., :3], palette[0])
 
 
@@ -221,25 +221,21 @@ def _table(palette: Pixels) -> bytes:
 
 
 def _compressed(indices: Pixels) -> bytes:
-    """The LZW data of one image, cut out of a GIF that holds nothing else.
+    """The LZW data of one image, taken from a GIF that Pillow writes.
 
-    Pillow's encoder grows its buffer; giflib's, as imagecodecs calls it, runs out of room on noise.
+    Pillow's encoder enlarges its buffer when needed; giflib, as called by imagecodecs, runs out of space on noise.
     """
     buffer = io.BytesIO()
     Image.fromarray(indices).save(buffer, "GIF", optimize=False, interlace=0)
     alone = buffer.getvalue()
-    start = 13 + _table_length(alone[10])
+    start = 13 + table_length(alone[10])
     while alone[start] == 0x21:
         start += 2
         while length := alone[start]:
             start += 1 + length
         start += 1
-    start += 10 + _table_length(alone[start + 9])
+    start += 10 + table_length(alone[start + 9])
     return alone[start:-1]
-
-
-def _table_length(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _sub_blocks(data: bytes) -> bytes:

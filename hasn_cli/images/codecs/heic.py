@@ -1,4 +1,4 @@
-"""HEIC, through pillow-heif (libheif, libde265, x265), which is an optional package."""
+"""Reads and writes HEIC through pillow-heif (libheif, libde265, x265), which is an optional package."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy as np
 
 from hasn_cli.errors import MissingExtraError
 from hasn_cli.images.codecs import items
+from hasn_cli.images.codecs.boxes import top_kinds
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import applied, left_out, with_notices
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture
-from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS
+from hasn_cli.images.picture import EncodeOptions, Frame, Picture, ReplayableFrames
+from hasn_cli.images.pointers import DEPTH_MAP, GAIN_MAP, OTHERS, VIDEO
 from hasn_cli.images.source import Source
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read the main picture of an HEIC file; one of more than 8 bits comes as 16.
+    """Read the main picture of an HEIC file. Samples of more than 8 bits become 16-bit samples.
 
     Raises:
         MissingExtraError: pillow-heif is not installed.
@@ -30,6 +31,8 @@ def read(source: Source, limit: Limit) -> Picture:
     data = source.read()
     items.check(source.name, data, limit)
     file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    if not len(file):
+        raise ValueError("it holds no picture in HEVC, the one coding of HEIF that is supported")
     image = file[file.primary_index]
     width, height = image.size
     limit.check(source.name, height, width)
@@ -39,12 +42,12 @@ def read(source: Source, limit: Limit) -> Picture:
     if metadata.icc is None and colors:
         cicp = code_points(colors["color_primaries"], colors["transfer_characteristics"])
         metadata = replace(metadata, cicp=cicp)
-    metadata = with_notices(metadata, *map(left_out, _beside(image.info, len(file))))
+    metadata = with_notices(metadata, *map(left_out, _other_parts(image.info, len(file), data)))
 
     def frames() -> Iterator[Frame]:
         again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
         pixels = np.asarray(again[again.primary_index]).reshape(height, width, -1)
-        # deeper samples stand in the upper bits of 16
+        # pillow-heif returns deeper samples in the upper bits of 16
         yield Frame(pixels if depth <= 8 else widen(pixels >> (16 - depth), depth))
 
     return Picture(
@@ -53,25 +56,27 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(height, width),
         channels=len(image.mode.partition(";")[0]),
         dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         lossless=False,
-        # libheif has applied the file's own orientation, so that EXIF's is a mere copy
+        # libheif has applied the file's own orientation; the one in EXIF is only a copy of it
         metadata=applied(metadata, (height, width)),
     )
 
 
-def _beside(info: Mapping[str, Any], count: int) -> Iterator[str]:
-    """The kinds of what goes with the main picture in the file and does not come along."""
+def _other_parts(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:
+    """The kinds of further pictures in the file, which are not copied."""
     if any("gainmap" in str(kind).lower() for kind in info.get("aux") or ()):
         yield GAIN_MAP
     if info.get("depth_images"):
         yield DEPTH_MAP
     if count > 1:
         yield OTHERS
+    if b"mpvd" in top_kinds(data):
+        yield VIDEO
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write an HEIC with full-resolution colour, of 8 bits, or 12 for 16-bit pixels.
+    """Write an HEIC with full-resolution colour: 8 bits, or 12 bits for 16-bit pixels.
 
     Raises:
         MissingExtraError: pillow-heif is not installed.
@@ -86,7 +91,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     file = heif.from_bytes(mode=mode, size=(width, height), data=pixels.tobytes())
     metadata = picture.metadata
     buffer = io.BytesIO()
-    # the encoder's name for lossless is -1
+    # for the encoder, -1 means lossless
     quality = -1 if options.lossless else options.quality
     file.save(buffer, quality=quality, chroma=444, exif=metadata.exif, xmp=metadata.xmp, icc_profile=metadata.icc)
     stream.write(buffer.getbuffer())

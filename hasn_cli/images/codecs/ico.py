@@ -1,4 +1,4 @@
-"""ICO: the largest picture is read; written is one picture, as PNG inside."""
+"""Reads the largest picture of an ICO file, and writes ICO files with one picture, stored as PNG."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import IcoImagePlugin
 
 from hasn_cli.images.codecs import png
 from hasn_cli.images.limits import Limit
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 
-_PLAIN, _BIT_FIELDS = 0, 3  # compressions of a bitmap, of which icons have no other
-_CORE_HEADER = 12  # bytes of the header that OS/2 began with, whose sides are of 16 bits
+_PLAIN, _BIT_FIELDS = 0, 3  # the compressions of bitmaps that occur in icons
+_CORE_HEADER = 12  # bytes of the first OS/2 header, which states width and height in 16 bits
 _INFO_HEADER = 40
 
 
@@ -32,7 +32,7 @@ class _Entry:
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read the largest picture of an icon, the deepest of them."""
+    """Read the largest picture of an icon; among equally large ones, the one with the most bits per pixel."""
     data = source.read()
     (count,) = struct.unpack_from("<H", data, 4)
     entries = []
@@ -57,13 +57,13 @@ def read(source: Source, limit: Limit) -> Picture:
         pixels = np.asarray(IcoImagePlugin.IcoFile(io.BytesIO(alone)).frame(0).convert("RGBA"))
         yield Frame(_by_mask(pixels, inside) if depth == 32 and not pixels[..., 3].any() else pixels)
 
-    return Picture(source.name, "ico", (height, width), 4, np.dtype(np.uint8), Again(frames))
+    return Picture(source.name, "ico", (height, width), 4, np.dtype(np.uint8), ReplayableFrames(frames))
 
 
 def _bitmap_size(bitmap: bytes) -> tuple[int, int]:
-    """Height and width after a bitmap's own header, since the icon's directory need not be true.
+    """Height and width in a bitmap's own header, because the icon's directory may be wrong.
 
-    The header counts the rows of the mask too, as many again; it gives them as negative where the first is on top.
+    The header's height also counts the rows of the mask, so it is doubled. It is negative if the top row comes first.
     """
     core = struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER
     width, height = struct.unpack_from("<HH" if core else "<Ll", bitmap, 4)
@@ -78,15 +78,15 @@ def _compression(bitmap: bytes) -> int:
 
 
 def _bitmap_depth(bitmap: bytes) -> int:
-    """Bits of a pixel after a bitmap's own header, since the icon's directory need not be true."""
+    """Bits per pixel in a bitmap's own header, because the icon's directory may be wrong."""
     core = struct.unpack_from("<L", bitmap)[0] == _CORE_HEADER
     (depth,) = struct.unpack_from("<H", bitmap, 10 if core else 14)
     return int(depth)
 
 
 def _by_mask(pixels: Pixels, bitmap: bytes) -> Pixels:
-    """Pixels whose alpha is 0 everywhere: the mask behind them, a bit a pixel, says which are transparent, as Windows
-    has it; without a mask none is."""
+    """Set the alpha of pixels whose alpha is 0 everywhere. As on Windows, the mask after them (one bit per pixel) says
+    which are transparent; without a mask, all are opaque."""
     height, width = pixels.shape[:2]
     upwards = struct.unpack_from("<l", bitmap, 8)[0] > 0
     row = (width + 31) // 32 * 4
@@ -101,7 +101,7 @@ def _by_mask(pixels: Pixels, bitmap: bytes) -> Pixels:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write an icon of one picture."""
+    """Write an icon with one picture."""
     inside = io.BytesIO()
     png.write(replace(picture, frame_count=1, metadata=Metadata()), inside, options)
     height, width = picture.size

@@ -1,7 +1,7 @@
-"""What AVIF and HEIC files declare (ISO/IEC 14496-12 and 23008-12), looked through before a library decodes them.
+"""Checks what AVIF and HEIC files declare (ISO/IEC 14496-12 and 23008-12) before a library decodes them.
 
-Sizes stand in them twice, in the boxes and in the coded pictures; items may share their bytes, so that few bytes of a
-file stand for many.
+These files state sizes twice, in the boxes and in the coded pictures. Items may share their bytes, so a few bytes of a
+file can expand to many.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hasn_cli.images.limits import MAX_FRAMES, MAX_METADATA, Count, Limit, Room
 
 _METADATA = (b"Exif", b"mime", b"uri ")
 _PICTURES = (b"hvc1", b"av01", b"grid", b"iovl", b"iden")
-_PROFILE_ROOM = 8 * MAX_METADATA  # bytes of the profiles of all pictures together, which may share one
-_INSIDE = {  # boxes that are looked into, and the bytes before the first box in them
+_PROFILE_ROOM = 8 * MAX_METADATA  # bytes of the profiles of all pictures together; pictures may share a profile
+_INSIDE = {  # boxes that contain boxes, and the number of bytes before the first box in them
     b"meta": 4,
     b"iprp": 0,
     b"ipco": 0,
@@ -32,43 +32,43 @@ _INSIDE = {  # boxes that are looked into, and the bytes before the first box in
     b"hvc1": 78,
     b"hev1": 78,
 }
-_MAX_LAYERS = 100  # of all overlays together, each of which is decoded
-_SLACK = 64  # pixels by which a coded picture may exceed what is shown of it
+_MAX_LAYERS = 100  # of all overlays together; each layer is decoded
+_SLACK = 64  # pixels by which a coded picture may be larger than its visible part
 
 
 @dataclass
 class _Found:
-    """What the boxes say."""
+    """The contents of the boxes."""
 
     sizes: set[tuple[int, int]] = field(default_factory=set)
     coded: list[tuple[int, int]] = field(default_factory=list)
     kinds: dict[int, bytes] = field(default_factory=dict)
     places: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     chunks: list[int] = field(default_factory=list)
-    inputs: dict[int, list[int]] = field(default_factory=dict)  # of an item that is made of others
-    described: dict[int, int] = field(default_factory=dict)  # how many pictures an item of metadata belongs to
+    inputs: dict[int, list[int]] = field(default_factory=dict)  # the items from which an item is composed
+    described: dict[int, int] = field(default_factory=dict)  # the number of pictures that a metadata item describes
     profiles: int = 0  # bytes
 
 
 def check(name: str, data: bytes, limit: Limit) -> None:
-    """See that no picture in the file is larger than the limit, or than it is declared to be.
+    """Check that no picture in the file is over the limit, or larger than the sizes that the file declares.
 
     Args:
         name: for messages.
         data: an AVIF or HEIC file.
-        limit: for each of its pictures: thumbnails and transparency are some, too.
+        limit: for each of its pictures, including thumbnails and alpha channels.
 
     Raises:
-        ImageError: one is too large.
-        ValueError: a coded picture is larger than any that the file declares.
-        TooMuch: it has too many parts, or too much of metadata.
+        ImageError: a picture is too large.
+        ValueError: a coded picture is larger than any size that the file declares.
+        TooMuch: the file has too many parts, or too much metadata.
     """
     found, room, count = _Found(), Room(), Count("boxes")
     for kind, body in _walk(data, count):
         _note(found, kind, body, room, count)
     for number, places in found.places.items():
         if found.kinds.get(number) in _METADATA:
-            # libraries read it for each picture that it belongs to
+            # libraries read it again for each picture that it belongs to
             room.take(sum(length for _, length in places) * max(1, found.described.get(number, 1)))
         if found.kinds.get(number) == b"Exif":
             _check_exif(b"".join(data[start : start + length] for start, length in places if start >= 0))
@@ -87,17 +87,17 @@ def check(name: str, data: bytes, limit: Limit) -> None:
     for height, width in [*found.coded, *_av1_sizes(found, data)]:
         limit.check(name, height, width)
         if not any(height <= high + _SLACK and width <= wide + _SLACK for high, wide in found.sizes):
-            raise ValueError(f"a picture of {width}×{height} pixels is in it that it does not declare")
+            raise ValueError(f"it contains a picture of {width}×{height} pixels, larger than it declares")
 
 
 def _check_exif(item: bytes) -> None:
-    """Libraries read it, to compare its orientation with the file's."""
+    """Check an EXIF item, because libraries read it to compare its orientation with that of the file."""
     block = item[4 + int.from_bytes(item[:4], "big") :]
     check_values(block.removeprefix(b"Exif\0\0"))
 
 
 def _walk(data: bytes | memoryview, count: Count, depth: int = 0) -> Iterator[tuple[bytes, memoryview]]:
-    """Each box, those within others too; what is no box any more at the end is passed over, as decoders do."""
+    """Each box, including nested ones. Like decoders, this ignores trailing data that is not a valid box."""
     try:
         for kind, body in boxes(data):
             count.add()
@@ -112,7 +112,7 @@ def _note(found: _Found, kind: bytes, body: memoryview, room: Room, count: Count
     if kind == b"ispe":
         width, height = struct.unpack_from(">II", body, 4)
         found.sizes.add((height, width))
-    elif kind in (b"av01", b"hvc1", b"hev1") and len(body) > 28:  # of a track
+    elif kind in (b"av01", b"hvc1", b"hev1") and len(body) > 28:  # the size of a track
         width, height = struct.unpack_from(">HH", body, 24)
         found.sizes.add((height, width))
     elif kind == b"hvcC":
@@ -144,7 +144,7 @@ def _kinds(body: memoryview, count: Count) -> dict[int, bytes]:
 
 
 def _note_references(found: _Found, body: memoryview, count: Count) -> None:
-    """Of what items are made, and what they describe."""
+    """Note from which items an item is composed, and how many pictures it describes."""
     size = 2 if body[0] == 0 else 4
     for kind, entry in _walk(body[4:], count):
         (items,) = struct.unpack_from(">H", entry, size)
@@ -158,7 +158,7 @@ def _note_references(found: _Found, body: memoryview, count: Count) -> None:
 
 
 def _places(body: memoryview, count: Count) -> dict[int, list[tuple[int, int]]]:
-    """Offset in the file and length of each item's pieces, -1 for the offset of what does not lie in it."""
+    """Offset in the file and length of each item's pieces. The offset is -1 if a piece is not in this file."""
     version = body[0]
     lengths = (body[4] >> 4, body[4] & 15, body[5] >> 4, body[5] & 15 if version else 0)
     offset_size, length_size, base_size, index_size = lengths
@@ -176,7 +176,7 @@ def _places(body: memoryview, count: Count) -> dict[int, list[tuple[int, int]]]:
         count.add()
         item = number(4 if version == 2 else 2)
         elsewhere = bool(number(2) & 15) if version else False
-        elsewhere = bool(number(2)) or elsewhere  # which file it lies in
+        elsewhere = bool(number(2)) or elsewhere  # the file that contains it; 0 is this one
         base = number(base_size)
         extents = number(2)
         count.add(extents)
@@ -190,7 +190,7 @@ def _places(body: memoryview, count: Count) -> dict[int, list[tuple[int, int]]]:
 
 
 def _av1_sizes(found: _Found, data: bytes) -> Iterator[tuple[int, int]]:
-    """Height and width of each AV1 picture as it is coded: of items, and of the first one of a track."""
+    """Height and width of each coded AV1 picture: of items, and of the first picture of a track."""
     starts = [places[0][0] for item, places in found.places.items() if places and found.kinds.get(item) == b"av01"]
     for start in (*starts, *found.chunks):
         if 0 <= start < len(data) and (size := av1_size(data[start : start + 512])) is not None:

@@ -1,4 +1,5 @@
-"""JPEG 2000: codestreams by OpenJPEG (through imagecodecs), the boxes round them here (ISO/IEC 15444-1, annex I)."""
+"""Reads and writes JPEG 2000. OpenJPEG (through imagecodecs) handles the codestreams; this module handles the boxes
+around them (ISO/IEC 15444-1, annex I)."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
 from hasn_cli.images.limits import MAX_CHANNELS, Limit
-from hasn_cli.images.metadata import with_whole_profile
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.metadata import INCHES_PER_METRE, with_whole_profile
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 from hasn_cli.images.spaces import ycc_to_rgb
 
@@ -28,13 +29,12 @@ _UUIDS = {
     "iptc": UUID("33c7a4d2-b81d-4723-a0ba-f1a3e097ad38").bytes,
 }
 _CMYK, _SRGB, _GRAY, _SYCC = 12, 16, 17, 18
-_COLOR, _OPACITY, _PREMULTIPLIED = range(3)  # what a channel definition says that a component is
-_METRE = 1 / 0.0254  # inches
+_COLOR, _OPACITY, _PREMULTIPLIED = range(3)  # the types of components in a channel definition
 
 
 @dataclass
 class _File:
-    """What the boxes and the codestream's head say."""
+    """The contents of the boxes and of the codestream's header."""
 
     width: int
     height: int
@@ -51,7 +51,7 @@ class _File:
 def read(source: Source, limit: Limit) -> Picture:
     """Read a JP2 file or a bare codestream, 1 to 16 bits deep."""
     contents = source.read()
-    file = _take_apart(contents)
+    file = _parse(contents)
     limit.check(source.name, file.height, file.width)
     check_structure(contents)
     channels = _channels(file)
@@ -59,7 +59,7 @@ def read(source: Source, limit: Limit) -> Picture:
 
     def frames() -> Iterator[Frame]:
         data = source.read()
-        # OpenJPEG converts to sRGB when it sees a profile, so it sees the boxes only where a palette is among them
+        # OpenJPEG would convert to sRGB if it saw a profile, so it gets the boxes only if they contain a palette
         pixels: Pixels = imagecodecs.jpeg2k_decode(data if file.palette else bare(data))
         yield Frame(_shown(file, pixels.reshape(file.height, file.width, -1), metadata.icc))
 
@@ -69,13 +69,13 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(file.height, file.width),
         channels=channels,
         dtype=np.dtype(np.uint16 if file.depth > 8 and not file.palette else np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         lossless=file.lossless,
         metadata=replace(metadata, icc=srgb_profile()) if file.color == _CMYK else metadata,
     )
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     if not data.startswith(_SIGNATURE):
         return _codestream(memoryview(data))
     found = list(boxes(data))
@@ -104,11 +104,11 @@ def _take_apart(data: bytes) -> _File:
 
 
 def declared_size(data: bytes) -> tuple[int, int]:
-    """Height and width of a JPEG 2000 that is a part of another file, after the checks that `read` makes.
+    """Height and width of a JPEG 2000 inside another file. Makes the same checks as `read`.
 
     Raises:
-        ValueError: it is broken, or of a kind that is not read.
-        TooMuch: it is built so that decoding takes far more than its pixels.
+        ValueError: it is broken or not supported.
+        TooMuch: decoding it would take far more work than its pixels justify.
     """
     file = _codestream(memoryview(bare(data)))
     check_structure(data)
@@ -116,17 +116,17 @@ def declared_size(data: bytes) -> tuple[int, int]:
 
 
 def check_structure(data: bytes) -> None:
-    """See that a file's codestream has no more tiles, precincts, blocks and packets than its pixels justify.
+    """Check that a file's codestream has no more tiles, precincts, blocks and packets than its pixels justify.
 
     Raises:
-        ValueError: it is broken.
-        TooMuch: it has.
+        ValueError: the codestream is broken.
+        TooMuch: it has more.
     """
     codestream.check(bare(data))
 
 
 def _definitions(body: memoryview) -> tuple[tuple[int, ...], bool]:
-    """Which components are shown, colours in order before opacity, and whether that is multiplied into them."""
+    """The components that are shown (colours in order, then opacity), and whether the colours are premultiplied."""
     stated = list(struct.iter_unpack(">HHH", body[2:]))
     colors = sorted((association, number) for number, use, association in stated if use == _COLOR)
     opacity = [(number, use) for number, use, _ in stated if use in (_OPACITY, _PREMULTIPLIED)][:1]
@@ -135,7 +135,7 @@ def _definitions(body: memoryview) -> tuple[tuple[int, ...], bool]:
 
 
 def bare(data: bytes) -> bytes:
-    """The codestream without the boxes round it."""
+    """The codestream without the boxes around it."""
     if not data.startswith(_SIGNATURE):
         return data
     return next(bytes(body) for kind, body in boxes(data) if kind == b"jp2c")
@@ -145,9 +145,9 @@ def _codestream(data: memoryview) -> _File:
     """Read the markers SIZ and COD.
 
     Raises:
-        ValueError: broken, or components that differ among themselves.
+        ValueError: the codestream is broken or not supported.
     """
-    # bytes may stand behind the end; within coded data, its marker cannot occur
+    # other bytes may follow the end; the end marker cannot occur within coded data
     if bytes(data[:4]) != b"\xff\x4f\xff\x51" or bytes(data).rfind(b"\xff\xd9") < bytes(data).rfind(b"\xff\x90"):
         raise ValueError("the file is truncated")
     x1, y1, x0, y0 = struct.unpack_from(">IIII", data, 8)
@@ -155,21 +155,21 @@ def _codestream(data: memoryview) -> _File:
     kinds = set(struct.iter_unpack(">BBB", data[42 : 42 + 3 * components]))
     if len(kinds) != 1 or kinds.copy().pop()[1:] != (1, 1):
         raise ValueError("components of different depth or resolution are not supported")
-    if components > MAX_CHANNELS:  # each is decoded, shown or not
+    if components > MAX_CHANNELS:  # all of them are decoded, whether they are shown or not
         raise ValueError(f"{components} components are not supported")
     depth = kinds.pop()[0] + 1
     if depth > 16:
-        raise ValueError("signed samples, or such of more than 16 bits, are not supported")
+        raise ValueError("signed samples and samples of more than 16 bits are not supported")
     style = bytes(data[:4096]).find(b"\xff\x52")  # the default coding style
     lossless = style > 0 and bytes(data[style + 13 : style + 14]) == b"\1"  # the reversible wavelet
     return _File(x1 - x0, y1 - y0, components, depth, lossless)
 
 
 def _channels(file: _File) -> int:
-    """Of the picture as shown.
+    """The number of channels of the picture as shown.
 
     Raises:
-        ValueError: a colour space that is not supported.
+        ValueError: its colour space is not supported.
     """
     count = len(_order(file))
     if file.color == _CMYK and count == 4:
@@ -181,17 +181,17 @@ def _channels(file: _File) -> int:
 
 
 def _order(file: _File) -> tuple[int, ...]:
-    """Which components are shown, colours before opacity; where a palette is, OpenJPEG has put them in order."""
+    """The components that are shown, colours before opacity. With a palette, OpenJPEG has already sorted them."""
     if file.channels is None or file.palette:
         return tuple(range(file.components))
     if max(file.channels, default=0) >= file.components:
-        raise ValueError("its channels are defined wrongly")
+        raise ValueError("its channel definitions are invalid")
     return file.channels
 
 
 def _shown(file: _File, pixels: Pixels, icc: bytes | None) -> Pixels:
     if pixels.shape[2] != file.components:
-        raise ValueError("it does not hold what its header says")
+        raise ValueError("its contents do not match its header")
     pixels = pixels if file.palette else widen(pixels[..., _order(file)], file.depth)
     if file.color == _CMYK:
         return cmyk_to_srgb(pixels, icc)
@@ -204,13 +204,14 @@ def _resolution(body: memoryview) -> dict[str, Any]:
     for _, values in boxes(body):
         top_y, bottom_y, top_x, bottom_x, power_y, power_x = struct.unpack_from(">HHHHbb", values)
         if bottom_x and bottom_y:
-            dots = (top_x / bottom_x * 10.0**power_x / _METRE, top_y / bottom_y * 10.0**power_y / _METRE)
-            return {"dpi": dots} if min(dots) > 0 else {}
+            per_metre = (top_x / bottom_x * 10.0**power_x, top_y / bottom_y * 10.0**power_y)
+            dpi = (per_metre[0] / INCHES_PER_METRE, per_metre[1] / INCHES_PER_METRE)
+            return {"dpi": dpi} if min(dpi) > 0 else {}
     return {}
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a JP2, reversibly if lossless, else at a PSNR that rises with the quality (95: about 52 dB)."""
+    """Write a JP2: reversible if lossless, otherwise with a PSNR that rises with the quality (95: about 52 dB)."""
     pixels = next(iter(picture.frames)).pixels
     channels = pixels.shape[2]
     lossless = bool(options.lossless)
@@ -242,12 +243,12 @@ def _header_boxes(pixels: Pixels, metadata: Metadata) -> Iterator[bytes]:
         uses = [(number, 0, number + 1) for number in range(colors)] + [(colors, 1, 0)]
         yield box(b"cdef", struct.pack(">H", channels), *(struct.pack(">HHH", *use) for use in uses))
     if metadata.dpi:
-        (*x, x_power), (*y, y_power) = (_scaled(value * _METRE) for value in metadata.dpi)
+        (*x, x_power), (*y, y_power) = (_scaled(value * INCHES_PER_METRE) for value in metadata.dpi)
         yield box(b"res ", box(b"resc", struct.pack(">HHHHbb", *y, *x, y_power, x_power)))
 
 
 def _scaled(value: float) -> tuple[int, int, int]:
-    """A numerator and a denominator of 16 bits, and the power of ten to multiply them by."""
+    """A 16-bit numerator and denominator, and the power of ten to multiply them by."""
     power = 0
     while value > 0xFFFF and power < 127:
         value /= 10

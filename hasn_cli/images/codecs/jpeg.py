@@ -1,6 +1,6 @@
-"""JPEG: segments are taken apart here, pixels are libjpeg-turbo's work.
+"""Reads and writes JPEG. This module parses the segments; libjpeg-turbo handles the pixels.
 
-Reading goes through simplejpeg, since it alone reports what libjpeg merely warns of: data that is broken.
+Pixels are decoded by simplejpeg, because only it reports broken data, for which libjpeg itself prints just a warning.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from PIL import JpegImagePlugin
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
+from hasn_cli.images.extended_xmp import HEADER as EXTENSION_HEADER
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
 from hasn_cli.images.limits import Count, Limit, Room
 from hasn_cli.images.metadata import decoded_comment, left_out, whole_resolution, with_notices, with_whole_profile
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Text
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames, Text
 from hasn_cli.images.pointers import GAIN_MAP, kinds_behind
 from hasn_cli.images.source import Source
 
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
 _ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
@@ -40,20 +40,20 @@ _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xC
 _MAX_BODY = 0xFFFF - 2
 _PIECE, _MAX_PIECES = _MAX_BODY - 14, 255  # of a profile
 _ANY_MARKER = re.compile(rb"\xff[\x01-\xfe]")
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xef\xfe]")  # of those that libjpeg knows, such as stand before a length
-_MAX_SCANS = 100  # encoders make some ten; hundreds are there to keep a decoder busy
-_WHOLE_SPECTRUM = b"\0\x3f\0"  # what a sequential scan's header ends in
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xef\xfe]")  # the markers known to libjpeg that are followed by a length
+_MAX_SCANS = 100  # encoders write about ten; a file with hundreds is meant to keep a decoder busy
+_WHOLE_SPECTRUM = b"\0\x3f\0"  # the end of a sequential scan's header
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d\d?) extraneous bytes before marker 0xd9")
-_MAX_CUTS = 8  # one may not do: libjpeg counts any number of 0xff with the zero after them as one byte or two
+_MAX_CUTS = 8  # one may not be enough: libjpeg counts any number of 0xff with the zero after them as one byte or two
 _CMYK = ("CMYK", "YCCK")
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of each segment before the first scan; what lies between them is skipped, as libjpeg does.
+    """Marker and body of each segment before the first scan. Like libjpeg, this skips bytes between segments.
 
     Raises:
         ValueError: the structure is broken.
-        TooMuch: there are too many.
+        TooMuch: there are too many segments.
     """
     return ((marker, body) for marker, body, _ in _placed_segments(data))
 
@@ -80,10 +80,10 @@ def _placed_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """The file without what pixels do not need, of which libjpeg might complain."""
+    """Remove the segments that pixels do not need, because libjpeg might complain about them."""
     kept = [data[:2]]
     scan = len(data)
-    for marker, body, scan in _placed_segments(data):  # noqa: B007 (where the last one ends)
+    for marker, body, scan in _placed_segments(data):  # noqa: B007 (the end of the last one is used below)
         needed = not (0xE0 <= marker <= 0xEF or marker == _COM) or marker == _APP14 or body[:5] == b"JFIF\0"
         if needed:
             kept.append(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
@@ -91,7 +91,7 @@ def _without_metadata(data: bytes) -> bytes:
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read the header. Of several pictures in one file (MPO) the first is the picture, the others go with it."""
+    """Read the header. If the file contains several pictures (MPO), only the first one is read."""
     data = source.read()
     parts = list(segments(data))
     frame = next((body for marker, body in parts if marker in _FRAMES), b"")
@@ -100,7 +100,7 @@ def read(source: Source, limit: Limit) -> Picture:
     if depth != 8:
         raise ValueError(f"{depth} bits a sample are not supported")
     check_scans(data)
-    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _beside(data, parts)))
+    metadata = with_notices(with_whole_profile(_metadata(parts)), *map(left_out, _other_parts(data, parts)))
 
     def frames() -> Iterator[Frame]:
         yield Frame(_decode(source.read(), metadata.icc))
@@ -111,14 +111,14 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(height, width),
         channels=1 if components == 1 else 3,
         dtype=np.dtype(np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         lossless=False,
         metadata=replace(metadata, icc=srgb_profile()) if components == 4 else metadata,
     )
 
 
 def declared_size(data: bytes) -> tuple[int, int]:
-    """Height and width of a JPEG that is a part of another file, after the checks that `read` makes.
+    """Height and width of a JPEG inside another file. Makes the same checks as `read`.
 
     Raises:
         ValueError, struct.error: it is broken.
@@ -131,10 +131,10 @@ def declared_size(data: bytes) -> tuple[int, int]:
 
 
 def check_scans(data: bytes) -> None:
-    """See that there are no more scans, each of which visits all pixels, than an encoder makes.
+    """Check that there are no more scans than an encoder makes: each scan visits all pixels.
 
     Raises:
-        TooMuch: there are.
+        TooMuch: there are more.
     """
     scans = Count("scans", _MAX_SCANS)
     for marker, _ in _markers(data):
@@ -143,12 +143,12 @@ def check_scans(data: bytes) -> None:
 
 
 def _markers(data: bytes) -> Iterator[tuple[int, int]]:
-    """Each marker and where it stands, up to the end of the first picture: what comes after it is not its own.
+    """Each marker and its offset, up to the end of the first picture. Later data does not belong to it.
 
-    As libjpeg does, whatever lies between a segment's end and the next marker is skipped.
+    Like libjpeg, this skips bytes between the end of a segment and the next marker.
 
     Raises:
-        TooMuch: there are too many.
+        TooMuch: there are too many markers.
     """
     at = 2
     count = Count("segments")
@@ -163,8 +163,8 @@ def _markers(data: bytes) -> Iterator[tuple[int, int]]:
             at += max(2, struct.unpack_from(">H", data, at)[0])
 
 
-def _beside(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
-    """The kinds of what goes with the picture in the file and does not come along."""
+def _other_parts(data: bytes, parts: list[tuple[int, bytes]]) -> tuple[str, ...]:
+    """The kinds of further parts in the file, which are not copied."""
     end = next((at + 2 for marker, at in _markers(data) if marker == _EOI), len(data))
     kinds = kinds_behind(memoryview(data)[end:])
     announced = [GAIN_MAP] if any(marker == _APP2 and body.startswith(_ISO_GAIN_MAP) for marker, body in parts) else []
@@ -181,19 +181,19 @@ def _decode(data: bytes, icc: bytes | None) -> Pixels:
         return _decode_oddly_sampled(data, icc)
     wanted = {"Gray": "GRAY"}.get(space, "CMYK" if space in _CMYK else "RGB")
     pixels = _decode_strictly(_with_plain_scans(data), wanted)
-    # four components are stored inverted, as Adobe began to do it and everybody since
+    # four components are stored inverted: Adobe started that, and everybody followed
     return cmyk_to_srgb(255 - pixels, icc) if space in _CMYK else pixels
 
 
 def _decode_oddly_sampled(data: bytes, icc: bytes | None) -> Pixels:
-    """Pixels of colours stored in a size that simplejpeg has no name for. Of damage only a missing end is heard."""
+    """Decode a JPEG with a chroma subsampling that simplejpeg does not support. The only damage found is truncation."""
     with JpegImagePlugin.JpegImageFile(io.BytesIO(_without(data, _APP1))) as image:  # Pillow would read EXIF
         pixels = np.asarray(image)
         return cmyk_to_srgb(pixels, icc) if image.mode == "CMYK" else pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _without(data: bytes, unwanted: int) -> bytes:
-    """The file without the segments of one kind that stand before its first scan."""
+    """Remove the segments of one kind before the first scan."""
     kept, start = b"", 0
     for marker, at in _markers(data):
         if marker == _SOS:
@@ -205,9 +205,10 @@ def _without(data: bytes, unwanted: int) -> bytes:
 
 
 def _with_plain_scans(data: bytes) -> bytes:
-    """The file with the one range of coefficients that a sequential scan can have in the header of each.
+    """Correct the range of coefficients in the header of each sequential scan, which must be the whole range.
 
-    Some encoders write another there. Nothing reads it, but libjpeg warns, and further warnings would not be heard.
+    Some encoders write another range. Decoders ignore it, but libjpeg warns about it, and only its first warning is
+    reported, so that damage would go unnoticed.
     """
     mended = bytearray(data)
     sequential = False
@@ -221,9 +222,9 @@ def _with_plain_scans(data: bytes) -> bytes:
 
 
 def _decode_strictly(data: bytes, wanted: str) -> Pixels:
-    """Pixels, if libjpeg has nothing to complain of but a few bytes left over at the end, which then are taken out.
+    """Decode a JPEG about which libjpeg gives no warning, except for a few extra bytes at the end, which are removed.
 
-    The first complaint is the only one that is heard: to disregard this one would be to miss any that follows.
+    Only the first warning is reported. So the bytes are removed, because ignoring them could hide a later warning.
     """
     for _ in range(_MAX_CUTS):
         try:
@@ -233,18 +234,18 @@ def _decode_strictly(data: bytes, wanted: str) -> Pixels:
             if not (found := _LEFT_OVER.search(str(error))):
                 raise
         data = _without_left_over(data, int(found[1]))
-    raise ValueError("bytes left over at its end")
+    raise ValueError("it has extra bytes at its end")
 
 
 def _without_left_over(data: bytes, count: int) -> bytes:
-    """The file without as many bytes at the end of its last scan, and without the 0xff that may fill up after them."""
+    """Remove `count` bytes at the end of the last scan, and any 0xff that follow them as padding."""
     end = next((at for marker, at in _markers(data) if marker == _EOI), 0)
     scans = data[:end].rstrip(b"\xff")
     return scans[: len(scans) - count] + data[end:]
 
 
 def profile_in(parts: Iterable[tuple[int, bytes]]) -> bytes | None:
-    """The profile that segments hold in pieces."""
+    """Join the profile from its pieces in the segments, or None."""
     return _metadata(list(parts)).icc
 
 
@@ -266,7 +267,7 @@ def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
             found.setdefault("exif", body[len(_EXIF) :])
         elif marker == _APP1 and body.startswith(_XMP):
             found.setdefault("xmp", body[len(_XMP) :])
-        elif marker == _APP1 and body.startswith(_EXTENDED_XMP):
+        elif marker == _APP1 and body.startswith(EXTENSION_HEADER):
             extended.append(body)
         elif marker == _APP2 and body.startswith(_ICC) and len(body) > 14:
             profile.setdefault(body[12], body[14:])
@@ -276,16 +277,16 @@ def _metadata(parts: list[tuple[int, bytes]]) -> Metadata:
             texts.append(Text("Comment", decoded_comment(body).rstrip("\0")))
     if profile:
         found["icc"] = b"".join(profile[number] for number in sorted(profile))
-    # resources beyond one segment go on in the next, wherever that cuts them
+    # long resources continue in the next segment, and may be split at any byte
     found["iptc"] = next(filter(None, map(iptc_from_photoshop, [b"".join(photoshop), *photoshop])), None)
     return Metadata(text=tuple(texts), extended_xmp=tuple(extended), **found)
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a JPEG with full-resolution colour (4:4:4) and its metadata in segments before it."""
+    """Write a JPEG with full-resolution colour (4:4:4), and its metadata in segments before the pixels."""
     pixels = next(iter(picture.frames)).pixels
     plane = np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-    # not through Pillow, whose buffer is too small for noise at high quality
+    # Pillow's buffer would be too small for noise at high quality
     encoded = bytes(imagecodecs.jpeg8_encode(plane, options.quality, subsampling="444", optimize=True))
     (jfif_length,) = struct.unpack_from(">H", encoded, 4)
     check_metadata(picture.name, picture.metadata)
@@ -296,15 +297,16 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
 
 
 def check_metadata(name: str, metadata: Metadata) -> None:
-    """See that each piece of metadata fits into a segment, and the profile into as many as can be numbered.
+    """Check that each piece of metadata fits into a segment, and the profile into the segments that can be numbered.
 
     Raises:
-        ImageError: one does not.
+        ImageError: the metadata or the profile is too large.
     """
     if len(metadata.icc or b"") > _MAX_PIECES * _PIECE:
-        raise ImageError(f"{name}: its colour profile is too large for JPEG", "use -f png; --strip keeps the profile")
+        message = f"{name}: its colour profile is too large for JPEG"
+        raise ImageError(message, "use -f png (--strip does not remove the profile)")
     if any(len(body) > _MAX_BODY for _, body in _metadata_segments(metadata)):
-        raise ImageError(f"{name}: its metadata is too large for JPEG", "use --strip, or -f png")
+        raise ImageError(f"{name}: its metadata is too large for JPEG", "use --strip or -f png")
 
 
 def _metadata_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
@@ -323,7 +325,7 @@ def _metadata_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
     for number, piece in enumerate(pieces, 1):
         yield _APP2, _ICC + bytes([number, len(pieces)]) + piece
     for text in metadata.text:
-        # a comment has no key, so only what came as a comment goes out as one
+        # a JPEG comment has no key, so only texts that were comments are written
         if text.key == "Comment":
             words = text.value.encode()
             for at in range(0, len(words), _MAX_BODY):

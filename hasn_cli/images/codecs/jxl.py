@@ -1,4 +1,5 @@
-"""JPEG XL: codestreams by libjxl (through imagecodecs), the boxes round them here (ISO/IEC 18181-2)."""
+"""Reads and writes JPEG XL. libjxl (through imagecodecs) handles the codestreams; this module handles the boxes around
+them (ISO/IEC 18181-2)."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ from hasn_cli.images.codecs.jxl_header import GRAY, Header, read_header, with_fl
 from hasn_cli.images.color import srgb_profile
 from hasn_cli.images.limits import Limit, Room
 from hasn_cli.images.metadata import applied
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 from hasn_cli.images.spaces import from_linear, gamma_colors, named_colors
 
 _SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"
-_HEADER = 1 << 16  # bytes, far more than a header has but for extra channels
+_HEADER = 1 << 16  # bytes, far more than a header takes, apart from extra channels
 _LAST = 1 << 31  # marks the last piece of a codestream
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read a still JPEG XL, which is decoded at once, since only its samples tell which colours they need."""
+    """Read a still JPEG XL. It is decoded at once, because only its samples tell which colour space they need."""
     data = source.read()
     found = _boxes(data)
     stream = _codestream(data, found)
@@ -34,7 +35,7 @@ def read(source: Source, limit: Limit) -> Picture:
     limit.check(source.name, header.height, header.width)
     pixels, colors = _decode(data, stream, header)
     if pixels.shape[:2] not in ((header.height, header.width), (header.width, header.height)):
-        raise ValueError("it does not hold what its header says")
+        raise ValueError("its contents do not match its header")
     metadata = replace(_metadata(found), icc=colors.icc, cicp=colors.cicp)
     return Picture(
         name=source.name,
@@ -42,25 +43,25 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(pixels.shape[0], pixels.shape[1]),
         channels=pixels.shape[2],
         dtype=pixels.dtype,
-        frames=Again(lambda: _frames(source)),
+        frames=ReplayableFrames(lambda: _frames(source)),
         lossless=False,
-        # the codestream's own orientation counts, and libjxl has applied it
+        # the codestream's own orientation takes precedence, and libjxl has applied it
         metadata=applied(metadata, (pixels.shape[0], pixels.shape[1])),
     )
 
 
 def declared_size(data: bytes) -> tuple[int, int]:
-    """Height and width that a JPEG XL declares, in boxes or bare.
+    """Height and width that a JPEG XL declares, with or without boxes.
 
     Raises:
-        ValueError: it is none, holds an animation, or has more channels than are decoded.
+        ValueError: it is not a JPEG XL, is an animation, or has more channels than are supported.
     """
     header = _still_header(_codestream(data, _boxes(data)))
     return header.height, header.width
 
 
 def _boxes(data: bytes) -> list[tuple[bytes, memoryview]]:
-    """The boxes of the container; none if the codestream is bare."""
+    """The boxes of the container; empty for a codestream without one."""
     return list(boxes(data)) if data.startswith(_SIGNATURE) else []
 
 
@@ -68,7 +69,7 @@ def _still_header(stream: bytes) -> Header:
     """The header of a codestream that is not an animation.
 
     Raises:
-        ValueError: there is none, or it is one of an animation.
+        ValueError: there is no header, or the codestream is an animation.
     """
     header = read_header(stream[:_HEADER])
     if header.moves:
@@ -83,7 +84,7 @@ def _frames(source: Source) -> Iterator[Frame]:
 
 
 def _codestream(data: bytes, found: list[tuple[bytes, memoryview]]) -> bytes:
-    """The codestream, which may come in pieces.
+    """Return the codestream, which may be split into pieces.
 
     Raises:
         ValueError: a piece is missing.
@@ -101,10 +102,10 @@ def _codestream(data: bytes, found: list[tuple[bytes, memoryview]]) -> bytes:
 
 
 def _decode(data: bytes, stream: bytes, header: Header) -> tuple[Pixels, Metadata]:
-    """Pixels, and what metadata says of their colours.
+    """Decode the pixels, and describe their colours as metadata.
 
     Raises:
-        ValueError: they are of a kind that is not supported.
+        ValueError: the pixels are of an unsupported kind.
     """
     color = header.color
     if header.xyb and not color.is_output:
@@ -125,26 +126,26 @@ def _shaped(pixels: Pixels) -> Pixels:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
-        raise ValueError(f"its kind, {pixels.shape}, is not supported")
+        raise ValueError(f"pixels of shape {pixels.shape} are not supported")
     return pixels
 
 
 def _profile_of_jpeg(data: bytes) -> bytes:
-    """The profile of a JPEG that was packed into JPEG XL and can be unpacked again.
+    """The profile of a JPEG that was packed into JPEG XL without loss.
 
     Raises:
-        HasnError: it was none, and the profile cannot be had.
+        ImageError: the JPEG XL does not contain a JPEG, so its profile cannot be read.
     """
     try:
         parts = segments(bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1)))
         return profile_in(parts) or srgb_profile()
     except (imagecodecs.JpegxlError, ValueError):
-        message = "its colour profile cannot be read from JPEG XL that is lossless"
+        message = "the colour profile of a lossless JPEG XL cannot be read"
         raise ImageError(message, "convert it first: djxl IN.jxl OUT.png") from None
 
 
 def _metadata(found: list[tuple[bytes, memoryview]]) -> Metadata:
-    """EXIF and XMP, bare or packed; the first of a kind counts, and one that is packed and broken is left out."""
+    """EXIF and XMP, plain or packed. The first of each kind counts; a packed one that is broken is left out."""
     bodies: dict[bytes, bytes] = {}
     room = Room()
     for kind, body in found:
@@ -160,7 +161,7 @@ def _metadata(found: list[tuple[bytes, memoryview]]) -> Metadata:
 
 
 def _unpacked(packed: bytes, room: Room) -> bytes:
-    """Brotli's data; none where they are broken, or unpack to more than there is room for."""
+    """Unpack Brotli data; empty if the data is broken or unpacks to more than there is room for."""
     try:
         return bytes(imagecodecs.brotli_decode(packed, out=room.left))
     except imagecodecs.BrotliError:
@@ -168,7 +169,7 @@ def _unpacked(packed: bytes, room: Room) -> bytes:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a JPEG XL of 8 or 16 bits."""
+    """Write a JPEG XL with 8 or 16 bits."""
     pixels = next(iter(picture.frames)).pixels
     lossless = bool(options.lossless)
     encoded = imagecodecs.jpegxl_encode(

@@ -1,7 +1,7 @@
-"""What a JPEG XL codestream says of itself before its frames (ISO/IEC 18181-1, annex D): size, samples, colour.
+"""Reads the header of a JPEG XL codestream (ISO/IEC 18181-1, annex D): size, samples and colour.
 
-libjxl hands out what is stored in XYB in the colours that the header names, and where it names them by a profile, in
-linear light with sRGB's primaries, of whatever depth the header states. `with_floats` makes that floats.
+libjxl converts XYB to the colours that the header names. If the header names them by a profile, libjxl returns linear
+light with sRGB's primaries instead, with the bit depth of the header. `with_floats` changes that depth to floats.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _PRIMARIES = {
     9: (0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
     11: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
-_MAX_EXTRA = MAX_CHANNELS - 3  # each is decoded, wanted or not
+_MAX_EXTRA = MAX_CHANNELS - 3  # all of them are decoded, whether they are needed or not
 
 Field = tuple[int, int]
-"""A value, and of how many bits."""
+"""A value, and its number of bits."""
 
 
 @dataclass(frozen=True)
 class Color:
-    """A colour encoding by names, or by a profile that follows the header.
+    """A colour encoding, given by names or by a profile after the header.
 
     Attributes:
-        by_profile: nothing else is said.
-        space: RGB, GRAY, or another that pictures do not have.
+        by_profile: a profile defines the colours; the other attributes mean nothing.
+        space: RGB, GRAY, or another value, which is not supported.
         white, primaries: chromaticities.
-        gamma: of the curve, encoded = light ** gamma; None where `transfer` says it.
-        transfer: H.273's number of the curve.
+        gamma: of the curve encoded = light ** gamma; None if `transfer` names the curve.
+        transfer: the number of the curve in H.273.
     """
 
     by_profile: bool = False
@@ -50,7 +50,7 @@ class Color:
 
     @property
     def is_output(self) -> bool:
-        """Whether libjxl converts to it from XYB."""
+        """Whether libjxl converts XYB to these colours."""
         usual = self.transfer in (1, LINEAR, SRGB, 16, 17, 18) or self.gamma is not None
         gray_is_d65 = self.space != GRAY or self.white == _WHITES[D65]
         return not self.by_profile and self.space in (RGB, GRAY) and usual and gray_is_d65
@@ -58,15 +58,15 @@ class Color:
 
 @dataclass
 class Header:
-    """The header, as far as it matters here.
+    """The fields of the header that this program needs.
 
     Attributes:
         height, width: as stored.
         orientation: 1 to 8; libjxl applies it.
-        moves: it is an animation, or has a preview before it.
-        bits: of a sample.
-        floats: samples are floats.
-        xyb: the codestream's colours are XYB, whatever the original's are.
+        moves: it is an animation, or it has a preview.
+        bits: per sample.
+        floats: the samples are floats.
+        xyb: the codestream stores XYB, whatever the original colours are.
     """
 
     height: int
@@ -80,7 +80,7 @@ class Header:
 
 
 class _Bits:
-    """Bits of a codestream, the lowest of each byte first."""
+    """Reads a codestream bit by bit, starting with the lowest bit of each byte."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "little")
@@ -97,7 +97,7 @@ class _Bits:
         return taken
 
     def choose(self, *choices: Field) -> int:
-        """A U32: two bits choose an offset and a number of bits to add to it."""
+        """Read a U32: two bits choose an offset, and the number of bits whose value is added to it."""
         offset, bits = choices[self.take(2)]
         return offset + self.take(bits)
 
@@ -112,26 +112,26 @@ def read_header(codestream: bytes) -> Header:
     """Read the header.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no header, or it is not supported.
     """
     return _read(codestream)[0]
 
 
 def _read(codestream: bytes) -> tuple[Header, dict[str, tuple[int, int]]]:
-    """The header, and where those of its fields that can be written longer begin and end."""
+    """The header, and the first and last bit of the fields that can be written with more bits."""
     if codestream[:2] != b"\xff\x0a":
         raise ValueError("there is no codestream")
     bits = _Bits(codestream[2:])
     spans: dict[str, tuple[int, int]] = {}
     header = Header(*_size(bits))
     spans["size"] = (0, bits.at)
-    if bits.take(1):  # all as usual
+    if bits.take(1):  # all other fields have their defaults
         return header, spans
     extra_fields = bits.take(1)
     if extra_fields:
         header.orientation = 1 + bits.take(3)
         if bits.take(1):
-            _size(bits)  # at which it would like to be shown
+            _size(bits)  # the preferred size on screen
         has_preview, has_animation = bits.take(1), bits.take(1)
         header.moves = bool(has_preview or has_animation)
         if header.moves:
@@ -139,7 +139,7 @@ def _read(codestream: bytes) -> tuple[Header, dict[str, tuple[int, int]]]:
     start = bits.at
     header.floats, header.bits = _depth(bits)
     spans["depth"] = (start, bits.at)
-    bits.take(1)  # whether 16 bits suffice
+    bits.take(1)  # whether 16 bits are enough
     extra = bits.choose((0, 0), (1, 0), (2, 4), (1, 12))
     if extra > _MAX_EXTRA:
         raise ValueError(f"{extra} extra channels are not supported")
@@ -151,7 +151,7 @@ def _read(codestream: bytes) -> tuple[Header, dict[str, tuple[int, int]]]:
 
 
 def _size(bits: _Bits) -> tuple[int, int]:
-    """Height and width: in units of 8 pixels, or in as many bits as a selector says; or the width by a ratio."""
+    """Read height and width: in units of 8 pixels, or with a selected number of bits. The width may be a ratio."""
     small = bool(bits.take(1))
     height = 8 * (bits.take(5) + 1) if small else bits.side()
     ratio = bits.take(3)
@@ -162,7 +162,7 @@ def _size(bits: _Bits) -> tuple[int, int]:
 
 
 def _sizes(height: int, width: int) -> Iterator[list[Field]]:
-    """All ways to write a size without units of 8 pixels."""
+    """All ways to write a size that do not use units of 8 pixels."""
     for (by_height, most_high), (by_width, most_wide) in product(enumerate(_SIDE_BITS), repeat=2):
         if height <= 1 << most_high and width <= 1 << most_wide:
             high = [(0, 1), (by_height, 2), (height - 1, most_high)]
@@ -220,13 +220,13 @@ def _xy(bits: _Bits) -> tuple[float, float]:
 
 
 def with_floats(codestream: bytes) -> bytes:
-    """The codestream with a header that states samples of 32-bit floats; for XYB, the header alone decides on them.
+    """Change the header so that it states 32-bit float samples. For XYB, only the header decides the sample type.
 
-    What follows the header begins at a whole byte, after a profile of a length that only decoding tells. So the header
-    must become longer by whole bytes, for which sides are written in more bits than they need.
+    The data after the header (and after a profile, whose length is unknown before it is decoded) begins at a whole
+    byte. So the header may only grow by whole bytes. For that, sides are written with more bits than they need.
 
     Raises:
-        ValueError: there is no way to make it so.
+        ValueError: no such header exists.
     """
     header, spans = _read(codestream)
     if "depth" not in spans:
@@ -241,7 +241,7 @@ def with_floats(codestream: bytes) -> bytes:
 
 
 def _rewritten(data: bytes, spans: list[tuple[int, int]], fields: tuple[list[Field], ...], longer: int) -> bytes:
-    """Bits with those in some spans replaced; so many bytes longer."""
+    """Replace the bits in `spans` by `fields`. The result is `longer` bytes longer."""
     value, result, at, done = int.from_bytes(data, "little"), 0, 0, 0
     for (start, end), replacement in zip(spans, fields, strict=True):
         result |= ((value >> done) & ((1 << (start - done)) - 1)) << at

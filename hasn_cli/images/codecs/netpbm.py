@@ -1,4 +1,4 @@
-"""Netpbm's formats, PBM, PGM, PPM and PAM (1 to 16 bits), and PFM (float), after netpbm's own descriptions."""
+"""Reads and writes PBM, PGM, PPM, PAM (1 to 16 bits) and PFM (floats) as the manual of Netpbm describes them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from hasn_cli.images.color import cmyk_to_srgb
 from hasn_cli.images.limits import Limit
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Picture, Pixels, Shape
+from hasn_cli.images.picture import EncodeOptions, Frame, Picture, Pixels, ReplayableFrames, Shape
 from hasn_cli.images.source import Source
 
 MAX_HEADER = 64 * 1024
-MAX_TOKEN = 15  # digits of a sample that is written as text; five say all, the rest may be zeros or spaces
-_PIECE = 1 << 20  # bytes of text, or samples, that are worked on at once
+MAX_TOKEN = 15  # digits of a sample that is written as text; five are enough, more can only be leading zeros
+_PIECE = 1 << 20  # bytes of text, or samples, that are processed at a time
 _CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3, b"Pf": 1, b"PF": 3}
 _PLAIN = (b"P1", b"P2", b"P3")
 _TUPLES = {1: b"GRAYSCALE", 2: b"GRAYSCALE_ALPHA", 3: b"RGB", 4: b"RGB_ALPHA"}
@@ -25,7 +25,7 @@ _TUPLES = {1: b"GRAYSCALE", 2: b"GRAYSCALE_ALPHA", 3: b"RGB", 4: b"RGB_ALPHA"}
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the samples, and where they start."""
+    """The fields before the samples, and the offset of the samples."""
 
     magic: bytes
     width: int
@@ -33,7 +33,7 @@ class Header:
     channels: int
     top: float
     start: int
-    depth: int = 0  # samples of a pixel in the file, where they are not as many as channels
+    depth: int = 0  # samples per pixel in the file, if that is not the number of channels
     inks: bool = False
 
     @property
@@ -44,7 +44,7 @@ class Header:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the samples; None where they are numbers in text."""
+        """Bytes of the samples; None if they are written as text."""
         if self.magic in _PLAIN:
             return None
         if self.magic == b"P4":
@@ -53,15 +53,16 @@ class Header:
 
     @property
     def stored(self) -> int:
-        """Samples of a pixel in the file."""
+        """Samples per pixel in the file."""
         return self.depth or self.channels
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read every picture of a stream; samples are stretched to the whole range of 8 or 16 bits.
+    """Read all pictures of a file. Samples are stretched to the whole range of 8 or 16 bits.
 
-    Several come as pages. The plain formats (P1 to P3) hold one, and whatever follows it is ignored; so is anything
-    behind the other formats that is not another header. A picture that is cut off fails when its turn comes.
+    Several pictures become pages. The plain formats (P1 to P3) contain a single picture, and data after it is ignored.
+    After the other formats, data is ignored unless it is another header. A truncated picture raises an error when its
+    frame is read.
     """
     places = list(_places(source, limit))
     first = places[0][1]
@@ -81,7 +82,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=(first.height, first.width),
         channels=first.channels,
         dtype=first.dtype,
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         frame_count=len(places),
         paged=len(places) > 1,
         page_shapes=shapes if len(places) > 1 else (),
@@ -89,7 +90,7 @@ def read(source: Source, limit: Limit) -> Picture:
 
 
 def _places(source: Source, limit: Limit) -> Iterator[tuple[int, Header]]:
-    """Where each picture's header begins, and the header."""
+    """The offset of each picture's header, and the header."""
     at = 0
     while True:
         header = parse_header(source.read_up_to(MAX_HEADER, at))
@@ -105,22 +106,22 @@ def _places(source: Source, limit: Limit) -> Iterator[tuple[int, Header]]:
 
 
 def _begins(head: bytes) -> bool:
-    """Whether a header begins: a magic number, white space, then a number, a comment, or one of PAM's fields."""
+    """Whether this is the start of a header: a magic number, white space, then a number, a comment or a PAM field."""
     return re.match(rb"P(?:[1-6Ff]\s+[\d#]|7\s+[A-Z#])", head) is not None
 
 
 def extent(header: Header) -> int:
-    """The number of bytes that the header and its samples take, at most."""
+    """The largest number of bytes that the header and its samples can take."""
     if header.length is None:
         return header.start + (MAX_TOKEN + 1) * header.height * header.width * header.channels
     return header.start + header.length
 
 
 def parse_header(data: bytes) -> Header:
-    """The header that a file begins with.
+    """Parse the header at the beginning of a file.
 
     Raises:
-        ValueError: it is broken, or longer than `data`.
+        ValueError: the header is broken, or longer than `data`.
     """
     magic = data[:2]
     if magic == b"P7":
@@ -157,7 +158,7 @@ def _pam_header(data: bytes) -> Header:
     kind = fields.get(b"TUPLTYPE", _TUPLES[channels]).strip()
     inks = kind == b"CMYK" and channels == 4
     shown = channels
-    if channels in (2, 4) and not kind.endswith(b"_ALPHA"):  # its last channel is no alpha
+    if channels in (2, 4) and not kind.endswith(b"_ALPHA"):  # its last channel is not alpha
         shown = channels - 1
     return Header(b"P7", *size, shown, top, end + 7, channels, inks)
 
@@ -178,23 +179,23 @@ def _pixels(header: Header, data: bytes) -> Pixels:
         values = np.frombuffer(data, ">u2" if header.dtype == np.uint16 else np.uint8, count, header.start)
     full = np.iinfo(header.dtype).max
     if values.max() > header.top:
-        raise ValueError("a sample is beyond the largest value that its header states")
+        raise ValueError("a sample is larger than the maximum in its header")
     if header.top == full:
         pixels = values.astype(header.dtype).reshape(shape)
     else:
         table: Pixels = np.rint(np.arange(int(header.top) + 1) * (full / header.top)).astype(header.dtype)
         stretched = np.empty(count, header.dtype)
-        for start in range(0, count, _PIECE):  # looking up takes eight bytes a sample
+        for start in range(0, count, _PIECE):  # the table lookup takes eight bytes per sample
             stretched[start : start + _PIECE] = table[values[start : start + _PIECE]]
         pixels = stretched.reshape(shape)
     return cmyk_to_srgb(pixels, None) if header.inks else pixels[..., : header.channels]
 
 
 def _plain(header: Header, text: bytes, count: int) -> Pixels:
-    """So many samples that are written as digits, read piece by piece.
+    """Read `count` samples that are written as text, piece by piece.
 
     Raises:
-        ValueError: there are fewer, or something else is among them.
+        ValueError: there are fewer samples, or the text contains something else.
     """
     values = np.empty(count, header.dtype)
     at = found = 0
@@ -205,7 +206,7 @@ def _plain(header: Header, text: bytes, count: int) -> Pixels:
         piece = _digits(text[at:end]) if header.magic == b"P1" else _numbers(text[at:end], count - found)
         taken = piece[: count - found]
         if len(taken) and not 0 <= int(taken.min()) <= int(taken.max()) <= header.top:
-            raise ValueError("a sample is beyond the largest value that its header states")
+            raise ValueError("a sample is larger than the maximum in its header")
         values[found : found + len(taken)] = taken
         found += len(taken)
         at = end
@@ -213,18 +214,18 @@ def _plain(header: Header, text: bytes, count: int) -> Pixels:
 
 
 def _end_of_token(text: bytes, at: int) -> int:
-    """The end of the digits that stand at an offset, which are cut off where they are too many."""
+    """The end of the digits at an offset, but at most one digit more than are allowed."""
     last = min(at + MAX_TOKEN + 1, len(text))
     return next((end for end in range(at, last) if text[end : end + 1].isspace()), last)
 
 
 def _digits(text: bytes) -> Pixels:
-    """Samples of one digit each, of which 1 is black; they need no space between them."""
+    """Read samples of one digit each, where 1 is black. They need no spaces between them."""
     return ord("1") - np.frombuffer(text.translate(None, b" \t\r\n\v\f"), np.uint8).astype(np.int64)
 
 
 def _numbers(text: bytes, most: int) -> Pixels:
-    """The first numbers of a text, at most so many; whatever follows them is not looked at."""
+    """Read at most `most` numbers from the beginning of a text. The rest is ignored."""
     words = text.split(None, most)[:most]
     if max(map(len, words), default=0) > MAX_TOKEN:
         raise ValueError(f"a sample has more than {MAX_TOKEN} digits")
@@ -232,7 +233,7 @@ def _numbers(text: bytes, most: int) -> Pixels:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write PFM for floats, PGM for gray, PPM for RGB, PAM for what is transparent; pages one behind the other."""
+    """Write PFM for floats, PGM for gray, PPM for RGB, or PAM for transparency. Pages follow one another."""
     for frame in picture.frames:
         _write_one(frame.pixels, stream)
 

@@ -1,4 +1,4 @@
-"""The formats that Pillow serves well: WebP, AVIF, BMP and TGA."""
+"""Reads and writes the formats that Pillow handles well: WebP, AVIF, BMP and TGA."""
 
 from __future__ import annotations
 
@@ -20,36 +20,35 @@ from hasn_cli.images.codecs.bmp_color import read_colors
 from hasn_cli.images.codecs.webp_writing import write_animation
 from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
-from hasn_cli.images.metadata import left_out, whole_resolution, with_notices, without_orientation
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.metadata import INCHES_PER_METRE, left_out, whole_resolution, with_notices, without_orientation
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.pointers import GAIN_MAP
 from hasn_cli.images.source import Source
 from hasn_cli.machine import count_cores
 
-_GAIN_MAP_ITEM = b"\0\0tmap\0"  # an item of that type, after its number and its protection, none
-_AVIF_SPEED = 6  # Pillow's own choice
-_TGA_ATTRIBUTES = 494  # where, in its extension area, a TGA says what its alpha is
-_TGA_UNUSED, _TGA_PREMULTIPLIED = (0, 1, 2), 4  # none, and undefined; and multiplied into the colour
-_BMP_RESOLUTION = 38  # where it stands in the file
+_GAIN_MAP_ITEM = b"\0\0tmap\0"  # no protection, then the item's type
+_AVIF_SPEED = 6  # Pillow's default
+_TGA_ATTRIBUTES = 494  # offset in a TGA's extension area of the byte that says what its alpha means
+_TGA_UNUSED, _TGA_PREMULTIPLIED = (0, 1, 2), 4  # no alpha or undefined; colour multiplied by alpha
+_BMP_RESOLUTION = 38  # its offset in the file
 _WEBP_METADATA = (b"ICCP", b"EXIF", b"XMP ")
-_METRE = 1 / 0.0254  # inches
 
 
 def read_webp(source: Source, limit: Limit) -> Picture:
-    """Read a WebP; its size is looked up here, since opening it reserves the whole canvas."""
+    """Read a WebP. Its size is checked before it is opened, because opening it allocates the whole canvas."""
     data = source.read()
     source, broken = _mended_webp(source, data)
     chunks, frames = _riff_chunks(source.read() if broken else data)
     height, width = _webp_size(chunks)
     limit.check(source.name, height, width)
     limit.check_total(source.name, height * width * max(1, frames))
-    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # an animation's
+    first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # the first frame of an animation
     exact = b"VP8L" in chunks or b"VP8L" in first
     return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=exact, broken=broken)
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
-    """Height and width that a WebP declares; raises as `read_webp` does."""
+    """Height and width that a WebP declares. Raises the same exceptions as `read_webp`."""
     return _webp_size(_riff_chunks(data)[0])
 
 
@@ -65,7 +64,7 @@ def _webp_size(chunks: dict[bytes, memoryview]) -> tuple[int, int]:
 
 
 def _mended_webp(source: Source, data: bytes) -> tuple[Source, str | None]:
-    """An animation that breaks off, without the frame that it breaks off in, and which that is."""
+    """Remove the incomplete last frame of a truncated animation, and return a message that names it."""
     if int.from_bytes(data[4:8], "little") + 8 <= len(data) or data[12:16] != b"VP8X":
         return source, None
     at, frames, count = 12, 0, Count("chunks")
@@ -85,7 +84,7 @@ def _riff_chunks(data: bytes) -> tuple[dict[bytes, memoryview], int]:
 
     Raises:
         ValueError: the file is truncated.
-        TooMuch: there are too many chunks, or too much of metadata.
+        TooMuch: there are too many chunks, or too much metadata.
     """
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
@@ -104,7 +103,7 @@ def _riff_chunks(data: bytes) -> tuple[dict[bytes, memoryview], int]:
 
 
 def read_avif(source: Source, limit: Limit) -> Picture:
-    """Read an AVIF; a still of 10 or 12 bits comes as 16."""
+    """Read an AVIF. A still picture of 10 or 12 bits becomes 16-bit samples."""
     data, cut = mended(source.read())
     broken = None
     if cut is not None:
@@ -124,7 +123,7 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
-    """Read a BMP of any depth, compressed or not. Alpha that is 0 everywhere is not used, as other programs have it."""
+    """Read a BMP of any depth, compressed or not. Like other programs, this ignores alpha that is 0 everywhere."""
     colors = read_colors(source.read())
     if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
         source = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
@@ -133,21 +132,22 @@ def read_bmp(source: Source, limit: Limit) -> Picture:
 
 
 def read_tga(source: Source, limit: Limit) -> Picture:
-    """Read a TGA. Its header says how many bits of a pixel are alpha: where it says 0, what stands there means nothing.
+    """Read a TGA. Its header says how many bits of a pixel are alpha; if it says 0, the alpha bits are ignored.
 
-    An extension area (version 2.0 of the format) may say so too, or that the colour has been multiplied by the alpha.
+    An extension area (version 2.0 of the format) may also say that alpha is unused, or that the colour is premultiplied
+    by it.
     """
     has_map, bits = source.head[1], source.head[17] & 15
     picture = _read(source, limit, "tga", TgaImagePlugin.TgaImageFile, opaque=not bits and not has_map)
     kind = _tga_alpha(source)
     if kind == _TGA_PREMULTIPLIED and picture.has_alpha:
         return _changed(picture, unpremultiply)
-    # what a palette has for alpha, the header's bits do not tell of
+    # the bits in the header do not describe the alpha of a palette
     return _with_used_alpha(picture) if has_map or kind in _TGA_UNUSED else picture
 
 
 def _tga_alpha(source: Source) -> int | None:
-    """What the extension area says of the alpha; None where there is none."""
+    """The meaning of alpha according to the extension area; None if there is no such area."""
     with source.view() as data:
         if len(data) < 26 or data[-18:-2] != b"TRUEVISION-XFILE":
             return None
@@ -156,13 +156,15 @@ def _tga_alpha(source: Source) -> int | None:
 
 
 def _with_used_alpha(picture: Picture) -> Picture:
-    """The picture, opaque where its alpha is 0 in every pixel: nobody keeps a picture that cannot be seen."""
+    """Make the picture opaque if its alpha is 0 in every pixel: nobody keeps an invisible picture."""
     return _changed(picture, opaque_if_unused) if picture.has_alpha else picture
 
 
 def _changed(picture: Picture, change: Callable[[Pixels], Pixels]) -> Picture:
     before = picture.frames
-    return replace(picture, frames=Again(lambda: (replace(frame, pixels=change(frame.pixels)) for frame in before)))
+    return replace(
+        picture, frames=ReplayableFrames(lambda: (replace(frame, pixels=change(frame.pixels)) for frame in before))
+    )
 
 
 def _read(
@@ -178,7 +180,7 @@ def _read(
 ) -> Picture:
     with plugin(source.open()) as image:
         limit.check(source.name, image.height, image.width)
-        count = int(whole or getattr(image, "n_frames", 1) or 1)  # `whole`: so many of its frames are
+        count = int(whole or getattr(image, "n_frames", 1) or 1)  # `whole` is the number of complete frames, if known
         mode = _shown_mode(image)
         mode = mode.removesuffix("A") if opaque else mode
         size = (image.height, image.width)
@@ -190,7 +192,7 @@ def _read(
             for index in range(count):
                 opened.seek(index)
                 opened.load()
-                # Pillow gives 8 bits, but by now has found nothing broken
+                # Pillow only returns 8 bits, but it has checked that nothing is broken
                 pixels = (
                     widen(imagecodecs.avif_decode(source.read()), depth) if deep else np.asarray(opened.convert(mode))
                 )
@@ -204,7 +206,7 @@ def _read(
         size=size,
         channels=Image.getmodebands(mode),
         dtype=np.dtype(np.uint16 if deep else np.uint8),
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         frame_count=count,
         broken=broken,
         loop=info.get("loop", 0) if count > 1 else None,
@@ -214,7 +216,7 @@ def _read(
 
 
 def _shown_mode(image: Image.Image) -> str:
-    """L, LA, RGB or RGBA: what an image that has just been opened loses nothing in."""
+    """The mode, out of L, LA, RGB and RGBA, that keeps all the information of an image that has just been opened."""
     if image.has_transparency_data:
         return "LA" if image.mode in ("L", "LA") else "RGBA"
     if image.mode == "P":
@@ -224,7 +226,7 @@ def _shown_mode(image: Image.Image) -> str:
 
 
 def metadata_from(info: Mapping[Any, Any]) -> Metadata:
-    """What Pillow's and pillow-heif's `info` holds."""
+    """Convert the `info` of Pillow or pillow-heif to metadata."""
     exif: bytes = info.get("exif") or b""
     xmp = info.get("xmp") or None
     dpi = info.get("dpi")
@@ -237,7 +239,7 @@ def metadata_from(info: Mapping[Any, Any]) -> Metadata:
 
 
 def write_webp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a WebP, lossless if so asked or come."""
+    """Write a WebP, with or without loss."""
     if picture.frame_count > 1:
         write_animation(picture, stream, options)
         return
@@ -251,15 +253,15 @@ def write_webp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> No
 
 
 def write_avif(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write an AVIF of 8 bits, colour in full resolution, or lossless where it is a still and so asked.
+    """Write an AVIF with 8 bits and full-resolution colour. A still picture can be written without loss.
 
-    Frames go to libavif one by one; it keeps them compressed.
+    The frames of an animation are passed to libavif one by one, which keeps them compressed.
     """
     exif = picture.metadata.exif and without_orientation(picture.metadata.exif)
     picture = replace(picture, metadata=replace(picture.metadata, exif=exif))
     if options.lossless and picture.frame_count == 1:
         pixels = np.asarray(to_image(next(iter(picture.frames)).pixels))
-        # not through Pillow, which knows only YCbCr, lossy at any quality
+        # Pillow only supports YCbCr, which loses information at any quality
         encoded = imagecodecs.avif_encode(
             pixels, level=100, speed=_AVIF_SPEED, primaries=1, transfer=13, numthreads=count_cores()
         )
@@ -285,10 +287,10 @@ def _save(picture: Picture, stream: BinaryIO, format: str, arguments: dict[str, 
 
 
 def write_bmp(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a BMP: 8-bit gray, 24-bit RGB, or 32-bit RGBA with a header that says so."""
+    """Write a BMP: 8-bit gray, 24-bit RGB, or 32-bit RGBA with a header that declares the alpha channel."""
     pixels = np.asarray(to_image(next(iter(picture.frames)).pixels))
     encoded = bytearray(imagecodecs.bmp_encode(pixels))
-    resolution = whole_resolution(picture.metadata.dpi, _METRE, 2**31 - 1)
+    resolution = whole_resolution(picture.metadata.dpi, INCHES_PER_METRE, 2**31 - 1)
     struct.pack_into("<ll", encoded, _BMP_RESOLUTION, *(resolution or (0, 0)))
     stream.write(encoded)
 

@@ -1,7 +1,7 @@
-"""PNG and APNG, 1 to 16 bits deep, after the PNG specification (W3C, third edition).
+"""Reads and writes PNG and APNG with 1 to 16 bits (PNG specification, W3C, third edition).
 
-The chunks are taken apart and put together here, so that every checksum is verified, every piece of metadata survives
-and frames are read and written one by one; libpng (through imagecodecs) turns pixels into image data and back.
+This module parses and builds the chunks itself, to verify every checksum, to keep all metadata, and to read and write
+frames one by one. libpng (through imagecodecs) encodes and decodes the pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import over
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.metadata import with_notices
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
@@ -41,10 +41,10 @@ _ADAM7 = (
     np.s_[::2, 1::2],
     np.s_[1::2, :],
 )
-_COLOR_CHUNKS = {b"PLTE": 3 * 256, b"tRNS": 256}  # and the longest that they may be
+_COLOR_CHUNKS = {b"PLTE": 3 * 256, b"tRNS": 256}  # with their maximum lengths
 _MAX_CHUNK = 1 << 30  # of data; a chunk's length must stay below 2**31
 _MARGIN = 1 << 16  # bytes, for headers
-_COMPRESSION = 4  # a third of the time of 6, and files 6% larger
+_COMPRESSION = 4  # takes a third of the time of level 6, for files that are 6% larger
 
 
 @dataclass
@@ -63,10 +63,7 @@ class _FrameData:
 
 @dataclass
 class _File:
-    """A PNG file taken apart.
-
-    `others` holds the palette and the chunks that are metadata; of what else there may be, nothing is kept.
-    """
+    """The parts of a PNG file. `others` contains the palette and the metadata chunks; other chunks are not kept."""
 
     ihdr: bytes
     width: int
@@ -85,14 +82,14 @@ class _File:
 
     @property
     def bits(self) -> int:
-        """Of a pixel as stored."""
+        """Bits per stored pixel."""
         return self.depth * (1 if self.ihdr[9] == 3 else _CHANNELS[self.ihdr[9]])
 
     @cached_property
     def has_alpha(self) -> bool:
         transparent = self.ihdr[9] in (4, 6) or any(kind == b"tRNS" for kind, _ in self.others)
         first, gone = self.frames[0], [frame.dispose for frame in self.frames[:-1]]
-        # before the first frame there is nothing, so that going back to it clears the canvas too
+        # before the first frame the canvas is empty, so going back to that state clears it too
         uncovered = _DISPOSE_BACKGROUND in gone or gone[:1] == [_DISPOSE_PREVIOUS]
         return transparent or uncovered or (first.height, first.width) != (self.height, self.width)
 
@@ -102,31 +99,31 @@ class _File:
             return self.ihdr[9] in (0, 4)
         bodies = dict(reversed(self.others))
         palette = bodies.get(b"PLTE", b"")
-        # the profile that goes with a palette is one of RGB
+        # a profile for a palette is an RGB profile
         return b"iCCP" not in bodies and palette[0::3] == palette[1::3] == palette[2::3]
 
     @property
     def metadata(self) -> Metadata:
-        """Without a profile of another kind of colour than the pixels', which libpng passes over, and so browsers."""
+        """The metadata. A gray profile for colour pixels, or vice versa, is dropped: libpng and browsers ignore it."""
         metadata = read_metadata(self.others)
         if self.damaged:
             names = ", ".join(dict.fromkeys(kind.decode("latin-1") for kind in self.damaged))
-            metadata = with_notices(metadata, f"left out, since the checksum is wrong: {names}")
+            metadata = with_notices(metadata, f"left out, because the checksum is wrong: {names}")
         fits = metadata.icc is not None and (metadata.icc[16:20] == b"GRAY") == self.is_gray
         return metadata if fits else replace(metadata, icc=None)
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Take a PNG apart; frames of an APNG come composed on its canvas."""
+    """Read a PNG. The frames of an APNG are composed on its canvas."""
     limit.check(source.name, *struct.unpack_from(">II", source.head, 16)[::-1])
-    file = _take_apart(source.read())
+    file = _parse(source.read())
     return Picture(
         name=source.name,
         format="png",
         size=(file.height, file.width),
         channels=(1 if file.is_gray else 3) + file.has_alpha,
         dtype=np.dtype(np.uint16 if file.depth == 16 else np.uint8),
-        frames=Again(lambda: _compose(_take_apart(source.read()))),
+        frames=ReplayableFrames(lambda: _compose(_parse(source.read()))),
         frame_count=len(file.frames),
         one_palette=file.ihdr[9] == 3,
         loop=file.loop,
@@ -135,7 +132,7 @@ def read(source: Source, limit: Limit) -> Picture:
     )
 
 
-def _take_apart(data: bytes) -> _File:
+def _parse(data: bytes) -> _File:
     damaged: list[bytes] = []
     parts = iter(chunks(data, damaged))
     kind, first = next(parts)
@@ -144,36 +141,36 @@ def _take_apart(data: bytes) -> _File:
     ihdr = bytes(first)
     width, height, depth, color = struct.unpack_from(">IIBB", ihdr)
     if depth not in _DEPTHS.get(color, ()) or ihdr[10:12] != b"\0\0" or ihdr[12] > 1:
-        raise ValueError(f"there is no PNG of colour type {color}, {depth} bits, methods {tuple(ihdr[10:])}")
+        raise ValueError(f"its header is invalid: colour type {color}, {depth} bits, methods {tuple(ihdr[10:])}")
     file = _File(ihdr, width, height, [], [], False, None)
     still = _FrameData(height=height, width=width)
     try:
         stated = _collect(file, still, parts)
     except (ValueError, struct.error) as error:
-        # what is missing of an animation is said when it is asked for; its first frame may be whole
+        # the error is raised when the missing frame is reached; the frames before it may be complete
         if not file.animated or len(file.frames) < 2:
             raise
         file.frames.pop()
         file.broken = f"frame {len(file.frames) + 1} is damaged ({error})"
     else:
         if file.animated and stated > len(file.frames):
-            file.broken = f"of {stated} frames, {stated - len(file.frames)} are missing"
+            file.broken = f"{stated - len(file.frames)} of {stated} frames are missing"
     file.damaged = tuple(damaged)
     if not file.animated:
         file.frames, file.loop = [still], None
     if any(not frame.data for frame in file.frames):
-        raise ValueError("it holds no image data")
+        raise ValueError("it contains no image data")
     return file
 
 
 def _collect(file: _File, still: _FrameData, parts: Iterator[tuple[bytes, memoryview]]) -> int:
-    """Sort chunks into the file and the still picture; returns how many frames an animation states."""
+    """Add the chunks to `file` and `still`. Returns the number of frames that an animation declares."""
     sequence = stated = 0
     palettes = set[bytes]()
     room, frame_count = Room(), Count("frames", MAX_FRAMES)
     for kind, body in parts:
         if kind == b"acTL":
-            # one that comes late or twice makes no animation; what there is, is the still picture
+            # a late or repeated acTL is invalid: then only the still picture counts
             file.spoiled = file.spoiled or file.loop is not None or bool(still.data)
             stated, file.loop = struct.unpack_from(">II", body)
         elif kind in (b"fcTL", b"fdAT"):
@@ -193,7 +190,7 @@ def _collect(file: _File, still: _FrameData, parts: Iterator[tuple[bytes, memory
                 file.frames[0].data.append(body)
         elif kind in _COLOR_CHUNKS:
             if len(body) > _COLOR_CHUNKS[kind] or kind in palettes:
-                raise ValueError(f"its chunk {kind!r} is too long, or comes twice")
+                raise ValueError(f"its chunk {kind.decode()!r} is too long, or comes twice")
             palettes.add(kind)
             file.others.append((kind, bytes(body)))
         elif kind in METADATA_CHUNKS:
@@ -212,7 +209,7 @@ def _frame_control(body: memoryview, height: int, width: int) -> _FrameData:
 
 
 def _compose(file: _File) -> Iterator[Frame]:
-    """Each frame as it is shown. An animation that goes on where the last frame stood needs two canvases, no more."""
+    """Compose each frame as it is shown. Keeps two canvases in memory, or three if a frame restores the one before."""
     channels = (1 if file.is_gray else 3) + file.has_alpha
     dtype = np.uint16 if file.depth == 16 else np.uint8
     canvas = np.zeros((file.height, file.width, channels), dtype)
@@ -234,9 +231,10 @@ def _compose(file: _File) -> Iterator[Frame]:
 
 
 def _decode(file: _File, frame: _FrameData) -> Pixels:
-    """A frame's own pixels, palette and colour keys resolved.
+    """Decode a frame's own pixels, with palettes and colour keys resolved.
 
-    Seven interlaced passes are decoded as seven pictures, since imagecodecs lets libpng complain of them on stderr.
+    The seven passes of an interlaced frame are decoded as seven pictures, because libpng (as called by imagecodecs)
+    prints warnings about interlacing to stderr.
     """
     if not file.ihdr[12]:
         data = verified(frame.data, _length(file, frame.height, frame.width))
@@ -264,29 +262,29 @@ def _extent(frame: _FrameData, area: tuple[slice, slice]) -> tuple[int, int]:
 
 
 def _length(file: _File, height: int, width: int) -> int:
-    """Bytes of so many rows, a filter's number before each; none where there are no columns."""
+    """Bytes of `height` rows, each with a byte for its filter; 0 if there are no columns."""
     return height * (1 + (width * file.bits + 7) // 8) if width else 0
 
 
 def _decode_rows(file: _File, height: int, width: int, data: Sequence[memoryview | bytes]) -> Pixels:
-    """Pixels of image data that is not interlaced. libpng gets a file of the critical chunks alone."""
+    """Decode image data that is not interlaced. libpng gets a file with only the necessary chunks."""
     parts = [SIGNATURE, chunk(b"IHDR", struct.pack(">II", width, height) + file.ihdr[8:12] + b"\0")]
-    parts += [chunk(kind, _masked(file, body) if kind == b"tRNS" else body) for kind, body in file.others
-              if kind in (b"PLTE", b"tRNS")]  # fmt: skip
+    for wanted in (b"PLTE", b"tRNS"):  # libpng would complain on stderr of another order
+        parts += [chunk(kind, _masked(file, kind, body)) for kind, body in file.others if kind == wanted]
     parts += [chunk(b"IDAT", piece) for piece in data]
     pixels: Pixels = imagecodecs.png_decode(b"".join([*parts, chunk(b"IEND", b"")]))
     return pixels.reshape(height, width, -1)
 
 
-def _masked(file: _File, key: bytes) -> bytes:
-    """A colour key with no bits beyond the samples' depth, of which libpng would complain on stderr."""
-    if file.ihdr[9] not in (0, 2) or file.depth == 16 or len(key) % 2:
+def _masked(file: _File, kind: bytes, key: bytes) -> bytes:
+    """A colour key without bits beyond the samples' depth. libpng would print a warning about those to stderr."""
+    if kind != b"tRNS" or file.ihdr[9] not in (0, 2) or file.depth == 16 or len(key) % 2:
         return key
     return b"".join((value[0] & ((1 << file.depth) - 1)).to_bytes(2, "big") for value in struct.iter_unpack(">H", key))
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Drop colour from a gray palette, add opacity where another frame has it."""
+    """Convert to the given number of channels: gray palettes lose their colours, opaque frames get an alpha channel."""
     if channels <= 2 < pixels.shape[2]:
         pixels = np.delete(pixels, (1, 2), axis=2)
     if pixels.shape[2] < channels:
@@ -296,14 +294,14 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a PNG, or an APNG whose frames hold no more than the rectangle that changes."""
+    """Write a PNG, or an APNG in which each frame contains only the rectangle that changes."""
     animated = picture.frame_count > 1
     stream.write(SIGNATURE)
     sequence = 0
     before: Pixels | None = None
     for index, frame in enumerate(picture.frames):
         if before is not None and frame.pixels.shape != before.shape:
-            raise ImageError(f"{picture.name}: its frames differ in size", "write it as TIFF")
+            raise ImageError(f"{picture.name}: its frames differ in size", "use -f tiff")
         top, left, bottom, right = changed_area(before, frame.pixels)
         changed = frame.pixels[top:bottom, left:right]
         encoded = dict(_merged_chunks(_encode(changed)))
@@ -329,21 +327,21 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
 
 def _encode(pixels: Pixels) -> bytes:
     plane = pixels if pixels.shape[2] > 1 else pixels[..., 0]
-    # imagecodecs' own guess of the room leaves out the filter of each row: too little for noise in few columns
+    # imagecodecs' own estimate ignores the filter byte of each row, which is too little for narrow, noisy pictures
     raw = plane.nbytes + plane.shape[0]
     room = raw + raw // 64 + _MARGIN
     return bytes(imagecodecs.png_encode(np.ascontiguousarray(plane), _COMPRESSION, out=room))
 
 
 def _merged_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """IHDR and one IDAT."""
+    """IHDR, and all image data as one IDAT."""
     parts = list(chunks(data))
     yield b"IHDR", bytes(parts[0][1])
     yield b"IDAT", b"".join(body for kind, body in parts if kind == b"IDAT")
 
 
 def _pieces(data: bytes) -> Iterator[memoryview]:
-    """Data in lengths that a chunk may have."""
+    """Split data into pieces that fit into a chunk."""
     for at in range(0, len(data), _MAX_CHUNK):
         yield memoryview(data)[at : at + _MAX_CHUNK]
 

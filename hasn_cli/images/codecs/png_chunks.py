@@ -1,4 +1,4 @@
-"""PNG's chunks, and the compressed data in them, verified before libpng sees it."""
+"""PNG's chunks, and the compressed data in them. Both are verified before libpng reads them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from hasn_cli.images.limits import Count
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT")  # no critical chunks by their names, and yet pixels depend on them
+_PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT")  # by their names not critical, but the pixels depend on them
 _PIECE = 1 << 20
 
 
@@ -17,12 +17,12 @@ def chunks(data: bytes, damaged: list[bytes] | None = None) -> Iterator[tuple[by
     """Each chunk's type and body, up to IEND.
 
     Args:
-        data: of the file.
-        damaged: gets the types of the chunks that pixels do not need and whose checksum does not agree; they are passed
-            over.
+        data: the file.
+        damaged: collects the types of chunks with a wrong checksum, if the pixels do not need them; these chunks are
+            skipped.
 
     Raises:
-        ValueError: the file ends before IEND, or the checksum of a chunk that pixels need does not agree.
+        ValueError: the file ends before IEND, or a chunk that the pixels need has a wrong checksum.
         TooMuch: there are too many chunks.
     """
     view = memoryview(data)
@@ -50,16 +50,16 @@ def chunks(data: bytes, damaged: list[bytes] | None = None) -> Iterator[tuple[by
 
 
 def chunk(kind: bytes, body: bytes | memoryview) -> bytes:
-    """One chunk, its checksum behind it."""
+    """Build one chunk, with its checksum."""
     checksum = zlib.crc32(body, zlib.crc32(kind))
     return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)))
 
 
 def verified(data: list[memoryview], length: int) -> list[memoryview]:
-    """Data that is whole, without what stands behind its end; libpng would complain of either on stderr.
+    """Check that the data is complete, and remove bytes after its end. libpng would print warnings about both.
 
     Raises:
-        ValueError, zlib.error: as `unpack`.
+        ValueError, zlib.error: as for `unpack`.
     """
     unused = bytearray()
     for _ in unpack(data, length, unused):
@@ -75,10 +75,10 @@ def verified(data: list[memoryview], length: int) -> list[memoryview]:
 
 
 def unpack(data: list[memoryview], length: int, unused: bytearray | None = None) -> Iterator[bytes]:
-    """Compressed data, piece by piece; what stands behind its end goes to `unused`.
+    """Decompress data piece by piece. Bytes after the end of the compressed data are added to `unused`.
 
     Raises:
-        ValueError, zlib.error: it is corrupt, or not of that length.
+        ValueError, zlib.error: the data is corrupt, or does not unpack to `length` bytes.
     """
     worker = zlib.decompressobj()
     for packed in data:
@@ -97,4 +97,4 @@ def unpack(data: list[memoryview], length: int, unused: bytearray | None = None)
         if worker.eof and unused is not None:
             unused += worker.unused_data
     if length or not worker.eof:
-        raise ValueError("its image data are truncated")
+        raise ValueError("its image data is truncated")

@@ -1,4 +1,4 @@
-"""PNG's ancillary chunks to `Metadata` and back."""
+"""Converts PNG's ancillary chunks to `Metadata` and back."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import Any
 
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
 from hasn_cli.images.limits import Room
-from hasn_cli.images.metadata import whole_resolution
+from hasn_cli.images.metadata import INCHES_PER_METRE, whole_resolution
 from hasn_cli.images.picture import Metadata, Text
 
 _XMP_KEY = "XML:com.adobe.xmp"
 METADATA_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"cICP")
 _MAX_INTEGER = 2**31 - 1
-_INCHES_PER_METRE = 1 / 0.0254
 
 
 def read_metadata(chunks: Iterable[tuple[bytes, bytes]]) -> Metadata:
-    """What chunks (types and bodies) say; one that is malformed in itself is left out, as viewers do.
+    """Read metadata from chunks (types and bodies). Like viewers, this ignores malformed chunks.
 
     Raises:
-        TooMuch: they unpack to more than is taken.
+        TooMuch: the chunks unpack to more than `limits.MAX_METADATA`.
     """
     found: dict[str, Any] = {}
     texts: list[Text] = []
@@ -45,7 +44,7 @@ def _read_chunk(kind: bytes, body: bytes) -> dict[str, Any]:
         return {"exif": body.removeprefix(b"Exif\0\0")}
     if kind == b"pHYs":
         x, y, unit = struct.unpack(">IIB", body)
-        return {"dpi": (x / _INCHES_PER_METRE, y / _INCHES_PER_METRE)} if unit == 1 and x and y else {}
+        return {"dpi": (x / INCHES_PER_METRE, y / INCHES_PER_METRE)} if unit == 1 and x and y else {}
     if kind == b"gAMA":
         return {"gamma": struct.unpack(">I", body)[0] / 100_000}
     if kind == b"cHRM":
@@ -68,7 +67,7 @@ def _read_text(kind: bytes, body: bytes, inflate: _Inflater) -> Text:
 
 
 def _sort_text(text: Text, texts: list[Text], found: dict[str, Any]) -> None:
-    """Texts that are really XMP, EXIF or IPTC go where those belong."""
+    """Add a text to `texts`, or to `found` if it is really XMP, EXIF or IPTC."""
     raw = text.key.removeprefix("Raw profile type ") if text.key.startswith("Raw profile type ") else ""
     if text.key == _XMP_KEY:
         found["xmp"] = text.value.encode()
@@ -79,7 +78,7 @@ def _sort_text(text: Text, texts: list[Text], found: dict[str, Any]) -> None:
 
 
 def _sort_raw_profile(name: str, value: str, found: dict[str, Any]) -> None:
-    """ImageMagick's way: a line with the name, one with the length, then hexadecimal."""
+    """Read a profile as ImageMagick stores it: a line with the name, one with the length, then hexadecimal digits."""
     digits = value.split("\n", 3)[3]
     profile = binascii.unhexlify(digits.replace("\n", "").replace(" ", ""))
     if profile.startswith(b"Exif\0\0"):
@@ -91,7 +90,7 @@ def _sort_raw_profile(name: str, value: str, found: dict[str, Any]) -> None:
 
 
 class _Inflater:
-    """Inflates, up to a limit that all chunks of a file share."""
+    """Decompresses data, up to a limit that all chunks of a file share."""
 
     def __init__(self) -> None:
         self._room = Room()
@@ -106,7 +105,7 @@ class _Inflater:
 
 
 def metadata_chunks(metadata: Metadata, channels: int) -> Iterator[tuple[bytes, bytes]]:
-    """Types and bodies of the chunks that hold metadata, all of which may stand before the image data."""
+    """Types and bodies of the metadata chunks, which may all come before the image data."""
     if metadata.cicp:
         yield b"cICP", metadata.cicp
     fits = metadata.icc is not None and (metadata.icc[16:20] == b"GRAY") == (channels <= 2)
@@ -118,7 +117,7 @@ def metadata_chunks(metadata: Metadata, channels: int) -> Iterator[tuple[bytes, 
         yield b"gAMA", struct.pack(">I", round(metadata.gamma * 100_000))
     if metadata.chromaticities is not None:
         yield b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in metadata.chromaticities))
-    if (resolution := whole_resolution(metadata.dpi, _INCHES_PER_METRE, _MAX_INTEGER)) is not None:
+    if (resolution := whole_resolution(metadata.dpi, INCHES_PER_METRE, _MAX_INTEGER)) is not None:
         yield b"pHYs", struct.pack(">IIB", *resolution, 1)
     if metadata.exif:
         yield b"eXIf", metadata.exif

@@ -1,7 +1,7 @@
-"""TIFF: pages of 1 to 16 bits or float, read and written by tifffile, which keeps every depth as it is.
+"""Reads and writes TIFF pages of 1 to 16 bits or floats, using tifffile, which keeps every depth as it is.
 
-EXIF lies in directories of the file itself. They are lifted out into an EXIF block on reading, and on writing appended
-to the finished file along with a first directory that points to them.
+A TIFF stores EXIF in directories of the file itself. When a file is read, they are copied into an EXIF block. When one
+is written, they are appended to the finished file, together with a new first directory that points to them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ import numpy as np
 import tifffile
 
 from hasn_cli.images.codecs.tiff_limits import check_directories, check_pieces
-from hasn_cli.images.codecs.tiff_structure import decode_fax, remove_tags, repair_lengths, without_broken_end
+from hasn_cli.images.codecs.tiff_structure import (
+    decode_fax,
+    piece_count,
+    remove_tags,
+    repair_lengths,
+    without_broken_end,
+)
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
 from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import apply_orientation, upright
-from hasn_cli.images.picture import Again, EncodeOptions, Frame, Metadata, Picture, Pixels, Shape
+from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames, Shape
 from hasn_cli.images.source import Source
 from hasn_cli.images.spaces import ycc_to_rgb
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say is raised as an error here
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # problems are raised as errors instead
 
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
 _MIN_IS_WHITE = _PHOTOMETRIC.MINISWHITE
@@ -60,7 +66,7 @@ _4_GIB = 2**32
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read a TIFF's pages, each turned as it says itself; smaller versions of a page and masks are no pages."""
+    """Read a TIFF's pages, each with its own orientation. Reduced versions of a page and masks are skipped."""
     with source.view() as data:
         check_directories(data)
     source, broken = without_broken_end(source)
@@ -72,7 +78,7 @@ def read(source: Source, limit: Limit) -> Picture:
         orientation = _orientation(page)
         metadata = _metadata(page)
         classic = not file.is_bigtiff
-        # OME's and tifffile's descriptions state the sizes of all that is in the file, which are going to be others
+        # the descriptions of OME and tifffile state the sizes of everything in the file, which will change
         kept = _EXIF_TAGS - {_DESCRIPTION} if file.is_ome or file.is_shaped else _EXIF_TAGS
     if classic:
         metadata = replace(metadata, exif=_lift_exif(source, kept))
@@ -95,7 +101,7 @@ def read(source: Source, limit: Limit) -> Picture:
         size=first.size,
         channels=first.channels,
         dtype=first.dtype,
-        frames=Again(frames),
+        frames=ReplayableFrames(frames),
         frame_count=len(indices),
         paged=True,
         broken=broken and f"page {len(indices) + 1} is missing: {broken}",
@@ -105,17 +111,17 @@ def read(source: Source, limit: Limit) -> Picture:
 
 
 def _pages(file: tifffile.TiffFile) -> list[int]:
-    """Which of a file's pictures are pages.
+    """The indices of the pictures in a file that are pages.
 
     Raises:
-        ValueError: none is, they are the previews in a camera's raw file, or several share a directory.
+        ValueError: there are none, the file is a camera's raw file, or several images share a directory.
     """
     first: Any = file.pages[0]
     inside = [first, *(first.pages or ())]
     if _DNG_VERSION in first.tags or any(page.photometric in _RAW for page in inside):
-        raise ValueError("a camera's raw file, which has to be developed first")
+        raise ValueError("it is a camera's raw file, which must be developed first")
     if file.is_imagej and (file.imagej_metadata or {}).get("images", 1) > len(file.pages):
-        raise ValueError("ImageJ has put several images into one directory; saved one by one, they can be read")
+        raise ValueError("ImageJ stored several images in one directory; save each of them to its own file")
     shown = [index for index in range(len(file.pages)) if not int(cast(Any, file.pages[index]).subfiletype) & 0b101]
     if not shown:
         raise ValueError("it has no page")
@@ -123,39 +129,41 @@ def _pages(file: tifffile.TiffFile) -> list[int]:
 
 
 def _check(source: Source, limit: Limit, page: Any) -> None:
-    """Refuse before decoding what is too large, truncated, or of a kind that is not supported."""
+    """Refuse a page that is too large, truncated or not supported, before it is decoded."""
     limit.check(source.name, page.imagelength, page.imagewidth)
     if page.is_tiled:
         limit.check(source.name, page.tilelength, page.tilewidth)
     if page.imagedepth != 1 or page.samplesperpixel > 8:
-        raise ValueError(f"{page.samplesperpixel} samples a pixel, {page.imagedepth} deep, are not supported")
+        raise ValueError(f"{page.samplesperpixel} samples per pixel and {page.imagedepth} layers are not supported")
     plain = page.compression == tifffile.COMPRESSION.JPEG or (page.bitspersample == 8 and page.subsampling == (1, 1))
     if page.photometric not in _SHOWN and not (plain and page.photometric == _PHOTOMETRIC.YCBCR):
-        raise ValueError(f"its kind of colour, {getattr(page.photometric, 'name', page.photometric)}, is not supported")
+        raise ValueError(f"the colour space {getattr(page.photometric, 'name', page.photometric)} is not supported")
+    if page.is_tiled and len(page.dataoffsets) < piece_count(page):
+        raise ValueError("some of its tiles are missing")
     length = page.parent.filehandle.size
     repair_lengths(page, length)
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     if not pieces or any(not 0 < start < start + count <= length for start, count in pieces):
         raise ValueError("the file is truncated")
     if page.dtype is None or page.dtype.kind not in "buf" or (page.dtype.kind == "u" and page.dtype.itemsize > 2):
-        raise ValueError(f"samples of {page.bitspersample} bits of its kind are not supported")
+        raise ValueError(f"its type of samples, of {page.bitspersample} bits, is not supported")
 
 
 def _orientation(page: Any) -> int:
-    """1 to 8, 1 where the page states none or nonsense."""
+    """The page's orientation, 1 to 8; 1 if it states none or an invalid one."""
     stated = page.tags.valueof(_ORIENTATION)
     return int(stated) if stated in range(1, 9) else 1
 
 
 def _colors(page: Any) -> int:
-    """How many samples of a pixel are colour."""
+    """The number of colour samples per pixel."""
     if page.photometric in _GRAY or page.photometric == _PHOTOMETRIC.PALETTE:
         return 1
     return 4 if page.photometric == _PHOTOMETRIC.SEPARATED else 3
 
 
 def _alpha(page: Any) -> int | None:
-    """Which sample is the transparency, and None where none is declared to be."""
+    """The index of the alpha sample, or None if no sample is declared as alpha."""
     for index, kind in enumerate(page.extrasamples):
         if kind in (1, 2):
             return _colors(page) + index
@@ -165,14 +173,14 @@ def _alpha(page: Any) -> int | None:
 def _shapes(source: Source, limit: Limit, pages: list[Any]) -> tuple[Shape, ...]:
     found = []
     for page in pages:
-        with contextlib.suppress(Exception):  # whatever is wrong with a page is said when its turn comes
+        with contextlib.suppress(Exception):  # an invalid page raises an error when its frame is read
             _check(source, limit, page)
             found.append(_shape(page))
     return tuple(found)
 
 
 def _shape(page: Any) -> Shape:
-    """What the page is going to be."""
+    """The shape of the page after decoding."""
     colors = 1 if page.photometric in _GRAY else 3
     palette = page.photometric == _PHOTOMETRIC.PALETTE
     deep = not _is_8_bit(page.colormap) if palette else page.bitspersample > 8
@@ -195,7 +203,7 @@ def _pixels(page: Any) -> Pixels:
     data = data.reshape(page.imagelength, page.imagewidth, -1)
     colors, alpha = _colors(page), _alpha(page)
     if data.shape[2] < colors:
-        raise ValueError(f"{data.shape[2]} samples a pixel are too few")
+        raise ValueError(f"{data.shape[2]} samples per pixel are too few")
     color = _color(page, data[..., :colors])
     if alpha is None:
         return color
@@ -205,7 +213,7 @@ def _pixels(page: Any) -> Pixels:
 
 
 def _color(page: Any, data: Pixels) -> Pixels:
-    """Samples as they are stored to gray or RGB."""
+    """Convert stored samples to gray or RGB."""
     kind = page.photometric
     if kind == _PHOTOMETRIC.PALETTE:
         colormap = page.colormap
@@ -213,7 +221,7 @@ def _color(page: Any, data: Pixels) -> Pixels:
             raise ValueError("its palette is too short")
         if _is_8_bit(colormap):
             colormap = (colormap if colormap.max() < 256 else colormap >> 8).astype(np.uint8)
-        # bits come as booleans, which would choose instead of index
+        # tifffile returns 1-bit samples as booleans, which would be used as a mask instead of indices
         return np.ascontiguousarray(colormap.T[data[..., 0].astype(np.intp)])
     if kind == _PHOTOMETRIC.YCBCR and page.compression != tifffile.COMPRESSION.JPEG:
         return _from_ycbcr(page, data)
@@ -228,13 +236,13 @@ def _color(page: Any, data: Pixels) -> Pixels:
 
 
 def _from_ycbcr(page: Any, data: Pixels) -> Pixels:
-    """8-bit Y, Cb and Cr to RGB, by the coefficients and the range that the file states (TIFF 6.0, sections 20, 21)."""
+    """Convert 8-bit Y, Cb and Cr to RGB, with the file's own coefficients and range (TIFF 6.0, sections 20 and 21)."""
     red, green, blue = _ratios(page, _YCBCR_COEFFICIENTS, 3) or (0.299, 0.587, 0.114)
     return ycc_to_rgb(data, (red, green, blue), _ratios(page, _REFERENCE_BLACK_WHITE, 6))
 
 
 def _ratios(page: Any, tag: int, count: int) -> tuple[float, ...] | None:
-    """The values of a tag of so many RATIONALs; None where there is none, or one of another kind."""
+    """The values of a tag with `count` RATIONALs; None if it is missing or of another type."""
     stated = page.tags.valueof(tag)
     if not isinstance(stated, tuple) or len(stated) != 2 * count or not all(stated[1::2]):
         return None
@@ -242,7 +250,7 @@ def _ratios(page: Any, tag: int, count: int) -> tuple[float, ...] | None:
 
 
 def _chromaticities(page: Any) -> dict[str, Any]:
-    """What the file says of its RGB without a profile, where it is not sRGB's: white and primaries."""
+    """The white point and primaries of colours without a profile, as fields of `Metadata`; empty if none are stated."""
     white, primaries = _ratios(page, 318, 2), _ratios(page, 319, 6)
     if page.photometric not in (_PHOTOMETRIC.RGB, _PHOTOMETRIC.PALETTE, _PHOTOMETRIC.YCBCR) or not (
         white and primaries
@@ -252,10 +260,10 @@ def _chromaticities(page: Any) -> dict[str, Any]:
 
 
 def _stretch(page: Any, data: Pixels) -> Pixels:
-    """Samples of any depth to the whole range of uint8 or uint16, or to float32."""
+    """Convert samples of any depth to the whole range of uint8 or uint16, or to float32."""
     if data.dtype.kind != "f":
         return widen(data, page.bitspersample)
-    with np.errstate(over="ignore"):  # what is beyond single precision becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and are refused later
         return data.astype(np.float32)
 
 
@@ -280,7 +288,7 @@ def _metadata(page: Any) -> Metadata:
 
 
 def _lift_exif(source: Source, kept: set[int]) -> bytes | None:
-    """The EXIF block that these tags of a TIFF's first directory amount to, None if there are none or it is broken."""
+    """Build an EXIF block from these tags of a TIFF's first directory; None if there are none or they are broken."""
     with source.view() as data:
         file = Directories(data)
         try:
@@ -294,7 +302,7 @@ def _lift_exif(source: Source, kept: set[int]) -> bytes | None:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a TIFF page by page, losslessly compressed; beyond 4 GB as BigTIFF, which then goes without EXIF."""
+    """Write a TIFF page by page, compressed without loss. Above 4 GB, it is a BigTIFF without EXIF, XMP and IPTC."""
     metadata = picture.metadata
     exif = _parsed(metadata.exif)
     big = picture.nbytes > 0.95 * _4_GIB
@@ -323,14 +331,14 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
                 software=False,
                 contiguous=False,
             )
-    # tifffile always states one, which viewers take for a dot an inch
+    # tifffile always writes a resolution, which viewers would read as one dot per inch
     remove_tags(stream, without_resolution, frozenset(_RESOLUTION_TAGS))
     if not big:
         _append_metadata(stream, metadata, exif)
 
 
 def _as_stored(frame: Frame) -> Pixels:
-    """Integers of a page whose zero is white are stored the other way round than they are kept here."""
+    """Invert the integers of a page in which zero is white; see `Frame.min_is_white`."""
     pixels = frame.pixels
     if not frame.min_is_white or pixels.dtype.kind == "f" or pixels.shape[2] > 2:
         return pixels
@@ -338,7 +346,7 @@ def _as_stored(frame: Frame) -> Pixels:
 
 
 def _parsed(exif: bytes | None) -> Exif | None:
-    """The block, or None where it is too broken to be copied entry by entry."""
+    """Parse an EXIF block. None if it is too broken to be copied entry by entry."""
     try:
         block = Exif(exif or b"")
         pack_tree(block, block.first, 0)
@@ -348,7 +356,7 @@ def _parsed(exif: bytes | None) -> Exif | None:
 
 
 def _append_metadata(stream: BinaryIO, metadata: Metadata, exif: Exif | None) -> None:
-    """Put a richer first directory at the end of the file and make the header point to it."""
+    """Append a first directory with the metadata to the file, and make the header point to it."""
     added: list[RawEntry] = []
     for tag, value in ((_XMP, metadata.xmp), (_IPTC, metadata.iptc)):
         if value:
@@ -375,7 +383,7 @@ def _append_metadata(stream: BinaryIO, metadata: Metadata, exif: Exif | None) ->
 
 
 def _first_directory(stream: BinaryIO) -> tuple[str, list[RawEntry], int]:
-    """Byte order, entries as they are stored (long values stay where they are), and what follows."""
+    """Byte order, entries as stored (long values as offsets), and the offset of the next directory."""
     stream.seek(0)
     order = "<" if stream.read(2) == b"II" else ">"
     stream.seek(4)

@@ -1,4 +1,4 @@
-"""What tifffile leaves to be done in a TIFF file: its chain of directories, lengths that are wrong, tags too many."""
+"""Handles problems of TIFF files that tifffile does not: broken chains of directories, wrong lengths, unwanted tags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COUNT, _ENTRY, _LINK = (2, 8), (12, 20), (4, 8)  # bytes in a classic TIFF, and
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a file's directories are laid out."""
+    """The layout of a file's directories: byte order, and classic TIFF or BigTIFF."""
 
     order: str
     big: bool
@@ -30,7 +30,7 @@ class _Layout:
 
     @property
     def start(self) -> int:
-        """Where the offset of the first directory stands."""
+        """The position of the offset of the first directory."""
         return 8 if self.big else 4
 
     @property
@@ -47,9 +47,9 @@ class _Layout:
 
 
 def break_in_chain(data: bytes | mmap) -> tuple[str, int] | None:
-    """Why the chain of directories breaks off before its end, and where the last offset that leads on stands.
+    """Why the chain of directories breaks off, and the position of the offset that leads to the broken directory.
 
-    None where it is whole, or broken in its first directory, without which there is no picture anyway.
+    None if the chain is complete, or if the first directory is broken: then there is no picture to read.
     """
     layout = _Layout.of(bytes(data[:4]))
     seen: set[int] = set()
@@ -61,7 +61,7 @@ def break_in_chain(data: bytes | mmap) -> tuple[str, int] | None:
             return None
         last = at
         if offset in seen:
-            reason = "its directory is one that came before"
+            reason = "its directory repeats an earlier one"
         elif offset + layout.count.size > len(data):
             reason = "its directory lies beyond the end of the file"
         else:
@@ -74,7 +74,7 @@ def break_in_chain(data: bytes | mmap) -> tuple[str, int] | None:
 
 
 def without_broken_end(source: Source) -> tuple[Source, str | None]:
-    """A file whose chain of directories ends where it breaks off, and why it does; a whole one is returned itself."""
+    """End a broken chain of directories where it breaks off, and return the reason. A complete file is not changed."""
     with source.view() as data:
         found = break_in_chain(data)
     if found is None:
@@ -87,19 +87,19 @@ def without_broken_end(source: Source) -> tuple[Source, str | None]:
 
 
 def repair_lengths(page: Any, size: int) -> None:
-    """Put right a page's lengths of strips or tiles where they are zero, missing, or wrong, as libtiff does.
+    """Repair a page's strip or tile lengths if they are zero, missing or wrong, as libtiff does.
 
-    What is not compressed has a length of its own. What is compressed reaches to whatever comes next.
+    The length of uncompressed data follows from its size. Compressed data extends up to the next strip or tile.
 
     Args:
-        page: tifffile's.
-        size: of the file.
+        page: a page of tifffile.
+        size: of the file in bytes.
     """
     offsets, counts = list(page.dataoffsets), list(page.databytecounts)
     known = counts + [0] * (len(offsets) - len(counts))
-    lengths = _uncompressed_lengths(page) if page.compression == 1 else [0] * len(offsets)
-    if len(lengths) != len(offsets):
+    if page.compression == 1 and piece_count(page) != len(offsets):
         return
+    lengths = _uncompressed_lengths(page) if page.compression == 1 else [0] * len(offsets)
     ends = [*sorted(set(offsets)), size]
     repaired = []
     for offset, count, length in zip(offsets, known, lengths, strict=True):
@@ -114,9 +114,9 @@ def repair_lengths(page: Any, size: int) -> None:
 
 
 def decode_fax(page: Any) -> Any:
-    """H×W booleans of a page in CCITT compression, by libtiff, which gets a file that holds nothing but this page.
+    """Decode a page with CCITT compression to H×W booleans. This uses libtiff, on a file with only this page.
 
-    tifffile's own decoder for it takes some whole pages for white from some row on.
+    tifffile's own decoder turns the lower part of some pages white.
     """
     stream = page.parent.filehandle
     strips = []
@@ -135,22 +135,36 @@ def decode_fax(page: Any) -> Any:
     return imagecodecs.tiff_decode(alone + pack_directory("<", entries, at))
 
 
+def piece_count(page: Any) -> int:
+    """How many strips or tiles a page of its size consists of."""
+    width: int = page.imagewidth
+    height: int = page.imagelength
+    planes: int = page.samplesperpixel if page.planarconfig == 2 else 1
+    across, rows = (-(-width // int(page.tilewidth)), int(page.tilelength)) if page.is_tiled else (1, _rows(page))
+    return across * -(-height // rows) * planes
+
+
+def _rows(page: Any) -> int:
+    """Of a strip."""
+    length: int = page.imagelength
+    return max(1, min(page.rowsperstrip or length, length))
+
+
 def _uncompressed_lengths(page: Any) -> list[int]:
-    """Bytes of each strip or tile of a page that is not compressed."""
+    """The length in bytes of each strip or tile of an uncompressed page."""
     samples = 1 if page.planarconfig == 2 else page.samplesperpixel
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     if page.is_tiled:
         row = (page.tilewidth * samples * page.bitspersample + 7) // 8
-        across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-        return [row * page.tilelength] * (across * down * planes)
+        return [row * page.tilelength] * piece_count(page)
     row = (page.imagewidth * samples * page.bitspersample + 7) // 8
-    rows = max(1, min(page.rowsperstrip or page.imagelength, page.imagelength))
+    rows = _rows(page)
     starts = range(0, page.imagelength, rows)
     return [row * min(rows, page.imagelength - start) for start in starts] * planes
 
 
 def remove_tags(stream: BinaryIO, directories: Iterable[int], tags: frozenset[int]) -> None:
-    """Take entries out of the directories of these numbers in a finished file; all values stay where they are."""
+    """Remove tags from the directories with these numbers in a finished file. All values stay in place."""
     wanted = set(directories)
     stream.seek(0)
     layout = _Layout.of(stream.read(4))

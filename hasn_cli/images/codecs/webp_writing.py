@@ -1,8 +1,8 @@
-"""Writing WebP that moves: frames by libwebp (through Pillow), the chunks round them here (RFC 9649).
+"""Writes animated WebP (RFC 9649). libwebp (through Pillow) encodes the frames; this module writes the chunks.
 
-libwebp's own animation encoder draws everything again every few frames, and each time whatever lies in the rectangle
-that changes: with loss, what stands still flickers. Here a frame leaves out what stands still, and frames are written
-as they come.
+libwebp's own animation encoder redraws everything every few frames, and always redraws the whole rectangle that
+changes. With lossy compression, that makes still parts flicker. Here, frames contain only the pixels that change, and
+each frame is written as soon as it is computed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from hasn_cli.images.codecs.animation import Ticks, changed_area, to_image
 from hasn_cli.images.picture import EncodeOptions, Picture, Pixels
 
 _ICC, _ALPHA, _EXIF, _XMP, _ANIMATION = 0x20, 0x10, 0x08, 0x04, 0x02  # flags of VP8X
-_NO_BLEND = 2  # flag of a frame: its pixels take the place of those below, transparent or not
+_NO_BLEND = 2  # flag of a frame: its pixels replace those below, even if they are transparent
 _LONGEST, _MOST_LOOPS = 0xFFFFFF, 0xFFFF
-_METHOD = 4  # Pillow's own choice
-_BLOCK = 16  # pixels a side that lossy WebP codes together
+_METHOD = 4  # Pillow's default
+_BLOCK = 16  # lossy WebP codes blocks of 16 × 16 pixels
 Mask = NDArray[np.bool_]
 
 
 @dataclass
 class _Frame:
-    """An encoded frame, where it stands, and for how many milliseconds."""
+    """An encoded frame, its place, and its duration in milliseconds."""
 
     place: tuple[int, int, int, int]  # left, top, width, height
     duration: int
@@ -46,7 +46,7 @@ class _Frame:
 
 
 def write_animation(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a WebP of several frames; frames that are equal to the one before add to its duration."""
+    """Write an animated WebP. A frame that equals the one before only adds to its duration."""
     metadata, start = picture.metadata, stream.tell()
     height, width = picture.size
     flags = _ANIMATION | _ICC * bool(metadata.icc) | _EXIF * bool(metadata.exif) | _XMP * bool(metadata.xmp)
@@ -64,7 +64,7 @@ def write_animation(picture: Picture, stream: BinaryIO, options: EncodeOptions) 
             _write_chunk(stream, kind, body)
     end = stream.tell()
     if end - start - 8 >= 2**32:
-        raise ValueError("it would have more than 4 GiB")
+        raise ValueError("it would be larger than 4 GiB")
     stream.seek(start + 4)
     stream.write(struct.pack("<L", end - start - 8))
     stream.seek(start + 20)
@@ -73,7 +73,7 @@ def write_animation(picture: Picture, stream: BinaryIO, options: EncodeOptions) 
 
 
 def _lossless_alpha(data: bytes) -> bool:
-    """Whether a VP8L chunk says that its alpha is used: a bit behind the two sides of 14 bits."""
+    """Whether a VP8L chunk says that its alpha is used: the bit after the two sides of 14 bits each."""
     return data[:4] == b"VP8L" and bool(data[12] & 0x10)
 
 
@@ -87,7 +87,7 @@ def _frames(picture: Picture, options: EncodeOptions) -> Iterator[_Frame]:
     ticks = Ticks(1)
     for frame in picture.frames:
         if frame.pixels.shape[:2] != picture.size:
-            raise ImageError(f"{picture.name}: its frames differ in size", "write it as TIFF")
+            raise ImageError(f"{picture.name}: its frames differ in size", "use -f tiff")
         duration = ticks(frame.duration)
         drawn = canvas.draw(frame.pixels)
         if drawn is None and waiting is not None:
@@ -102,19 +102,19 @@ def _frames(picture: Picture, options: EncodeOptions) -> Iterator[_Frame]:
 
 
 class _Canvas:
-    """What is shown while frames are encoded."""
+    """The contents of the canvas while frames are encoded."""
 
     def __init__(self, options: EncodeOptions) -> None:
         self._quality, self._lossless = options.quality, bool(options.lossless)
-        self._wanted: Pixels | None = None  # the frame as it came
-        self._shown: Pixels | None = None  # RGBA as decoders show it; needed where loss and half transparency meet
+        self._wanted: Pixels | None = None  # the original frame
+        self._shown: Pixels | None = None  # RGBA as decoders show it; only needed for lossy frames with transparency
 
     def draw(self, pixels: Pixels) -> _Frame | None:
-        """Encode what turns the last frame into H×W×C pixels; None where nothing does."""
+        """Encode the difference between the last frame and H×W×C pixels; None if there is none."""
         if self._wanted is not None and np.array_equal(self._wanted, pixels):
             return None
         top, left, bottom, right = changed_area(self._wanted, pixels)
-        top, left = top - top % 2, left - left % 2  # places are even
+        top, left = top - top % 2, left - left % 2  # WebP requires even offsets
         area = np.s_[top:bottom, left:right]
         now = np.asarray(to_image(pixels[area]).convert("RGBA"))
         changed = np.ones(now.shape[:2], bool)
@@ -127,15 +127,15 @@ class _Canvas:
         return _Frame((left, top, right - left, bottom - top), 0, 0 if blended else _NO_BLEND, data)
 
     def _encoded(self, now: Pixels, changed: Mask, area: tuple[slice, slice]) -> tuple[bytes, bool]:
-        """A rectangle's chunks, and whether it is laid over what is there."""
+        """The chunks for a rectangle, and whether it is blended over the canvas."""
         if changed.all() or (not self._lossless and not now[~changed][:, 3].any()):
             return self._compressed(now, self._lossless), False
-        if (now[changed][:, 3] == 255).all():  # what stands still is transparent, so that the canvas shows through
+        if (now[changed][:, 3] == 255).all():  # make unchanged pixels transparent, so that the canvas shows through
             masked = np.where(changed[..., None], now, np.uint8(0))
-            if not self._lossless:  # chroma is shared with what lies beside, so that keeps its colour
+            if not self._lossless:  # neighbours share their chroma, so the pixels nearby keep their colour
                 masked[..., :3] = np.where(_blocks(changed)[..., None], now[..., :3], np.uint8(128))
             return self._compressed(masked, self._lossless), True
-        if not self._lossless:  # what stands still has to be written too, as it is shown, and exactly
+        if not self._lossless:  # unchanged pixels must be written too, exactly as decoders show them
             assert self._shown is not None
             now = np.where(changed[..., None], now, self._shown[area])
         return self._compressed(now, lossless=True), False
@@ -156,7 +156,7 @@ class _Canvas:
         return kept
 
     def _note(self, data: bytes, blended: bool, area: tuple[slice, slice], size: tuple[int, int]) -> None:
-        """Keep what a decoder shows after a frame."""
+        """Remember the canvas that a decoder shows after a frame."""
         if self._shown is None:
             self._shown = np.zeros((*size, 4), np.uint8)
         shown = self._shown[area]
@@ -165,7 +165,7 @@ class _Canvas:
 
 
 def _blocks(changed: Mask) -> Mask:
-    """H×W: the blocks of pixels that are coded together in which, or beside which, something changes."""
+    """H×W: the coded blocks that contain a changed pixel, or have one within two pixels."""
     height, width = changed.shape
     near = np.pad(changed, ((2, 2 - height % -_BLOCK), (2, 2 - width % -_BLOCK)))
     for axis in (0, 1):
@@ -180,7 +180,7 @@ def _blocks(changed: Mask) -> Mask:
 
 
 def _decoded(data: bytes, size: tuple[int, int]) -> Pixels:
-    """H×W×4 pixels of a frame's chunks, put into a file of their own."""
+    """Decode a frame's chunks to H×W×4 pixels, by putting them into a file of their own."""
     height, width = size
     flags = struct.pack("<L", _ALPHA)
     extended = flags + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")

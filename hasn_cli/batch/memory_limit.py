@@ -1,4 +1,4 @@
-"""`Room`: memory for the pictures under way, shared out so that many small ones or one large one fit."""
+"""`MemoryLimit`: let many small pictures or one large picture into memory at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hasn_cli.machine import free_memory
 SHARE_OF_FREE = 0.25
 
 
-class Room:
-    """First come, first served; a picture that is too large for the room has it alone.
+class MemoryLimit:
+    """Divides memory among pictures, first come, first served. A picture above the limit waits until it is alone.
 
     Args:
-        limit: bytes; None for a quarter of what is free when the first picture comes.
+        limit: in bytes; None: a quarter of the memory that is free when the first picture comes.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -31,17 +31,17 @@ class Room:
 
     @cached_property
     def limit(self) -> int:
-        """In bytes."""
+        """The limit in bytes."""
         if self._given is not None:
             return self._given
         return int(free_memory() * SHARE_OF_FREE)
 
     @contextmanager
     def take(self, amount: int) -> Iterator[None]:
-        """Wait for `amount` bytes, and hold them.
+        """Wait until `amount` bytes are available, and hold them until the context ends.
 
         Raises:
-            Cancelled: the room was closed.
+            Cancelled: `close` was called.
         """
         ticket = object()
         with self._change:
@@ -62,7 +62,7 @@ class Room:
                 self._change.notify_all()
 
     def close(self) -> None:
-        """Turn away all who wait and all who come."""
+        """Cancel all who wait now or come later."""
         with self._change:
             self._closed = True
             self._change.notify_all()

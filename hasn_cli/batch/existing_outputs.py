@@ -1,4 +1,4 @@
-"""Which jobs are to be run at all: what exists, and what an earlier run has done."""
+"""Decide which jobs to run, by the outputs that exist and by what earlier runs recorded in the journal."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ OnExists = Literal["error", "overwrite", "skip"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of a job.
+    """The decision about one job.
 
     Attributes:
-        reason: why there is nothing to do; None: it is to be run.
-        found: the state of what is there at its output; None where nothing is.
-        overwrite: what becomes of what is there when the output is written.
+        reason: why to skip it; None: run it.
+        found: the state of the existing output; None if there is none.
+        overwrite: whether writing may replace the existing output; see `images.unfinished.Overwrite`.
     """
 
     reason: str | None
@@ -39,13 +39,13 @@ class Verdict:
     overwrite: Overwrite
 
 
-class Gate:
-    """Lets jobs in, and keeps the journals of those that were let in.
+class ExistingOutputs:
+    """Decides which jobs to run, and records in journals what was begun and finished.
 
     Args:
-        settings: those of this run.
-        on_exists: what becomes of a job whose output is there already.
-        resume: outputs that a journal says were made of these inputs are left if they are up to date, else replaced.
+        settings: the settings of this run.
+        on_exists: what to do with a job whose output exists.
+        resume: skip outputs that a journal shows to be up to date, and replace those that it shows to be out of date.
         keep: write journals.
     """
 
@@ -64,7 +64,7 @@ class Gate:
         """Read the journals of `jobs`.
 
         Raises:
-            OutputError: one of them is a link, or something else that cannot be trusted.
+            OutputError: one of them is a link or something else that cannot be trusted.
         """
         if not (self.keep or self.resume):
             return
@@ -75,11 +75,11 @@ class Gate:
         self._journals = {root: Journal(root, below) for root, below in targets.items()}
 
     def check(self, job: Job) -> Verdict:
-        """Whether a job is to be run, and over what.
+        """Decide whether to run a job, and whether it may replace its output.
 
         Raises:
-            HasnError: its input is none.
-            OutputError: its output is there, and may not be replaced.
+            HasnError: the input cannot be read.
+            OutputError: the output exists and must not be replaced.
         """
         if job.problem is not None:
             raise job.problem
@@ -91,7 +91,7 @@ class Gate:
         return self._verdict(job, found)
 
     def _verdict(self, job: Job, found: Mark) -> Verdict:
-        """Of a job whose output is there already."""
+        """The decision about a job whose output exists."""
         asked = self.resume or self.on_exists == "error"
         record = self._record_of_same_input(job) if asked else None
         if self.resume and record and self._is_done(job, record, found):
@@ -103,16 +103,16 @@ class Gate:
             return Verdict(None, found, overwrite)
         if self.on_exists == "skip":
             return Verdict(f"{job.target} exists", found, False)
-        hint = "--resume goes on from there, " if record and not self.resume else ""
+        hint = "--resume continues the batch, " if record and not self.resume else ""
         raise exists_already(job.target, hint)
 
     def _what_resuming_may_replace(self, job: Job, record: Mark, found: Mark) -> Overwrite:
-        """What a line about the output proves: that the file is ours, that it may be, or nothing."""
+        """What to overwrite, by what the journal's record proves: the file is ours, it may be ours, or neither."""
         written = record.get("earlier" if record["state"] == "start" else "output", {})
         if is_as_written(job.target, written, found):
             return True
-        # the run may have been killed between the output's appearing and the journal's saying so; or a stranger wrote
-        # that line: so it is computed again, and what is there stays unless it is the very same
+        # Either the run was killed after the output appeared and before the journal recorded it, or a stranger wrote
+        # that line. So the picture is computed again, and the existing file counts only if it is exactly the same.
         return "same" if record["state"] == "start" else False
 
     def _is_done(self, job: Job, record: Mark, found: Mark) -> bool:
@@ -120,10 +120,10 @@ class Gate:
         return done and self._up_to_date(job, record)
 
     def begin(self, job: Job) -> None:
-        """The job's output is going to be written.
+        """Record that the job's output will be written.
 
         Raises:
-            OutputError: the folder or the journal in it cannot be written to.
+            OutputError: the folder, or the journal in it, cannot be written.
         """
         if journal := self._journal_to_keep(job):
             try:
@@ -132,10 +132,10 @@ class Gate:
                 if not os.path.lexists(journal.path):
                     message = f"cannot write into {journal.path.parent}: {error.strerror}"
                     raise OutputError(message, "give another folder: -o OUT/") from error
-                raise OutputError(f"{journal.path}: {error.strerror}", "--no-journal keeps none") from error
+                raise OutputError(f"{journal.path}: {error.strerror}", "--no-journal runs without one") from error
 
     def finish(self, job: Job, receipt: Receipt) -> None:
-        """The job's output stands."""
+        """Record that the job's output has been written."""
         journal = self._journal_to_keep(job)
         if journal is None:
             return
@@ -150,10 +150,10 @@ class Gate:
         try:
             journal.done(job.target, facts)
         except OSError:
-            return  # a full disk; the output stands all the same, and the next picture will tell
+            return  # the disk is full: this output is complete all the same, and the next picture will fail
 
-    def spare(self, job: Job) -> None:
-        """What is there at the job's output is another's: no later run may take it for the one begun here."""
+    def disown(self, job: Job) -> None:
+        """Record that another program wrote the file at the job's output, so that no later run takes it for ours."""
         if journal := self._journal_to_keep(job):
             with suppress(OSError):
                 journal.done(job.target, {"source": _source_name(job)})
@@ -170,9 +170,9 @@ class Gate:
         return self._journal(job) if self.keep else None
 
     def _record_of_same_input(self, job: Job) -> Mark | None:
-        """What the journal says of the output, unless that was made of another picture, and is not ours to replace."""
+        """The journal's record of the output, or None if it was made from another picture and must not be replaced."""
         if job.source == "-":
-            return None  # who knows what came through it then
+            return None  # nobody knows what it was at that time
         journal = self._journal(job)
         record = journal[job.target] if journal else None
         if record is None or record.get("source") in (None, _source_name(job)):
@@ -189,11 +189,11 @@ class Gate:
         )
 
     def _weights_hash(self, scale: int) -> str | None:
-        """SHA-256 of this run's weights for a scale; None where there are none, as a made-up line may ask for any."""
+        """SHA-256 of this run's weights for a scale; None if there are none."""
         from hasn_cli.weights import resolve
 
         if scale not in PASSES:
-            return None  # of no run of ours: a record that someone has edited
+            return None  # hasn never writes such a record
         if scale not in self._weights:
             try:
                 found = [resolve(self._settings.weights, one) for one in PASSES[scale]]
@@ -204,7 +204,7 @@ class Gate:
 
 
 def target_state(target: Place) -> Mark | None:
-    """What changes when the output does; None where there is none, or nowhere to look."""
+    """Facts that change whenever the output changes; None if there is none, or for the standard output."""
     if target == "-":
         return None
     if isinstance(target, Path):
@@ -213,5 +213,5 @@ def target_state(target: Place) -> Mark | None:
 
 
 def _source_name(job: Job) -> str:
-    """What the journal calls the input: no password of a URL's goes there."""
+    """The input's name in the journal, without passwords."""
     return str(job.source.resolve()) if isinstance(job.source, Path) else redacted(job.source)
