@@ -18,8 +18,9 @@
 
        python benchmarks/gpu.py train kit/ --from out/ -o out2/ --minutes 8 --seed 1
 
-A slice starts from averaged weights and new optimizers, which costs a few hundred steps. Everything is written to out/
-at each validation, so a slice that is cut short loses little. All paths also run on a CPU with `-d cpu`, slowly.
+A slice starts from averaged weights and new optimizers, which costs little with a warm-up of 400 steps. Everything is
+written to out/ at each validation, so a slice that is cut short loses little. All paths also run on a CPU with
+`-d cpu`, slowly.
 """
 
 from __future__ import annotations
@@ -445,7 +446,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--reserve", type=float, default=20, help="seconds kept for the end (default 20)")
     training.add_argument("--rate", type=float, default=1e-3)
     training.add_argument("--end-rate", type=float, default=1e-3)
-    training.add_argument("--warm-up", type=int, default=100, help="steps (default 100)")
+    training.add_argument("--warm-up", type=int, default=400, help="steps (default 400)")
     training.add_argument("--ema", type=float, default=0.999)
     training.add_argument("--batch", type=int, default=32, help="patches (default 32)")
     training.add_argument("--patch", type=int, default=64, help="side in LR pixels (default 64)")

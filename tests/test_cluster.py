@@ -90,6 +90,7 @@ def processes(scheduler):
 def inside():
     """A cluster inside this process: one worker that claims to have a GPU, and one without."""
     with ExitStack() as stack:
+        stack.callback(sys.path.__setitem__, slice(None), sys.path[:])  # workers leave their folders there
         worker = {
             "cls": distributed.Worker,
             "options": {"nthreads": 2, "dashboard_address": "127.0.0.1:0", "memory_limit": 0},

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import signal
 import time
@@ -105,7 +106,7 @@ def attempt(data: bytes, format: str, folder: Path) -> bool:
         write_picture(shown, target, "tiff" if shown.paged else "png", EncodeOptions(first_frame=True))
     except HasnError as error:
         assert isinstance(error, ImageError), error
-        assert str(error).startswith("fuzz: "), error
+        assert re.match(r"fuzz(, (frame|page) \d+)?: ", str(error)), error
         assert "\n" not in str(error)
         assert list(folder.iterdir()) == []
         return False

@@ -588,7 +588,7 @@ def test_the_best_weights_by_validation_stay(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("later", "best"), [(48, 31.0), (64, 20.0)])
 def test_what_is_best_by_other_pictures_does_not_count_when_a_run_goes_on(tmp_path, monkeypatch, later, best):
     values = {48: 31.0, 64: 20.0}  # by the height of the picture
-    monkeypatch.setattr("hasn_cli.training.trainer.mean_psnr", lambda _, valid, __: values[len(valid[0])])
+    monkeypatch.setattr("hasn_cli.training.trainer.mean_psnr", lambda _, valid, *__: values[len(valid[0])])
     recipe = Recipe(iterations=4, patches=PLAN, report_every=1, validate_every=1)
     interrupted = Trainer([drawing()], [drawing(48)], tmp_path, recipe).run()
     next(interrupted), next(interrupted)

@@ -78,4 +78,4 @@ def test_the_installed_weights_verify(elsewhere: Path):
         cwd=elsewhere,
         PYTHONPATH=str(elsewhere / "site"),
     )
-    assert told.count("SHA-256 and tensors as they should be") == 3
+    assert told.count("SHA-256 and tensors are correct") == 3

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, NarrowConvolution, Pointwise
@@ -66,6 +65,8 @@ def keep_compiled_code_private() -> None:
     beforehand. TORCHINDUCTOR_CACHE_DIR names another place.
     """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        from platformdirs import user_cache_path  # here, since uncompiled evaluation works without the package
+
         folder = user_cache_path("hasn") / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -30,13 +30,11 @@ def open_weights(path: Path) -> Iterator[BufferedReader]:
     with os.fdopen(descriptor, "rb") as file:  # a pipe would have waited for its other end without O_NONBLOCK
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise WeightsError(f"{path} is no regular file", "check the path given to -w")
+            raise WeightsError(f"{path} is not a regular file", "check the path given to -w")
         if status.st_size > MOST_BYTES:
-            raise WeightsError(
-                f"{path} has {status.st_size / 1e6:.0f} MB, and weights of HASN take 2: they may have "
-                f"{MOST_BYTES / 1e6:.0f}",
-                "check the path given to -w",
-            )
+            size, most = (f"{count / 1e6:.0f} MB" for count in (status.st_size, MOST_BYTES))
+            message = f"{path} has {size}; the limit is {most}, and HASN's weights take 2"
+            raise WeightsError(message, "check the path given to -w")
         yield file
 
 

@@ -138,8 +138,8 @@ def _check(source: Source, limit: Limit, page: Any) -> None:
     plain = page.compression == tifffile.COMPRESSION.JPEG or (page.bitspersample == 8 and page.subsampling == (1, 1))
     if page.photometric not in _SHOWN and not (plain and page.photometric == _PHOTOMETRIC.YCBCR):
         raise ValueError(f"the colour space {getattr(page.photometric, 'name', page.photometric)} is not supported")
-    if page.is_tiled and len(page.dataoffsets) < piece_count(page):
-        raise ValueError("some of its tiles are missing")
+    if len(page.dataoffsets) < piece_count(page):
+        raise ValueError(f"some of its {'tiles' if page.is_tiled else 'strips'} are missing")
     length = page.parent.filehandle.size
     repair_lengths(page, length)
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
