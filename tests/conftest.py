@@ -21,6 +21,8 @@ hypothesis.settings.load_profile("hasn")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # true in a shell's background, and inherited by processes
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
