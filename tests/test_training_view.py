@@ -65,7 +65,7 @@ def test_the_bar_moves_and_tells_the_time_left_before_the_first_report(monkeypat
     shares = [int(share) for share in re.findall(r"(\d+)%", drawn)]
     assert shares == sorted(shares)
     assert shares[-1] > shares[0] > 0
-    assert "step 3, 9 min 00 s left" in drawn
+    assert "step 3, 9:00 left" in drawn
 
 
 @pytest.mark.parametrize(("initial", "steps", "warned"), [(None, 12, True), (None, 900, False), ("hasn", 12, False)])
