@@ -126,7 +126,9 @@ def test_a_dash_is_stdout(folders, capsys, tmp_path, monkeypatch):
     assert code == 0 and len(json.loads(out)["pictures"]) == 2 and not (tmp_path / "-").exists()
 
 
-@pytest.mark.parametrize(("target", "message"), [("a.png/scores.csv", "a.png is a file, not a folder"), (".", "not a regular file")])
+@pytest.mark.parametrize(
+    ("target", "message"), [("a.png/scores.csv", "a.png is a file, not a folder"), (".", "not a regular file")]
+)
 def test_a_file_that_cannot_be_written_is_reported_before_the_work(folders, capsys, monkeypatch, target, message):
     monkeypatch.setattr("hasn_cli.evaluation.benchmark.benchmark", lambda *_, **__: pytest.fail("begun"))
     monkeypatch.chdir(folders[0])
