@@ -432,12 +432,12 @@ def test_the_rate_comes_down_to_the_end_that_is_given():
 
 def test_a_run_learns_beyond_its_start(tmp_path):
     picture = drawing()
-    recipe = Recipe(iterations=60, warm_up=30, patches=PatchPlan(side=20, batch=4), report_every=30)
+    recipe = Recipe(iterations=60, warm_up=30, patches=PatchPlan(side=16, batch=2), report_every=30)
     trainer = Trainer([picture], [picture], tmp_path, recipe)
     before = loss_on(picture, trainer.networks[2])
     reports = list(trainer.run())
     assert [report.step for report in reports] == [30, 60]
-    assert reports[-1].pixels == 60 * 4 * 20 * 20
+    assert reports[-1].pixels == 60 * 2 * 16 * 16
     saved = network_from_state_dict(load_state_dict_file(tmp_path / "hasn_x2.safetensors"), scale=2)
     assert loss_on(picture, saved) < 0.93 * before
     assert mean_psnr(saved, [picture], "cpu") == pytest.approx(reports[-1].psnr[2], abs=1e-6)
@@ -448,8 +448,8 @@ def test_each_loss_is_best_at_what_it_measures(tmp_path):
     dots = np.where(random.random((128, 128, 1)) < 0.1, 255, 0).astype(np.uint8).repeat(3, 2)  # nobody can foretell
     errors = {}
     for loss in ("l1", "rmse"):
-        plan = PatchPlan(side=20, batch=4, shrink=1.0)
-        recipe = Recipe(iterations=60, warm_up=30, ema=0.9, patches=plan, loss=loss)
+        plan = PatchPlan(side=16, batch=4, shrink=1.0)
+        recipe = Recipe(iterations=40, warm_up=20, ema=0.9, patches=plan, loss=loss)
         trainer = Trainer([dots], [], tmp_path / loss, recipe)
         reports = list(trainer.run())
         errors[loss] = errors_on(dots, trainer.averaged[2])

@@ -461,7 +461,8 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
     from hasn_cli.cli.weights import command
 
     for path in weights.bundled_path(4).parent.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
     content = bytearray((tmp_path / "hasn_x3.safetensors").read_bytes())
     content[-100] ^= 1
     (tmp_path / "hasn_x3.safetensors").write_bytes(content)
