@@ -124,9 +124,10 @@ def read_avif(source: Source, limit: Limit) -> Picture:
 
 def read_bmp(source: Source, limit: Limit) -> Picture:
     """Read a BMP of any depth, compressed or not. Like other programs, this ignores alpha that is 0 everywhere."""
-    colors = read_colors(source.read())
+    data = source.read()
+    colors = read_colors(data)
     if bmp_rle.compression_of(source.head) in (bmp_rle.RLE8, bmp_rle.RLE4):
-        source = Source(bmp_rle.unpacked(source.name, source.read(), limit), source.name)
+        source = Source(bmp_rle.unpacked(source.name, data, limit), source.name)
     picture = _with_used_alpha(_read(source, limit, "bmp", BmpImagePlugin.BmpImageFile))
     return replace(picture, metadata=replace(picture.metadata, **colors))
 
