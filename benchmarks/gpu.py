@@ -46,9 +46,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # hasn need not
 
 from hasn_cli.inference import Upscaler
 from hasn_cli.network import HASN, SCALES
-from hasn_cli.training.device_patches import DevicePatches
 from hasn_cli.training.forward import block_function, forward
-from hasn_cli.training.patches import PatchPlan
+from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.recipe import Recipe, Report
 from hasn_cli.training.trainer import Trainer, rmse
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
@@ -57,6 +56,7 @@ SIDE = 384  # of the validation pictures' middle, in HR pixels
 SUFFIXES = {".png", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 WRONG = 0.3  # relative error of one parameter's gradient that cannot be rounding
 FAINT = 1e-9  # gradients that are shorter may be off
+LONG_COMPILE = 50  # seconds that compiling may take
 Clock = Callable[[], float]  # seconds left
 
 
@@ -136,17 +136,20 @@ def train(args: argparse.Namespace) -> None:
     left = clock(args.minutes)
     args.output.mkdir(parents=True, exist_ok=True)
     check_device(args.device)
-    pictures, valid = (read_folder(args.kit / name, args.threads) for name in ("pictures", "valid"))
+    valid = read_folder(args.kit / "valid", args.threads)
+    pictures = [p for kit in (args.kit, *args.more) for p in read_folder(kit / "pictures", args.threads)]
     say(left, f"{len(pictures)} pictures, {sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6:.0f} MP")
-    plan = PatchPlan(side=args.patch, batch=args.batch, seed=args.seed)
+    plan = PatchPlan(side=args.patch, batch=args.batch, seed=args.seed, degrade=args.degrade)
     pictures = [p for p in pictures if min(p.shape[:2]) >= plan.smallest_side(max(args.scale))]
     recipe = Recipe(
         scales=tuple(args.scale), minutes=1.0, rate=args.rate, end_rate=args.end_rate, warm_up=args.warm_up,
         ema=args.ema, patches=plan, device=args.device, half=args.precision == "bf16", piece=args.batch,
         report_every=args.report_every, validate_every=args.validate_every, loss="rmse",
-        initial="weights" if args.start else None,
+        initial="weights" if args.start else None, workers=max(0, args.threads - 2),
+        captured=args.captured and args.device.startswith("cuda"),
     )  # fmt: skip
     torch.backends.cudnn.allow_tf32 = False  # what is not in bfloat16 is to be exact
+    torch.backends.cudnn.benchmark = True
     recipe = fastest(recipe, pictures, args, left)
     states = {scale: load_state_dict_file(args.start / f"hasn_x{scale}.safetensors") for scale in args.scale} \
         if args.start else None  # fmt: skip
@@ -160,6 +163,7 @@ def train(args: argparse.Namespace) -> None:
             if report.psnr:
                 export(trainer, args.output)
             if left() < args.reserve / 2:
+                say(left, "out of time")
                 break
         export(trainer, args.output)
     say(left, f"done; everything is in {args.output}")
@@ -189,13 +193,14 @@ def fastest(recipe: Recipe, pictures: list[np.ndarray], args: argparse.Namespace
     if args.style:
         own, last, compiled = (letter == "1" for letter in args.style)
         return replace(recipe, own_depthwise=own, channels_last=last, compile=compiled)
-    batch = DevicePatches(pictures, [max(recipe.scales)], recipe.patches, recipe.device)[0]
-    lr, hr = batch.lr.float() / 255, batch.hr.float() / 255
+    batch = Patches(pictures, [max(recipe.scales)], recipe.patches)[0]
+    lr, hr = (side.to(recipe.device).float() / 255 for side in (batch.lr, batch.hr))
     probe = Probe(recipe, lr, hr, left)
     seconds = {(own, last, False): probe.seconds(own, last, False) for own in (True, False) for last in (True, False)}
     quickest = sorted(seconds, key=seconds.__getitem__)[:2]
     for own, last, _ in quickest if args.compile else []:
-        seconds[own, last, True] = probe.seconds(own, last, True)
+        if left() > LONG_COMPILE:
+            seconds[own, last, True] = probe.seconds(own, last, True)
     best = min(seconds, key=seconds.__getitem__)
     if math.isinf(seconds[best]):
         raise SystemExit("no setting ran; see the errors above")
@@ -237,12 +242,25 @@ class Probe:
         block = block_function(own_depthwise=own, compiled=compiled)
         lr = self.lr.contiguous(memory_format=layout)
 
+        def gradient() -> list[torch.Tensor]:
+            return self._gradient(forward(self.network, lr, half=self.recipe.half, block=block)[0])
+
         times = []
-        for _ in range(6 if self.recipe.device != "cpu" else 2):
+        for _ in range(4 if self.recipe.device != "cpu" else 2):
             began = time.perf_counter()
-            found = self._gradient(forward(self.network, lr, half=self.recipe.half, block=block)[0])
+            found = gradient()
             synchronize(self.recipe.device)
             times.append(time.perf_counter() - began)
+        if self.recipe.captured:
+            graph, first, times = torch.cuda.CUDAGraph(), times[0], []
+            with torch.cuda.graph(graph):
+                found = gradient()
+            for _ in range(6):
+                began = time.perf_counter()
+                graph.replay()
+                synchronize(self.recipe.device)
+                times.append(time.perf_counter() - began)
+            times[0] = first
         pairs = zip(found, self.expected, strict=True)
         error = max(float((one - other).norm() / (other.norm() + FAINT)) for one, other in pairs)
         return sorted(times[1:])[len(times[1:]) // 2], times[0], error
@@ -452,10 +470,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--patch", type=int, default=64, help="side in LR pixels (default 64)")
     training.add_argument("--seed", type=int, default=0, help="another one for each slice")
     training.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    training.add_argument("--degrade", choices=("bicubic", "photo"), default="bicubic", help="as for hasn train")
+    training.add_argument("--more", type=Path, nargs="*", default=[], help="other kits, for their training pictures")
+    training.add_argument("--eager", dest="captured", action="store_false", help="do not record CUDA graphs")
     training.add_argument("--no-compile", dest="compile", action="store_false", help="do not try torch.compile")
     training.add_argument("--style", help="settings that an earlier slice has chosen, such as 110, to save the search")
-    training.add_argument("--report-every", type=int, default=50, help="steps (default 50)")
-    training.add_argument("--validate-every", type=int, default=500, help="steps (default 500)")
+    training.add_argument("--report-every", type=int, default=200, help="steps (default 200)")
+    training.add_argument("--validate-every", type=int, default=2000, help="steps (default 2000)")
 
     measuring = commands.add_parser("measure", help="exactness and speed of inference")
     measuring.set_defaults(run=measure)

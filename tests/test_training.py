@@ -342,7 +342,7 @@ def test_soap_moves_as_far_along_weak_directions_as_along_strong_ones(steps):
         return left @ torch.nn.functional.pad(weights, (0, 2)) @ right.T
 
     along = (left.T @ moved_against(push, steps) @ right).diagonal()
-    expected = torch.full((4,), -1e-3 * (steps - LOOK + 1))
+    expected = torch.full((4,), -1e-3 * (steps - LOOK))
     assert torch.allclose(along, expected, rtol=0.1), along
 
 

@@ -44,6 +44,13 @@ class SOAP(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move the parameters, and find or update the bases when it is time."""
+        self.move()
+        self.maintain()
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """The part of a step that a CUDA graph can capture. `maintain` must follow."""
         (group,) = self.param_groups
         parameters: list[Tensor] = group["params"]
         gradients = [parameter.grad.flatten(1) for parameter in parameters if parameter.grad is not None]
@@ -55,22 +62,31 @@ class SOAP(torch.optim.Optimizer):
         if not state:
             state.update(_fresh(gradient, products))
         slow, quick = group["betas"]
-        state["step"] += 1
         state["mean"].lerp_(gradient, 1 - slow)
+        state["missing_mean"].mul_(slow)
         for side, product in products.items():
             state[side].lerp_(product, 1 - quick)
+        if state["step"] < LOOK:
+            return
+        state["square"].lerp_(_turn(gradient, state).square(), 1 - quick)
+        state["missing_square"].mul_(quick)
+        mean = _turn(state["mean"], state) / (1 - state["missing_mean"])
+        square = state["square"] / (1 - state["missing_square"])
+        update = _turn_back(mean / (square.sqrt() + group["eps"]), state) * group["lr"]
+        for parameter, move in zip(parameters, update, strict=True):
+            parameter.sub_(move.view_as(parameter))
+
+    @torch.no_grad()
+    def maintain(self) -> None:
+        """Count a step that was made, and find or update the bases when it is time."""
+        state: dict[str, Any] = self.state[self.param_groups[0]["params"][0]]
+        if not state:
+            return
+        state["step"] += 1
         looked = state["step"] - LOOK
         if looked == 0:
             _find_bases(state)
-        if looked < 0:
-            return
-        state["square"].lerp_(_turn(gradient, state).square(), 1 - quick)
-        mean = _turn(state["mean"], state) / (1 - slow ** state["step"])
-        square = state["square"] / (1 - quick ** (looked + 1))
-        update = _turn_back(mean / (square.sqrt() + group["eps"]), state)
-        for parameter, move in zip(parameters, update, strict=True):
-            parameter.add_(move.view_as(parameter), alpha=-group["lr"])
-        if looked and looked % REFRESH == 0:
+        elif looked > 0 and looked % REFRESH == 0:
             _refresh_bases(state)
 
 
@@ -86,9 +102,10 @@ def _products(gradient: Tensor) -> dict[str, Tensor]:
 
 
 def _fresh(gradient: Tensor, products: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The state before the first step, for N×R×C."""
+    """The state before the first step, for N×R×C. `missing_…` is the share that a mean over time still lacks."""
     means = {"mean": gradient, "square": gradient, **products}
-    return {"step": 0} | {name: torch.zeros_like(like) for name, like in means.items()}
+    missing = {name: gradient.new_ones(()) for name in ("missing_mean", "missing_square")}
+    return {"step": 0, **missing} | {name: torch.zeros_like(like) for name, like in means.items()}
 
 
 def _turn(matrices: Tensor, state: dict[str, Any]) -> Tensor:
@@ -124,9 +141,10 @@ def _refresh_bases(state: dict[str, Any]) -> None:
         ahead = state[side] @ basis
         order = (basis * ahead).sum(1).argsort(dim=1, descending=True)  # N×D, by variance
         ahead = ahead.gather(2, order[:, None].expand_as(ahead))
-        state[f"{side}_basis"] = _decompose(ahead, lambda columns: torch.linalg.qr(columns)[0])
+        # in place, since CUDA graphs read and write these tensors
+        basis.copy_(_decompose(ahead, lambda columns: torch.linalg.qr(columns)[0]))
         along = order[:, :, None] if axis == 1 else order[:, None]
-        state["square"] = state["square"].gather(axis, along.expand_as(state["square"]))
+        state["square"].copy_(state["square"].gather(axis, along.expand_as(state["square"])))
 
 
 def _eigenvectors(matrices: Tensor) -> Tensor:
@@ -142,10 +160,13 @@ def _decompose(matrices: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
     return how(matrices.to(place)).to(matrices.device)
 
 
-def build_optimizers(networks: Iterable[HASN], *, kernels: bool = True) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    networks: Iterable[HASN], *, kernels: bool = True, captured: bool = False
+) -> list[torch.optim.Optimizer]:
     """Optimizers for networks that may share a body. They may step at the same time.
 
-    Each parameter group has a `factor`: its share of the base rate. With `kernels` False, Adam does everything.
+    Each parameter group has a `factor`: its share of the base rate. With `kernels` False, Adam does everything. With
+    `captured`, a CUDA graph can hold their steps: the rates are tensors.
     """
     named = {parameter: name for network in networks for name, parameter in network.named_parameters()}
     by_adam: dict[float, list[nn.Parameter]] = {}
@@ -156,11 +177,14 @@ def build_optimizers(networks: Iterable[HASN], *, kernels: bool = True) -> list[
         else:
             by_adam.setdefault(adam_factor(name, parameter), []).append(parameter)
     groups = [{"params": parameters, "factor": factor} for factor, parameters in by_adam.items()]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99), fused=True)]
+    adam = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99), fused=True, capturable=captured)
+    optimizers: list[torch.optim.Optimizer] = [adam]
     for (factor, _), parameters in by_soap.items():
         optimizer = SOAP(parameters, lr=0.0)
         optimizer.param_groups[0]["factor"] = factor
         optimizers.append(optimizer)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups if captured):
+        group["lr"] = torch.zeros((), device=group["params"][0].device)
     return optimizers
 
 
@@ -168,7 +192,10 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
     """Set each group's learning rate to its share of the base rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * group["factor"])
+            else:
+                group["lr"] = rate * group["factor"]
 
 
 def _is_kernel(name: str, parameter: Tensor) -> bool:

@@ -30,6 +30,7 @@ class Recipe:
     workers: int = 0  # processes that cut patches for a CPU
     compile: bool = False  # compile the blocks with torch.compile
     channels_last: bool = True  # memory layout of the features
+    captured: bool = False  # record each scale's step as a CUDA graph
     own_depthwise: bool = True  # see `forward.block_function`
     report_every: int = 50  # steps
     validate_every: int = 500  # steps; a checkpoint is written as often

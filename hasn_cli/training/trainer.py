@@ -20,7 +20,8 @@ from hasn_cli.errors import HasnError, OutputError, UsageError
 from hasn_cli.network import HASN
 from hasn_cli.training.device_patches import DevicePatches
 from hasn_cli.training.forward import block_function, forward
-from hasn_cli.training.optimizer import build_optimizers, set_rate
+from hasn_cli.training.graphs import CapturedSteps, Update
+from hasn_cli.training.optimizer import SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Image, Patches
 from hasn_cli.training.recipe import Recipe, Report, schedule
 from hasn_cli.training.saved import load_finite, read_checkpoint, understood
@@ -62,7 +63,7 @@ class Trainer:
             raise ValueError("give either iterations or minutes")
         self.valid, self.folder, self.recipe = valid, folder, recipe
         self.data: Patches | DevicePatches
-        if recipe.device.startswith("cuda") and recipe.patches.degrade == "bicubic":
+        if recipe.device.startswith("cuda") and recipe.patches.degrade == "bicubic" and not recipe.workers:
             self.data = DevicePatches(pictures, recipe.scales, recipe.patches, recipe.device)
         else:
             self.data = Patches(pictures, recipe.scales, recipe.patches)
@@ -76,7 +77,9 @@ class Trainer:
         for network in self.networks.values():
             network.to(recipe.device, memory_format=self._format)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.networks)
-        self.optimizers = build_optimizers(self.networks.values(), kernels=recipe.kernels)
+        self.optimizers = build_optimizers(self.networks.values(), kernels=recipe.kernels, captured=recipe.captured)
+        self._active = {scale: _optimizers_of(network, self.optimizers) for scale, network in self.networks.items()}
+        self._update: Update = CapturedSteps(self._descend) if recipe.captured else self._descend
         folder.mkdir(parents=True, exist_ok=True)
         self._map: Callable[..., Iterable[Any]] = map if recipe.lanes == 1 else ThreadPoolExecutor(recipe.lanes).map
         self._block = block_function(own_depthwise=recipe.own_depthwise, compiled=recipe.compile)
@@ -129,10 +132,13 @@ class Trainer:
             loss, pieces = self._train_on(batch, rate)
             losses.append(loss)
             self.step += 1
+            every = (self.recipe.report_every, self.recipe.validate_every)
+            reporting = any(self.step % steps == 0 for steps in every)
+            if reporting and self.recipe.device.startswith("cuda"):
+                torch.cuda.synchronize()  # a GPU may be many steps behind
             now = time.monotonic()
             self.seconds, self._clock = self.seconds + now - self._clock, now
-            every = (self.recipe.report_every, self.recipe.validate_every)
-            if self._fraction() >= 1 or any(self.step % steps == 0 for steps in every):
+            if reporting or self._fraction() >= 1:
                 self._clock = None  # neither the validation nor what the caller does counts as training
                 speed = len(losses) / (now - reported_at)
                 yield self._report(rate, losses, mean_deviations(pieces), speed)
@@ -176,21 +182,32 @@ class Trainer:
             batch_size=None,  # each item is already a batch
             sampler=range(self.step, end),
             num_workers=self.recipe.workers,
-            persistent_workers=False,
+            prefetch_factor=4 if self.recipe.workers else None,
+            pin_memory=self.recipe.device.startswith("cuda"),
         )
         return iter(loader)
 
     def _train_on(self, batch: Batch, rate: float) -> tuple[Tensor, list[list[Tensor]]]:
         """Take a step. Returns the L1 loss and, for each piece, the features before the first block and after each."""
-        network = self.networks[batch.scale]
-        parameters = list(network.parameters())
-        pieces = list(zip(*(torch.split(side, self.recipe.piece) for side in (batch.lr, batch.hr)), strict=True))
+        set_rate(self.optimizers, rate)
+        lr, hr = (side.to(self.recipe.device, non_blocking=True) for side in (batch.lr, batch.hr))
+        found = self._update(batch.scale, lr, hr)
+        for optimizer in self._active[batch.scale]:
+            if isinstance(optimizer, SOAP):
+                optimizer.maintain()
+        self._average()
+        return found
+
+    def _descend(self, scale: int, all_lr: Tensor, all_hr: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """Move the weights by the gradient of N×3×H×W and N×3×sH×sW, uint8. A CUDA graph can capture this."""
+        parameters = list(self.networks[scale].parameters())
+        pieces = list(zip(*(torch.split(side, self.recipe.piece) for side in (all_lr, all_hr)), strict=True))
 
         def gradients(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
-            lr, hr = (x.to(self.recipe.device, non_blocking=True).float() / 255 for x in piece)
+            lr, hr = (x.float() / 255 for x in piece)
             lr = lr.contiguous(memory_format=self._format)
-            sr, features = forward(network, lr, half=self.recipe.half, block=self._block)
-            share = len(lr) / len(batch.lr)
+            sr, features = forward(self.networks[scale], lr, half=self.recipe.half, block=self._block)
+            share = len(lr) / len(all_lr)
             l1 = (sr - hr).abs().mean() * share
             loss = l1 if self.recipe.loss == "l1" else rmse(sr, hr) * share
             return l1.detach(), torch.autograd.grad(loss, parameters), features
@@ -199,11 +216,10 @@ class Trainer:
         for parameter, *grads in zip(parameters, *(grads for _, grads, _ in results), strict=True):
             parameter.grad = torch.stack(grads).sum(0)
         nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
-        set_rate(self.optimizers, rate)
-        list(self._map(lambda optimizer: optimizer.step(), self.optimizers))
-        network.zero_grad()
-        self._average()
-        return sum((loss for loss, _, _ in results), torch.zeros(())), [features for _, _, features in results]
+        list(self._map(_move, self._active[scale]))
+        self.networks[scale].zero_grad()
+        loss = torch.stack([loss for loss, _, _ in results]).sum()
+        return loss, [features for _, _, features in results]
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -335,6 +351,19 @@ def _networks_of_one_body(scales: Sequence[int]) -> dict[int, HASN]:
             if name != "upsampler":
                 setattr(network, name, module)
     return networks
+
+
+def _move(optimizer: torch.optim.Optimizer) -> None:
+    if isinstance(optimizer, SOAP):
+        optimizer.move()
+    else:
+        optimizer.step()
+
+
+def _optimizers_of(network: HASN, optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    """Those that move any of the network's parameters."""
+    own = set(network.parameters())
+    return [o for o in optimizers if any(p in own for group in o.param_groups for p in group["params"])]
 
 
 def _parameters_once(networks: Mapping[int, HASN]) -> list[Tensor]:
