@@ -327,8 +327,8 @@ def moved_against(push, steps, **settings):
 
 
 def test_soap_looks_before_it_moves():
-    assert not moved_against(lambda step: torch.ones(4, 6), LOOK - 1).any()
-    assert moved_against(lambda step: torch.ones(4, 6), LOOK).any()
+    assert not moved_against(lambda step: torch.ones(4, 6), LOOK).any()
+    assert moved_against(lambda step: torch.ones(4, 6), LOOK + 1).any()
 
 
 @pytest.mark.parametrize("steps", [LOOK + 5, LOOK + 3 * REFRESH + 5], ids=["first bases", "bases brought up to date"])

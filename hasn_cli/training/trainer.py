@@ -210,7 +210,8 @@ class Trainer:
             share = len(lr) / len(all_lr)
             l1 = (sr - hr).abs().mean() * share
             loss = l1 if self.recipe.loss == "l1" else rmse(sr, hr) * share
-            return l1.detach(), torch.autograd.grad(loss, parameters), features
+            found = torch.autograd.grad(loss, parameters)
+            return l1.detach(), found, [stage.detach() for stage in features]
 
         results = list(self._map(gradients, pieces))
         for parameter, *grads in zip(parameters, *(grads for _, grads, _ in results), strict=True):
