@@ -58,15 +58,16 @@ def read_all(paths: list[Path], min_side: int, on_skip: OnSkip) -> Iterator[NDAr
 
 
 def as_jpeg(image: NDArray[np.uint8], quality: int, subsampling: str = "4:2:0") -> NDArray[np.uint8]:
-    """H×W×3 saved as JPEG by Pillow, and read again as hasn reads it."""
+    """H×W×3 saved as JPEG by Pillow and read again."""
     return saved_and_read(image, "JPEG", quality=quality, subsampling=subsampling)
 
 
 def saved_and_read(image: NDArray[np.uint8], format: str, **options: object) -> NDArray[np.uint8]:
-    """H×W×3 saved by Pillow in one of its formats, with its options, and read again as hasn reads it."""
+    """H×W×3 saved in one of Pillow's formats, with its options, and read again: the pixels that hasn itself reads."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format, **options)
-    return np.asarray(next(iter(open_picture(buffer.getvalue()).frames)).pixels)
+    with Image.open(buffer) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _to_uint8(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
