@@ -20,12 +20,12 @@ MARGIN = 20  # LR pixels around a patch: for the reducing kernels, and for two b
 KERNEL_MARGIN = 4  # LR pixels of these that the reducing kernels need
 BLOCK = 8  # side of a JPEG block in pixels
 
-KERNELS = {"bicubic": 0.4, "box": 0.2, "lanczos": 0.15, "bilinear": 0.15, "blurred": 0.1}
-BLUR = (0.3, 0.8)  # standard deviation of the blur before bicubic, in LR pixels
-NOISY = 0.15  # share of patches with sensor noise
-NOISE = (0.5, 3.0)  # its standard deviation in grey levels
-COMPRESSIONS = {"none": 0.15, "jpeg": 0.6, "jpeg twice": 0.12, "webp": 0.13}
-QUALITY = (30, 97)  # of JPEG and WebP
+KERNELS = {"bicubic": 0.6, "box": 0.15, "lanczos": 0.1, "bilinear": 0.1, "blurred": 0.05}
+BLUR = (0.3, 0.6)  # standard deviation of the blur before bicubic, in LR pixels
+NOISY = 0.08  # share of patches with sensor noise
+NOISE = (0.5, 2.0)  # its standard deviation in grey levels
+COMPRESSIONS = {"none": 0.08, "jpeg": 0.7, "jpeg twice": 0.1, "webp": 0.12}
+QUALITY = (25, 95)  # of JPEG and WebP
 SUBSAMPLINGS = {"4:2:0": 0.65, "4:2:2": 0.1, "4:4:4": 0.25}
 
 GRAPHICS = 0.15  # share of patches that show graphics instead of a photograph
