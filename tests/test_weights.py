@@ -68,7 +68,7 @@ def test_the_checksums_beside_the_bundled_weights_are_correct():
     folder = weights.bundled_path(4).parent
     listed = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
     actual = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
-    assert listed == actual, "in weights/, run: sha256sum hasn_x?.safetensors > SHA256SUMS"
+    assert listed == actual, "in weights/, run: sha256sum *.safetensors > SHA256SUMS"
 
 
 def test_a_scale_without_bundled_weights_is_refused():
