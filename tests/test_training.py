@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -31,7 +30,7 @@ from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, s
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.recipe import Recipe, schedule
 from hasn_cli.training.session import prepare
-from hasn_cli.training.start import DEVIATION, adopt, renew, revive, shut_channels, spatial_deviation, start
+from hasn_cli.training.start import DEVIATION, adopt, shut_channels, spatial_deviation, start
 from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 from hasn_cli.weights import bundled_path
@@ -121,89 +120,13 @@ def test_the_trainers_forward_and_its_gradients_are_the_networks(started, height
         assert (one - other).norm() <= 1e-5 * one.norm() + 1e-9, name
 
 
-def half_dead(started) -> HASN:
-    """A network two of whose blocks have lost parts: a product's channels, an ESA, a channel attention."""
+def test_channels_that_never_fire_are_counted_as_dead(started):
     network = shaken(started[0])
+    before = sum(shut_channels(network, started[1]))
     with torch.no_grad():
         network.block_2.f1.conv.bias[:100] = -50
-        network.block_3.esa.conv4.bias[:] = -50
-        attention = network.block_3.cab.cab[3].attention
-        attention[1].weight.zero_()
-        attention[1].bias.fill_(-1)
-    return network
-
-
-def test_what_hardly_fires_is_counted_and_gets_gradients_again_without_a_change_of_the_picture(started):
-    network, lr = half_dead(started), started[1]
-    dead = {
-        "block_2.f1.conv.weight": slice(0, 100),
-        "block_3.esa.conv4.weight": slice(None),
-        "block_3.cab.cab.3.attention.1.weight": slice(None),
-    }
-    parameters = dict(network.named_parameters())
-
-    def learn() -> dict[str, float]:
-        """The largest gradient of each part after a step, since what is behind it begins with zeros."""
-        for _ in range(2):
-            network.zero_grad()
-            (network(lr) - torch.rand(4, 3, 48, 48)).abs().mean().backward()
-            gradients = {name: float(parameters[name].grad[part].abs().max()) for name, part in dead.items()}
-            with torch.no_grad():
-                for parameter in network.parameters():
-                    parameter -= 1e-3 * parameter.grad.sign()
-        return gradients
-
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert all(gradient < 1e-12 for gradient in learn().values())
-    network.load_state_dict(before)
-    expected = network(lr)
-    assert 100 <= shut_channels(network, lr)[1] < 110
-    assert revive(network, lr)[1] >= 100
-    assert shut_channels(network, lr)[1] == 0
-    torch.testing.assert_close(network(lr), expected, rtol=0, atol=0.5 / 255)
-    assert all(gradient > 1e-9 for gradient in learn().values())
-
-
-def test_what_is_alive_is_left_as_it_is(started):
-    network = half_dead(started)
-    revive(network, started[1])
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert not any(revive(network, started[1]))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-
-
-def faint(started) -> HASN:
-    """A network in which a gated product and another block's ESA fire and yet hardly vary."""
-    network = shaken(started[0])
-    with torch.no_grad():
-        for parameter in network.block_2.f2.parameters():
-            parameter *= 1e-3
-        network.block_5.esa.conv4.bias[:] -= 12
-    return network
-
-
-def test_what_hardly_varies_begins_anew_if_asked_to(started):
-    network, lr = faint(started), started[1]
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert max(shut_channels(network, lr)) < 20
-    assert renew(network, lr) == (2, 5)
-    parts = {name.rsplit(".", 2)[0] for name, tensor in network.state_dict().items() if (tensor != before[name]).any()}
-    assert {".".join(part.split(".")[:2]) for part in parts} == {
-        "block_2.f1",
-        "block_2.f2",
-        "block_5.f3",
-        "block_5.esa",
-    }
-    normed = {}
-    for block in (network.block_2, network.block_5):
-        block.ln.register_forward_hook(lambda module, inputs, output: normed.update({module: output}))
-    network(lr)
-    second, fifth = network.block_2, network.block_5
-    product = torch.nn.functional.relu6(second.f1(normed[second.ln])) * second.f2(normed[second.ln])
-    features = fifth.f3(normed[fifth.ln])
-    assert spatial_deviation(product) == pytest.approx(0.03, rel=1e-3)
-    assert spatial_deviation(features) == pytest.approx(0.03, rel=1e-3)
-    assert spatial_deviation(fifth.esa(features)) > 0.01
+    assert 100 <= shut_channels(network, started[1])[1] < 110
+    assert before < 10
 
 
 # patches
@@ -560,17 +483,6 @@ def test_the_time_of_a_run_counts_on_when_it_is_taken_up(tmp_path):
     assert Trainer([drawing()], [], tmp_path, recipe).seconds >= first.seconds > 0
 
 
-@pytest.mark.parametrize(
-    ("harmed", "asked", "said"), [("half_dead", {}, "revived"), ("faint", {"renew": True}, "renewed")]
-)
-def test_training_begins_from_given_weights_with_what_had_died_alive(started, tmp_path, harmed, asked, said):
-    weights = {"half_dead": half_dead, "faint": faint}[harmed](started)
-    recipe = Recipe(iterations=1, patches=PLAN, **asked)
-    trainer = Trainer([drawing()], [], tmp_path, recipe, lambda: {2: weights.state_dict()})
-    assert getattr(trainer, said) and any(getattr(trainer, said))
-    assert not any(revive(trainer.networks[2], trainer._first_patches(16)))
-
-
 def test_the_best_weights_by_validation_stay(tmp_path, monkeypatch):
     psnr = iter([30.0, 31.0, 29.0, 28.0])
     monkeypatch.setattr("hasn_cli.training.optimizer.LOOK", 1)  # weights move from the first step
@@ -648,7 +560,6 @@ def test_a_run_for_other_scales_is_not_taken_up(tmp_path):
         ("--adam", {"kernels": False}),
         ("--loss", {"loss": "rmse"}),
         ("--from nothing, not hasn", {"initial": "hasn"}),
-        ("--renew", {"renew": True}),
     ],
 )
 def test_a_run_with_other_options_is_not_taken_up(tmp_path, option, changed):
@@ -672,16 +583,6 @@ def test_a_run_goes_on_without_the_weights_that_it_began_from(tmp_path):
     interrupted.close()
     weights.unlink()
     assert prepared().step == 2
-
-
-def test_what_fires_nowhere_in_the_first_batch_is_not_yet_shut(tmp_path):
-    night = np.zeros((96, 96, 3), np.uint8)
-    plans = (replace(PLAN, seed=seed) for seed in range(100))
-    plan = next(p for p in plans if not Patches([drawing(), night], (2,), p)[0].lr.any())
-    recipe = Recipe(iterations=1, patches=plan)
-    states = {2: load_state_dict_file(bundled_path(2))}
-    trainer = Trainer([drawing(), night], [], tmp_path, recipe, lambda: states)
-    assert sum(trainer.revived) < 100, "of 936"
 
 
 @pytest.mark.parametrize("name", ["hasn_x2.safetensors", "log.csv", "curve.png"])
@@ -826,11 +727,6 @@ def test_the_command_wants_one_length(tmp_path, capsys, length):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_to_be_renewed_has_to_be_given(tmp_path, capsys):
-    assert run(["train", str(tmp_path), "-o", str(tmp_path / "run"), "--iterations", "1", "--renew"]) == 2
-    assert "--from" in capsys.readouterr().err
-
-
 def test_the_command_begins_from_given_weights(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     Image.fromarray(drawing()).save(tmp_path / "data" / "a.png")
@@ -851,10 +747,7 @@ def test_the_command_begins_from_given_weights(tmp_path, capsys):
     folder = tmp_path / "run"
     assert run(["train", str(tmp_path / "data"), "-s", "3", "-o", str(folder), "--from", "hasn", *options]) == 0
     began, now = (load_state_dict_file(path) for path in (bundled_path(3), folder / "hasn_x3.safetensors"))
-    opened = (".f1.", ".f2.", ".f3.", ".esa.", ".attention.")  # where something had shut
-    kept = [name for name in began if not any(part in name for part in opened)]
-    assert len(kept) == 6 + 6 * 12
-    assert all(torch.allclose(began[name], now[name], atol=1e-6) for name in kept)
+    assert all(torch.allclose(began[name], now[name], atol=1e-6) for name in began)
     assert "100%" in capsys.readouterr().err
 
 

@@ -10,17 +10,12 @@ import torch
 
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.network import HASN
-from hasn_cli.training.device_patches import DevicePatches
 from hasn_cli.training.forward import (
     block_function,
     forward,
-    taps_gradient_by_convolution,
-    taps_gradient_by_products,
 )
 from hasn_cli.training.patches import Patches, PatchPlan
-from hasn_cli.training.recipe import Recipe
 from hasn_cli.training.start import start
-from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 
 
@@ -29,30 +24,6 @@ def pictures() -> list[np.ndarray]:
     random = np.random.default_rng(0)
     sizes = ((60, 110), (90, 50), (36, 36))
     return [resize(random.integers(0, 256, (*size, 3), np.uint8), scale=3) for size in sizes]
-
-
-@pytest.mark.parametrize("side", [16, 23])
-def test_a_device_cuts_the_patches_that_worker_processes_cut(side):
-    plan = PatchPlan(side=side, batch=5, seed=4)
-    by_processes = Patches(pictures(), (2, 3, 4), plan)
-    by_device = DevicePatches(pictures(), (2, 3, 4), plan, "cpu")
-    for number in range(6):
-        one, other = by_processes[number], by_device[number]
-        assert one.scale == other.scale
-        for ours, theirs in ((one.lr, other.lr), (one.hr, other.hr)):
-            difference = (ours.int() - theirs.int()).abs()
-            assert other.lr.dtype == torch.uint8
-            assert difference.max() <= 1
-            assert (difference > 0).float().mean() < 1e-3
-
-
-def test_the_depthwise_gradient_by_products_is_the_one_by_convolution():
-    random = torch.Generator().manual_seed(0)
-    padded = torch.randn(3, 4, 16, 21, generator=random, dtype=torch.float64)
-    gradient = torch.randn(3, 4, 10, 15, generator=random, dtype=torch.float64)
-    one, other = taps_gradient_by_convolution(padded, gradient), taps_gradient_by_products(padded, gradient)
-    assert one.shape == other.shape == (4, 1, 7, 7)
-    torch.testing.assert_close(one, other)
 
 
 def started(scale: int = 2) -> tuple[HASN, torch.Tensor]:
@@ -100,15 +71,3 @@ def test_validation_by_the_plain_module_agrees_with_the_engine():
     network, _ = started()
     by_engine = mean_psnr(network, pictures()[:2], "cpu")
     assert mean_psnr(network, pictures()[:2], "cpu:0") == pytest.approx(by_engine, abs=1e-3)  # another device's name
-
-
-def test_a_run_on_a_device_cuts_its_patches_there(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        "hasn_cli.training.trainer.DevicePatches",
-        lambda *arguments: made.append(arguments) or DevicePatches(*arguments[:3], "cpu"),
-    )
-    monkeypatch.setattr(HASN, "to", lambda self, *_, **__: self)
-    recipe = Recipe(iterations=1, patches=PatchPlan(side=16, batch=2), device="cuda")
-    Trainer(pictures(), [], tmp_path, recipe)
-    assert made[0][3] == "cuda"

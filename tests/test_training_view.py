@@ -72,9 +72,7 @@ def test_the_bar_moves_and_tells_the_time_left_before_the_first_report(monkeypat
 def test_a_run_from_scratch_that_ends_after_a_few_steps_warns(tmp_path, monkeypatch, capfd, initial, steps, warned):
     from hasn_cli.cli.main import run
 
-    trainer = SimpleNamespace(
-        finished=False, step=steps, run=lambda: iter(()), renewed=(), revived=(), fraction=1.0, seconds_left=0.0
-    )
+    trainer = SimpleNamespace(finished=False, step=steps, run=lambda: iter(()), fraction=1.0, seconds_left=0.0)
     monkeypatch.setattr("hasn_cli.training.session.prepare", lambda *_, **__: trainer)
     options = ["--from", initial] if initial else []
     assert run(["train", str(tmp_path), "-o", str(tmp_path / "run"), "--minutes", "1", *options]) == 0

@@ -77,8 +77,6 @@ FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
 @option("--degrade", group=RECIPE, type=click.Choice(["bicubic", "photo"]), default="bicubic", show_default=True,
         help="How the small pictures are made. photo: by several programs, compressed as JPEG or WebP, and with "
         "graphics.")  # fmt: skip
-@option("--renew", group=RECIPE, is_flag=True,
-        help="Reinitialise the weak parts of the --from weights.")  # fmt: skip
 @option("--adam", group=RECIPE, is_flag=True, help="Use Adam for all weights, instead of SOAP for the kernels.")
 @option("-d", "--device", group=MACHINE, default="auto", show_default=True, metavar="DEVICE",
         help="cpu, cuda, cuda:1 or mps.")  # fmt: skip
@@ -90,7 +88,7 @@ FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
     group=MACHINE,
     type=Whole(0),
     metavar="N",
-    help="Processes that cut patches on a CPU.  [default: 0]",
+    help="Processes that cut patches.  [default: 0, or one for each core with a GPU]",
 )
 def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) -> None:
     """Train weights on the pictures in DATA_DIR.
@@ -100,8 +98,6 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
     """
     if (options["iterations"] is None) == (options["minutes"] is None):
         raise UsageError("give either --iterations or --minutes")
-    if options["renew"] and options["initial"] is None:
-        raise UsageError("--renew needs --from: it reinitialises parts of existing weights")
     import torch
 
     from hasn_cli.console import printable, say_skipped
@@ -120,8 +116,6 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
         return
     if trainer.step:
         click.echo(f"continuing from step {trainer.step} in {name}", err=True)
-    else:
-        _say_opened(trainer)
     if not plots:
         click.echo(f"curve.png needs matplotlib: {install_command('train')}", err=True)
     with _view(trainer) as show:
@@ -161,18 +155,12 @@ def _recipe(
         half=precision == "bf16" or (precision == "auto" and found.type == "cuda"),
         lanes=cores if on_cpu else 1,
         piece=max(1, min(4, batch // cores)) if on_cpu else batch,
-        workers=_workers(workers, cores, on_cpu, degrade),
+        workers=workers if workers is not None else 0 if on_cpu else min(16, cores),
         own_depthwise=on_cpu,
+        captured=found.type == "cuda",
         kernels=not adam,
         **others,
     )
-
-
-def _workers(asked: int | None, cores: int, on_cpu: bool, degrade: str) -> int:
-    """Processes that cut patches. A GPU cuts clean patches itself, but not degraded ones."""
-    if on_cpu:
-        return asked or 0
-    return 0 if degrade == "bicubic" else min(8, cores) if asked is None else asked
 
 
 def _write_log(trainer: Trainer, plots: bool) -> None:
@@ -227,15 +215,6 @@ def _line(report: Report) -> str:
         parts.append(f"{sum(report.shut)} dead channels")
     parts += [f"x{scale} {value:.3f} dB" for scale, value in report.psnr.items()]
     return "  ".join(parts)
-
-
-def _say_opened(trainer: Trainer) -> None:
-    if trainer.renewed:
-        blocks = ", ".join(map(str, trainer.renewed))
-        click.echo(f"reinitialised weak parts of blocks {blocks}", err=True)
-    if any(trainer.revived):
-        counts = ", ".join(map(str, trainer.revived))
-        click.echo(f"reinitialised dead channels, for each block: {counts}", err=True)
 
 
 def _warn_of_few_steps(steps: int) -> None:

@@ -26,7 +26,7 @@ class CapturedSteps:
 
     def __init__(self, update: Update) -> None:
         self._update = update
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._made: dict[int, int] = {}
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Found]] = {}
 

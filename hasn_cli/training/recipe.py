@@ -27,7 +27,7 @@ class Recipe:
     half: bool = False  # run the blocks in bfloat16
     piece: int = 4  # patches whose gradient is computed at once
     lanes: int = 1  # threads, with one core each, that share a batch's pieces and the optimizers
-    workers: int = 0  # processes that cut patches for a CPU
+    workers: int = 0  # processes that cut patches
     compile: bool = False  # compile the blocks with torch.compile
     channels_last: bool = True  # memory layout of the features
     captured: bool = False  # record each scale's step as a CUDA graph
@@ -37,7 +37,6 @@ class Recipe:
     kernels: bool = True  # SOAP for the kernels, or Adam for all weights
     loss: Literal["l1", "rmse"] = "l1"
     initial: str | None = None  # weights to start from, as `hasn_cli.weights.resolve` accepts them
-    renew: bool = False  # reinitialise the weak parts of those weights
 
 
 @dataclass(frozen=True)

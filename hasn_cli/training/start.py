@@ -24,10 +24,6 @@ from hasn_cli.network import HASB, HASN, ChannelAttention, pad_to_min_side
 DEVIATION = 0.1  # initial spatial standard deviation of each block's output
 LEAST_DEVIATION = 0.02  # of a channel after the layer norm; a channel that varies less is not amplified further
 SHUT = 1e-3  # a ReLU is dead if it fires at a smaller share of the pixels, a gate if it passes a smaller share
-FIRING = 0.5  # mean and deviation of a reactivated ReLU6's input
-FAINT = 0.1  # a gated product or ESA is weak if it varies by less than this share of the strongest one's deviation
-RENEWED = 0.03  # spatial deviation of a reinitialised gated product, or of a reinitialised ESA's input
-TINY = 1e-6
 NOISE = 0.02  # standard deviation of a depthwise kernel's taps around the identity
 
 
@@ -135,66 +131,6 @@ def adopt(network: HASN, state: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def revive(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
-    """Reinitialise dead channels, ESAs and channel attentions so that they can learn again.
-
-    A gated product's channel whose ReLU6 never fires gets no gradient, so it stays dead. The same holds for an ESA
-    whose gate is closed and for a channel attention whose only ReLU never fires. They get new weights followed by
-    zeros, so the network's output hardly changes.
-
-    Args:
-        network: changed in place.
-        lr: N×3×H×W in [0, 1], real patches, to see what fires.
-        seed: for the new weights.
-
-    Returns:
-        For each block, how many of the gated product's 156 channels were dead.
-    """
-    torch.manual_seed(seed)
-    counts = []
-    for block, features in _blocks_and_inputs(network, lr):
-        normed = block.ln(block.dwconv(features))
-        shut = _is_shut(block, normed)
-        counts.append(int(shut.sum()))
-        if shut.any():
-            _open_product(block, normed, shut)
-        _open_esa(block, normed)
-        _open_channel_attention(block, features)
-    return tuple(counts)
-
-
-@torch.no_grad()
-def renew(network: HASN, lr: Tensor, seed: int = 0) -> tuple[int, ...]:
-    """Reinitialise gated products and ESAs that contribute little, dead or not.
-
-    They get new weights that vary, since a network that has learned to do without them hardly uses parts that start at
-    zero. The network's output is worse until it has learned to use them.
-
-    Args:
-        network: changed in place.
-        lr: N×3×H×W in [0, 1], real patches, to see what varies.
-        seed: for the new weights.
-
-    Returns:
-        The numbers, from 1, of the blocks whose gated product or ESA was reinitialised.
-    """
-    torch.manual_seed(seed)
-    parts = [_part_deviations(block, features) for block, features in _blocks_and_inputs(network, lr)]
-    bounds = [FAINT * max(deviations) for deviations in zip(*parts, strict=True)]
-    renewed = []
-    for i, (block, features) in enumerate(_blocks_and_inputs(network, lr)):
-        normed = block.ln(block.dwconv(features))
-        product, esa = (deviation < bound for deviation, bound in zip(parts[i], bounds, strict=True))
-        if product:
-            _begin_product(block, normed)
-        if esa:
-            _begin_esa(block, normed)
-        if product or esa:
-            renewed.append(i + 1)
-    return tuple(renewed)
-
-
-@torch.no_grad()
 def shut_channels(network: HASN, lr: Tensor) -> tuple[int, ...]:
     """For each block, how many of the gated product's 156 channels are dead on N×3×H×W in [0, 1]."""
     inputs = _blocks_and_inputs(network, lr)
@@ -209,93 +145,10 @@ def _blocks_and_inputs(network: HASN, lr: Tensor) -> Iterator[tuple[HASB, Tensor
         features = block(features)
 
 
-def _part_deviations(block: HASB, features: Tensor) -> tuple[float, float]:
-    """Spatial deviations of the gated product and of ESA's output, whose sum is g's input."""
-    normed = block.ln(block.dwconv(features))
-    return spatial_deviation(_product(block, normed)), spatial_deviation(block.esa(block.f3(normed)))
-
-
-def _product(block: HASB, normed: Tensor) -> Tensor:
-    product: Tensor = F.relu6(block.f1(normed)) * block.f2(normed)  # N×156×H×W
-    return product
-
-
-def _begin_product(block: HASB, normed: Tensor) -> None:
-    """Reinitialise f1, half of whose outputs fire, and f2, so that their product has a fixed deviation."""
-    for convolution, mean in ((block.f1.conv, FIRING), (block.f2.conv, 0.0)):
-        assert convolution.bias is not None
-        fresh = _filters(convolution.out_channels, normed)
-        convolution.weight.copy_(fresh)
-        convolution.bias.copy_(mean - F.conv2d(normed, fresh).mean((0, 2, 3)))
-    _scale(block.f2, RENEWED / max(TINY, spatial_deviation(_product(block, normed))))
-
-
-def _begin_esa(block: HASB, normed: Tensor) -> None:
-    """Reinitialise ESA with a half-open gate, and f3 with a fixed deviation."""
-    for convolution in (*block.esa.children(), block.f3.conv):
-        assert isinstance(convolution, nn.Conv2d)
-        convolution.reset_parameters()
-    _scale(block.f3, RENEWED / max(TINY, spatial_deviation(block.f3(normed))))
-
-
-def _scale(module: nn.Module, share: float) -> None:
-    for parameter in module.parameters():
-        parameter.mul_(share)
-
-
 def _is_shut(block: HASB, normed: Tensor) -> Tensor:
     """For each of f1's channels: whether its ReLU6 is zero at nearly all pixels."""
     fires: Tensor = block.f1(normed) > 0
     return fires.float().mean((0, 2, 3)) < SHUT
-
-
-def _filters(count: int, normed: Tensor) -> Tensor:
-    """Random 1×1 filters, count×52×1×1, whose outputs have a deviation of FIRING."""
-    fresh = torch.randn(count, normed.shape[1], 1, 1)
-    return fresh * (FIRING / F.conv2d(normed, fresh).std((0, 2, 3)).clamp_min(TINY)[:, None, None, None])
-
-
-def _open_product(block: HASB, normed: Tensor, shut: Tensor) -> None:
-    """Give these channels of f1 new filters, and set the channels of f2 that they multiply to zero."""
-    fresh = _filters(int(shut.sum()), normed)
-    f1, f2 = block.f1.conv, block.f2.conv
-    assert f1.bias is not None and f2.bias is not None
-    f1.weight[shut] = fresh
-    f1.bias[shut] = FIRING - F.conv2d(normed, fresh).mean((0, 2, 3))
-    f2.weight[shut] = 0
-    f2.bias[shut] = 0
-
-
-def _open_esa(block: HASB, normed: Tensor) -> None:
-    """If ESA's gate passes next to nothing, make it half open and set its input, f3, to zero."""
-    features = block.f3(normed)
-    if block.esa(features).abs().mean() >= SHUT * features.abs().mean():
-        return
-    for convolution in block.esa.children():
-        assert isinstance(convolution, nn.Conv2d)
-        convolution.reset_parameters()
-    f3 = block.f3.conv
-    assert f3.bias is not None
-    nn.init.zeros_(f3.weight)
-    nn.init.zeros_(f3.bias)
-
-
-def _open_channel_attention(block: HASB, features: Tensor) -> None:
-    """If the squeezed channel hardly ever fires, give it a new filter and set the weights that read it to zero."""
-    attended: list[Tensor] = []
-    attention = block.cab.cab[3]
-    assert isinstance(attention, ChannelAttention)
-    hook = attention.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[0]))
-    block(features)
-    hook.remove()
-    squeeze, spread = attention.attention[1], attention.attention[3]
-    assert isinstance(squeeze, nn.Conv2d) and squeeze.bias is not None and isinstance(spread, nn.Conv2d)
-    means = attended[0].mean((2, 3), keepdim=True)  # N×52×1×1
-    if (squeeze(means) > 0).float().mean() >= SHUT:
-        return
-    squeeze.reset_parameters()
-    squeeze.bias += 1 - squeeze(means).mean()
-    nn.init.zeros_(spread.weight)
 
 
 def _resample_phases(head: Tensor, scale: int) -> Tensor:

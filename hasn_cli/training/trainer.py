@@ -18,20 +18,18 @@ from torch.utils.data import DataLoader
 
 from hasn_cli.errors import HasnError, OutputError, UsageError
 from hasn_cli.network import HASN
-from hasn_cli.training.device_patches import DevicePatches
 from hasn_cli.training.forward import block_function, forward
 from hasn_cli.training.graphs import CapturedSteps, Update
 from hasn_cli.training.optimizer import SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Image, Patches
 from hasn_cli.training.recipe import Recipe, Report, schedule
 from hasn_cli.training.saved import load_finite, read_checkpoint, understood
-from hasn_cli.training.start import adopt, renew, revive, shut_channels, start
+from hasn_cli.training.start import adopt, shut_channels, start
 from hasn_cli.training.validation import fingerprint, mean_deviations, mean_psnr
 from hasn_cli.weights.checkpoint import save_network, write_atomically
 
 LOG, CURVE = "log.csv", "curve.png"  # file names in a run's folder
 SLIGHT = (0.25 / 255) ** 2  # keeps the square root's gradient finite
-SAMPLE = 2**17  # LR pixels to judge the weights by that a run starts from, if 16 batches hold so many
 DEAD = 1e-5  # a block whose output has a smaller spatial deviation contributes nothing and cannot recover
 
 
@@ -62,14 +60,8 @@ class Trainer:
         if (recipe.iterations is None) == (recipe.minutes is None):
             raise ValueError("give either iterations or minutes")
         self.valid, self.folder, self.recipe = valid, folder, recipe
-        self.data: Patches | DevicePatches
-        if recipe.device.startswith("cuda") and recipe.patches.degrade == "bicubic" and not recipe.workers:
-            self.data = DevicePatches(pictures, recipe.scales, recipe.patches, recipe.device)
-        else:
-            self.data = Patches(pictures, recipe.scales, recipe.patches)
+        self.data = Patches(pictures, recipe.scales, recipe.patches)
         self.networks = _networks_of_one_body(recipe.scales)
-        self.renewed: tuple[int, ...] = ()
-        self.revived: tuple[int, ...] = ()
         saved = self._saved()
         if saved is None:
             self._initialise(initial and initial())
@@ -175,8 +167,6 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         end = self.recipe.iterations if self.recipe.iterations is not None else 2**31
-        if isinstance(self.data, DevicePatches):
-            return map(self.data.__getitem__, range(self.step, end))
         loader: DataLoader[Batch] = DataLoader(
             self.data,
             batch_size=None,  # each item is already a batch
@@ -234,17 +224,10 @@ class Trainer:
                 adopt(network, initial[scale])
             else:
                 start(network, self._first_patches(), self.recipe.patches.seed)
-        if initial is not None:
-            first = self.networks[self.recipe.scales[0]]
-            plan = self.recipe.patches
-            patches = self._first_patches(min(16, math.ceil(SAMPLE / (plan.batch * plan.side**2))))
-            if self.recipe.renew:
-                self.renewed = renew(first, patches, plan.seed)
-            self.revived = revive(first, patches, plan.seed)
 
-    def _first_patches(self, batches: int = 1) -> Tensor:
+    def _first_patches(self) -> Tensor:
         """N×3×H×W in [0, 1]."""
-        return torch.cat([self.data[index].lr for index in range(batches)]).cpu().float() / 255
+        return self.data[0].lr.float() / 255
 
     def _validate(self) -> dict[int, float]:
         if not self.valid:
@@ -302,7 +285,6 @@ class Trainer:
             "--adam": not recipe.kernels,
             "--loss": recipe.loss,
             "--from": recipe.initial or "nothing",
-            "--renew": recipe.renew,
             "--degrade": patches.degrade,
         }
 
