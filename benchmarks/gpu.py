@@ -1,26 +1,25 @@
 """Train and measure on a machine with one CUDA card that is only available in short slices.
 
-1. Here: put pictures, weights and validation pictures into a folder of at most 60 MB.
+1. Here: put pictures, weights and validation pictures into a kit of at most 60 MB, or into several.
 
-       python benchmarks/gpu.py pack pictures/ --valid valid/ --weights weights/ -o kit/
+       python benchmarks/gpu.py pack pictures/ --valid valid/ --weights weights/ -o kit/ --parts 2
 
-2. Copy this repository and kit/ to the machine. It needs Python, PyTorch with CUDA, NumPy, Pillow, psutil and
-   safetensors; hasn need not be installed. Train there for a slice. Try `--minutes 0.5` first if time allows.
+2. Copy this repository and the kits to the machine. It needs Python, PyTorch with CUDA and a C++ compiler, NumPy,
+   Pillow, psutil and safetensors; hasn need not be installed. Train there for a slice. Try `--minutes 0.8` first.
 
-       python benchmarks/gpu.py train kit/ -o out/ --minutes 8
+       python benchmarks/gpu.py train kit/1 --more kit/2 -o out/ --minutes 6 --end-rate 0
+       python benchmarks/gpu.py train kit/1 --more kit/2 --from out/ -o photo/ --minutes 3 --degrade photo \
+           --rate 5e-4 --end-rate 0 --warm-up 400 --seed 1
 
 3. Measure exactness and speed, in the same slice or another one.
 
-       python benchmarks/gpu.py measure kit/ -o out/ --minutes 3
+       python benchmarks/gpu.py measure kit/1 -o out/ --minutes 3
 
-4. Bring out/ back: at most eight files of at most 16 MB. Continue in the next slice from its weights, with another seed
-   and at the learning rate where the last slice ended. The last slices lower the rate to 0 (`--end-rate 0`).
+4. Bring out/ back: at most eight files of at most 16 MB. To continue in another slice, use `--from out/` and another
+   seed, and keep the rate constant (`--end-rate` equal to `--rate`) in all slices but the last.
 
-       python benchmarks/gpu.py train kit/ --from out/ -o out2/ --minutes 8 --seed 1
-
-A slice starts from averaged weights and new optimizers, which costs little with a warm-up of 400 steps. Everything is
-written to out/ at each validation, so a slice that is cut short loses little. All paths also run on a CPU with
-`-d cpu`, slowly.
+A slice starts from averaged weights and new optimizers. Everything is written to out/ at each validation, so a slice
+that is cut short loses little. All paths also run on a CPU with `-d cpu`, slowly.
 """
 
 from __future__ import annotations
@@ -46,17 +45,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # hasn need not
 
 from hasn_cli.inference import Upscaler
 from hasn_cli.network import HASN, SCALES
-from hasn_cli.training.forward import block_function, forward
-from hasn_cli.training.patches import Patches, PatchPlan
+from hasn_cli.training.patches import PatchPlan
 from hasn_cli.training.recipe import Recipe, Report
-from hasn_cli.training.trainer import Trainer, rmse
+from hasn_cli.training.trainer import Trainer
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
 
 SIDE = 384  # of the validation pictures' middle, in HR pixels
 SUFFIXES = {".png", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
-WRONG = 0.3  # relative error of one parameter's gradient that cannot be rounding
-FAINT = 1e-9  # gradients that are shorter may be off
-LONG_COMPILE = 50  # seconds that compiling may take
 Clock = Callable[[], float]  # seconds left
 
 
@@ -64,27 +59,29 @@ Clock = Callable[[], float]  # seconds left
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Fill the kit: weights and validation pictures without loss, then as many training pictures as fit."""
-    kit: Path = args.output
-    (kit / "pictures").mkdir(parents=True, exist_ok=True)
-    (kit / "valid").mkdir(exist_ok=True)
-    (kit / "weights").mkdir(exist_ok=True)
-    for path in sorted(args.weights.glob("hasn_x?.safetensors")) if args.weights else []:
-        shutil.copy(path, kit / "weights")
-    for path in pictures_in(args.valid):
-        save_lossless(middle(read(path)), kit / "valid" / f"{path.stem}.webp")
-    budget = int(args.megabytes * 1e6) - size_of(kit)
+    """Fill the kits: validation pictures and weights without loss, then as many training pictures as fit."""
+    kits = [args.output] if args.parts == 1 else [args.output / str(part + 1) for part in range(args.parts)]
+    for kit in kits:
+        for name in ("pictures", "valid", "weights"):
+            (kit / name).mkdir(parents=True, exist_ok=True)
+        for path in sorted(args.weights.glob("hasn_x?.safetensors")) if args.weights else []:
+            shutil.copy(path, kit / "weights")
+        for path in pictures_in(args.valid):
+            save_lossless(middle(read(path)), kit / "valid" / f"{path.stem}.webp")
+    room = [int(args.megabytes * 1e6) - size_of(kit) for kit in kits]
     paths = by_turns([pictures_in(folder) for folder in args.folders])
-    taken, bytes_taken, pixels = 0, 0, 0
+    taken, pixels = 0, 0
     with ThreadPoolExecutor(args.threads) as pool:
-        encoded = pool.map(lambda path: encode(path, args.format, args.quality), paths)
-        for data, area in encoded:
-            if bytes_taken + len(data) > budget:
+        for data, area in pool.map(lambda path: encode(path, args.format, args.quality), paths):
+            part = max(range(len(kits)), key=room.__getitem__)
+            if len(data) > room[part]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 break
-            (kit / "pictures" / f"{taken:04d}.{args.format}").write_bytes(data)
-            taken, bytes_taken, pixels = taken + 1, bytes_taken + len(data), pixels + area
-    print(f"{kit}: {taken} of {len(paths)} pictures, {pixels / 1e6:.0f} MP, {size_of(kit) / 1e6:.1f} MB in all")
+            (kits[part] / "pictures" / f"{taken:04d}.{args.format}").write_bytes(data)
+            room[part] -= len(data)
+            taken, pixels = taken + 1, pixels + area
+    sizes = " and ".join(f"{size_of(kit) / 1e6:.1f} MB" for kit in kits)
+    print(f"{args.output}: {taken} of {len(paths)} pictures, {pixels / 1e6:.0f} MP, {sizes}")
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -139,6 +136,7 @@ def train(args: argparse.Namespace) -> None:
     valid = read_folder(args.kit / "valid", args.threads)
     pictures = [p for kit in (args.kit, *args.more) for p in read_folder(kit / "pictures", args.threads)]
     say(left, f"{len(pictures)} pictures, {sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6:.0f} MP")
+    cuda = args.device.startswith("cuda")
     plan = PatchPlan(side=args.patch, batch=args.batch, seed=args.seed, degrade=args.degrade)
     pictures = [p for p in pictures if min(p.shape[:2]) >= plan.smallest_side(max(args.scale))]
     recipe = Recipe(
@@ -146,11 +144,10 @@ def train(args: argparse.Namespace) -> None:
         ema=args.ema, patches=plan, device=args.device, half=args.precision == "bf16", piece=args.batch,
         report_every=args.report_every, validate_every=args.validate_every, loss="rmse",
         initial="weights" if args.start else None, workers=max(0, args.threads - 2),
-        captured=args.captured and args.device.startswith("cuda"),
+        own_depthwise=not cuda, compile=args.compile and cuda, captured=args.captured and cuda,
     )  # fmt: skip
     torch.backends.cudnn.allow_tf32 = False  # what is not in bfloat16 is to be exact
     torch.backends.cudnn.benchmark = True
-    recipe = fastest(recipe, pictures, args, left)
     states = {scale: load_state_dict_file(args.start / f"hasn_x{scale}.safetensors") for scale in args.scale} \
         if args.start else None  # fmt: skip
     with tempfile.TemporaryDirectory() as work:
@@ -188,84 +185,6 @@ def export(trainer: Trainer, folder: Path) -> None:
     write_csv(trainer.history, folder / "log.csv")
 
 
-def fastest(recipe: Recipe, pictures: list[np.ndarray], args: argparse.Namespace, left: Clock) -> Recipe:
-    """The recipe with the settings that train fastest here: measured, or given with --style."""
-    if args.style:
-        own, last, compiled = (letter == "1" for letter in args.style)
-        return replace(recipe, own_depthwise=own, channels_last=last, compile=compiled)
-    batch = Patches(pictures, [max(recipe.scales)], recipe.patches)[0]
-    lr, hr = (side.to(recipe.device).float() / 255 for side in (batch.lr, batch.hr))
-    probe = Probe(recipe, lr, hr, left)
-    seconds = {(own, last, False): probe.seconds(own, last, False) for own in (True, False) for last in (True, False)}
-    quickest = sorted(seconds, key=seconds.__getitem__)[:2]
-    for own, last, _ in quickest if args.compile else []:
-        if left() > LONG_COMPILE:
-            seconds[own, last, True] = probe.seconds(own, last, True)
-    best = min(seconds, key=seconds.__getitem__)
-    if math.isinf(seconds[best]):
-        raise SystemExit("no setting ran; see the errors above")
-    say(left, f"chosen: --style {''.join(str(int(flag)) for flag in best)}")
-    if recipe.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return replace(recipe, own_depthwise=best[0], channels_last=best[1], compile=best[2])
-
-
-class Probe:
-    """Times one gradient with different settings, and compares it with the plain module's in float32."""
-
-    def __init__(self, recipe: Recipe, lr: torch.Tensor, hr: torch.Tensor, left: Clock) -> None:
-        self.recipe, self.lr, self.hr, self.left = recipe, lr, hr, left
-        torch.manual_seed(0)
-        self.network = HASN(max(recipe.scales)).to(recipe.device)
-        self.expected = self._gradient(self.network(lr))
-
-    def _gradient(self, sr: torch.Tensor) -> list[torch.Tensor]:
-        gradients = torch.autograd.grad(rmse(sr, self.hr), list(self.network.parameters()))
-        return [gradient.float() for gradient in gradients]
-
-    def seconds(self, own: bool, last: bool, compiled: bool) -> float:
-        """Seconds for one gradient; infinity if it fails or is wrong."""
-        name = f"own depthwise gradient {own}, channels last {last}, compiled {compiled}"
-        try:
-            taken, first, error = self._measured(own, last, compiled)
-        except Exception as failure:  # whatever goes wrong with one setting, another may run
-            say(self.left, f"{name}: {type(failure).__name__}: {str(failure)[:300]}")
-            return math.inf
-        pixels = self.lr.shape[0] * self.lr.shape[2] * self.lr.shape[3]
-        speed = f"{pixels / taken / 1e6:.3f} million LR pixels a second (first steps {first:.1f} s)"
-        say(self.left, f"{name}: {speed}, gradients off by up to {error:.1%}")
-        return taken if error < WRONG else math.inf
-
-    def _measured(self, own: bool, last: bool, compiled: bool) -> tuple[float, float, float]:
-        layout = torch.channels_last if last else torch.contiguous_format
-        self.network.to(memory_format=layout)  # type: ignore[call-overload]
-        block = block_function(own_depthwise=own, compiled=compiled)
-        lr = self.lr.contiguous(memory_format=layout)
-
-        def gradient() -> list[torch.Tensor]:
-            return self._gradient(forward(self.network, lr, half=self.recipe.half, block=block)[0])
-
-        times = []
-        for _ in range(4 if self.recipe.device != "cpu" else 2):
-            began = time.perf_counter()
-            found = gradient()
-            synchronize(self.recipe.device)
-            times.append(time.perf_counter() - began)
-        if self.recipe.captured:
-            graph, first, times = torch.cuda.CUDAGraph(), times[0], []
-            with torch.cuda.graph(graph):
-                found = gradient()
-            for _ in range(6):
-                began = time.perf_counter()
-                graph.replay()
-                synchronize(self.recipe.device)
-                times.append(time.perf_counter() - began)
-            times[0] = first
-        pairs = zip(found, self.expected, strict=True)
-        error = max(float((one - other).norm() / (other.norm() + FAINT)) for one, other in pairs)
-        return sorted(times[1:])[len(times[1:]) // 2], times[0], error
-
-
 def line(report: Report) -> str:
     psnr = "".join(f"  x{scale} {value:.3f} dB" for scale, value in report.psnr.items())
     dead = f"  dead {sum(report.shut)}" if report.shut else ""
@@ -301,12 +220,12 @@ def measure(args: argparse.Namespace) -> None:
 def exactness(
     networks: dict[int, HASN], photos: list[np.ndarray], args: argparse.Namespace, left: Clock
 ) -> Iterator[dict[str, object]]:
-    """The largest and the mean difference from the plain module in float64 on the CPU, in grey levels."""
+    """The largest and the mean difference from the plain module in float64, in grey levels."""
     side = args.side
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     for scale, network in networks.items():
         for name, image in (("photo", photos[0][:side, :side]), ("noise", noise)):
-            exact = plain(network.double(), image, "cpu", torch.float64)
+            exact = plain(network.double(), image, args.device, torch.float64)
             network.float()
             for precision, tf32 in (("fp32", True), ("fp32", False), ("fp16", True), ("bf16", True)):
                 torch.backends.cudnn.allow_tf32 = tf32  # PyTorch's default is True
@@ -452,7 +371,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     packing.add_argument("--valid", type=Path, required=True, help="validation pictures")
     packing.add_argument("--weights", type=Path, help="a folder with hasn_x2, hasn_x3 and hasn_x4.safetensors")
     packing.add_argument("-o", "--output", type=Path, required=True, help="the kit's folder")
-    packing.add_argument("--megabytes", type=float, default=58, help="size of the kit (default 58)")
+    packing.add_argument("--megabytes", type=float, default=58, help="size of a kit (default 58)")
+    packing.add_argument("--parts", type=int, default=1, help="number of kits, for several transfers (default 1)")
     packing.add_argument("--format", choices=("avif", "webp"), default="avif", help="webp is lossless")
     packing.add_argument("--quality", type=int, default=92, help="of AVIF (default 92)")
     packing.add_argument("--threads", type=int, default=cores)
@@ -464,17 +384,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--reserve", type=float, default=20, help="seconds kept for the end (default 20)")
     training.add_argument("--rate", type=float, default=1e-3)
     training.add_argument("--end-rate", type=float, default=1e-3)
-    training.add_argument("--warm-up", type=int, default=400, help="steps (default 400)")
+    training.add_argument("--warm-up", type=int, default=1000, help="steps (default 1000)")
     training.add_argument("--ema", type=float, default=0.999)
-    training.add_argument("--batch", type=int, default=32, help="patches (default 32)")
+    training.add_argument("--batch", type=int, default=16, help="patches (default 16)")
     training.add_argument("--patch", type=int, default=64, help="side in LR pixels (default 64)")
     training.add_argument("--seed", type=int, default=0, help="another one for each slice")
     training.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     training.add_argument("--degrade", choices=("bicubic", "photo"), default="bicubic", help="as for hasn train")
     training.add_argument("--more", type=Path, nargs="*", default=[], help="other kits, for their training pictures")
     training.add_argument("--eager", dest="captured", action="store_false", help="do not record CUDA graphs")
-    training.add_argument("--no-compile", dest="compile", action="store_false", help="do not try torch.compile")
-    training.add_argument("--style", help="settings that an earlier slice has chosen, such as 110, to save the search")
+    training.add_argument("--no-compile", dest="compile", action="store_false", help="do not compile the blocks")
     training.add_argument("--report-every", type=int, default=200, help="steps (default 200)")
     training.add_argument("--validate-every", type=int, default=2000, help="steps (default 2000)")
 

@@ -62,19 +62,25 @@ def test_a_kit_holds_a_share_of_each_folder_and_keeps_to_its_size(kit):
     assert sum(path.stat().st_size for path in (kit.parent / "smaller").rglob("*") if path.is_file()) <= smaller * 1e6
 
 
+def test_several_kits_share_the_pictures(kit):
+    said = gpu(kit.parent, "pack", "a", "b", "--valid", "valid", "-o", "halves", "--parts", 2)
+    assert "7 of 7 pictures" in said
+    counts = [len(list((kit.parent / "halves" / part / "pictures").iterdir())) for part in "12"]
+    assert sum(counts) == 7 and min(counts) >= 3
+
+
 def test_a_slice_trains_and_the_next_one_continues_from_its_weights(kit):
     tiny = ["-d", "cpu", "--no-compile", "--batch", 2, "--patch", 16, "--minutes", 0.3, "--reserve", 5,
             "--precision", "fp32", "--report-every", 1, "--validate-every", 4]  # fmt: skip
     said = gpu(kit.parent, "train", kit, "-o", "first", "--from", kit / "weights", *tiny)
-    assert "chosen: --style" in said and "million LR pixels a second" in said
     assert "done; everything is in first" in said
     states = [load_state_dict_file(kit.parent / "first" / f"hasn_x{scale}.safetensors") for scale in (2, 3, 4)]
     body = [name for name in states[0] if not name.startswith("upsampler")]
     assert all((states[0][name] == state[name]).all() for name in body for state in states)
     rows = list(csv.DictReader((kit.parent / "first" / "log.csv").open()))
     assert rows[-1]["psnr_y_x2"] and rows[-1]["psnr_y_x4"]
-    said = gpu(kit.parent, "train", kit, "-o", "second", "--from", "first", "--seed", 1, "--style", "010", *tiny)
-    assert "chosen" not in said and "done" in said
+    said = gpu(kit.parent, "train", kit, "-o", "second", "--from", "first", "--seed", 1, "--degrade", "photo", *tiny)
+    assert "done" in said
     assert sorted(path.name for path in (kit.parent / "second").iterdir()) == [
         "hasn_x2.safetensors", "hasn_x3.safetensors", "hasn_x4.safetensors", "log.csv",
     ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""The parts of training that a GPU uses, checked on the CPU: patches cut by the device, gradients, compiled blocks."""
+"""The parts of training that a GPU uses. All but the recorded steps are checked on the CPU."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from hasn_cli.training.forward import (
     forward,
 )
 from hasn_cli.training.patches import Patches, PatchPlan
+from hasn_cli.training.recipe import Recipe
 from hasn_cli.training.start import start
+from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 
 
@@ -71,3 +74,15 @@ def test_validation_by_the_plain_module_agrees_with_the_engine():
     network, _ = started()
     by_engine = mean_psnr(network, pictures()[:2], "cpu")
     assert mean_psnr(network, pictures()[:2], "cpu:0") == pytest.approx(by_engine, abs=1e-3)  # another device's name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA card")
+def test_recorded_steps_move_the_weights_as_eager_ones_do(tmp_path):
+    recipe = Recipe(scales=(2, 3), iterations=100, warm_up=50, patches=PatchPlan(side=16, batch=2), device="cuda")
+    weights = []
+    for captured in (False, True):
+        trainer = Trainer(pictures(), [], tmp_path / str(captured), replace(recipe, captured=captured))
+        list(trainer.run())
+        weights.append(trainer.averaged[3].state_dict())
+    for name, eager in weights[0].items():
+        assert (eager - weights[1][name]).norm() <= 1e-2 * eager.norm() + 1e-4, name
