@@ -138,7 +138,10 @@ def train(args: argparse.Namespace) -> None:
     say(left, f"{len(pictures)} pictures, {sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6:.0f} MP")
     cuda = args.device.startswith("cuda")
     plan = PatchPlan(side=args.patch, batch=args.batch, seed=args.seed, degrade=args.degrade)
-    pictures = [p for p in pictures if min(p.shape[:2]) >= plan.smallest_side(max(args.scale))]
+    smallest = plan.smallest_side(max(args.scale))
+    pictures = [p for p in pictures if min(p.shape[:2]) >= smallest]
+    if not pictures:
+        raise SystemExit(f"no picture has {smallest} pixels a side")
     recipe = Recipe(
         scales=tuple(args.scale), minutes=1.0, rate=args.rate, end_rate=args.end_rate, warm_up=args.warm_up,
         ema=args.ema, patches=plan, device=args.device, half=args.precision == "bf16", piece=args.batch,

@@ -30,7 +30,7 @@ def kit(tmp_path_factory) -> Path:
     for group, count in (("a", 4), ("b", 3), ("valid", 2)):
         (folder / group).mkdir()
         for number in range(count):
-            picture = resize(random.integers(0, 256, (40, 52, 3), np.uint8), scale=4)
+            picture = resize(random.integers(0, 256, (56, 60, 3), np.uint8), scale=4)
             Image.fromarray(picture).save(folder / group / f"{number}.png")
     said = gpu(folder, "pack", "a", "b", "--valid", "valid", "--weights", ROOT / "weights", "-o", "kit",
                "--megabytes", 6)  # fmt: skip
