@@ -26,6 +26,11 @@ def small(source, target, side=40):
         image.convert("RGB").crop((left, top, left + side, top + side - 10)).save(target)
 
 
+def works(tool):
+    """Whether a program is installed and says its version. A stand-in that only knows some commands does not."""
+    return shutil.which(tool) and subprocess.run([tool, "--version"], capture_output=True).returncode == 0
+
+
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -39,7 +44,7 @@ def photos(tmp_path, monkeypatch):
 def run_script(path_with_hasn):
     def run(name, *arguments, needs=(), **environment):
         for tool in needs:
-            if not any(map(shutil.which, tool.split("|"))):
+            if not any(map(works, tool.split("|"))):
                 pytest.skip(f"{tool.replace('|', ' or ')} is not installed")
         runner = [sys.executable] if name.endswith(".py") else ["bash"]
         command = [*runner, str(EXAMPLES / name), *map(str, arguments)]

@@ -215,8 +215,8 @@ def verify(found: WeightsFile) -> HASN:
 def publish(repo: str, folder: Path, *, private: bool | None = None, message: str = "Upload HASN weights") -> str:
     """Upload a folder of `hasn_xS.safetensors` files as a hub repository for `-w OWNER/REPO`.
 
-    The model card (`README.md`), `SOURCES.md` and `SHA256SUMS` are uploaded too if they exist. A `config.json` that
-    names the files is added.
+    The `photo_xS.safetensors` files, the model card (`README.md`), `SOURCES.md` and `SHA256SUMS` are uploaded too if
+    they exist. A `config.json` that names the `hasn_xS.safetensors` files is added.
 
     Returns:
         The commit's web address.
@@ -230,7 +230,11 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
     if not files:
         raise WeightsError(f"{folder} contains no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
     networks = [verify(WeightsFile(str(folder), scale, folder / name, "file")) for scale, name in files.items()]
-    contents: dict[str, Path | bytes] = {name: folder / name for name in files.values()}
+    photo = {scale: f"photo_x{scale}.safetensors" for scale in SCALES}
+    photo = {scale: name for scale, name in photo.items() if (folder / name).is_file()}
+    for scale, name in photo.items():
+        verify(WeightsFile(str(folder), scale, folder / name, "file"))
+    contents: dict[str, Path | bytes] = {name: folder / name for name in (*files.values(), *photo.values())}
     contents |= {name: folder / name for name in (CARD, SOURCES, CHECKSUMS) if (folder / name).is_file()}
     contents[hub.CONFIG] = hub.config_bytes(files, networks[-1].num_features)
     return hub.push(repo, contents, private=private, message=message)
