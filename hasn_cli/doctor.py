@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasn_cli.errors import BudgetError, HasnError
+from hasn_cli.errors import BudgetError, HasnError, MissingExtraError
 from hasn_cli.machine import count_cores, free_memory, total_memory
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Device:
 
 @dataclass(frozen=True)
 class FormatState:
-    """Whether a format can be read and written here, found by trying it; `extra` names the extra that adds it."""
+    """Whether a format can be read and written here, found by trying it; `extra` names the extra for writing it."""
 
     name: str
     title: str
@@ -265,6 +265,7 @@ def probe_formats() -> tuple[FormatState, ...]:
 
 def _probe(name: str) -> tuple[bool, bool]:
     from hasn_cli.images import EncodeOptions, Frame, Picture, open_picture, write_picture
+    from hasn_cli.images.codecs import loads
 
     pixels: NDArray[Any] = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
     if name == "pfm":  # floats only
@@ -273,6 +274,8 @@ def _probe(name: str) -> tuple[bool, bool]:
     try:
         picture = Picture("probe", name, (16, 16), 3, pixels.dtype, [Frame(pixels)])
         write_picture(picture, buffer, name, EncodeOptions())
+    except MissingExtraError:  # needed for writing only
+        return loads(name), False
     except (HasnError, ImportError):
         return False, False
     try:

@@ -92,7 +92,6 @@ def main() -> None:
 
     for module, _ in codecs._CODECS.values():
         importlib.import_module(f"hasn_cli.images.codecs.{module}")
-    import pillow_heif  # noqa: F401
 
     print("ready", flush=True)
     while line := sys.stdin.readline():

@@ -87,7 +87,7 @@ def measure(format: str) -> dict[str, str]:
     return {
         "Format": FORMATS[format].title,
         "read": reading(format),
-        "write": YES if close(foreign_pixels(format, written(format)), photo()) else NO,
+        "write": writing(format),
         "16-bit": depth(format),
         "float": floats(format),
         "alpha": alpha(format),
@@ -105,8 +105,14 @@ def reading(format: str) -> str:
     if pixels.dtype == np.float32:
         pixels = np.rint(pixels * 255)
     pixels = pixels[..., :3]  # every picture in an icon has an alpha channel
+    return YES if close(pixels, photo()) and found.format == format else NO
+
+
+def writing(format: str) -> str:
     extra = FORMATS[format].extra
-    return (f"with extra `{extra}`" if extra else YES) if close(pixels, photo()) and found.format == format else NO
+    if not close(foreign_pixels(format, written(format)), photo()):
+        return NO
+    return f"with extra `{extra}`" if extra else YES
 
 
 def written(format: str) -> bytes:

@@ -23,6 +23,7 @@ from hasn_cli.images import (
     EncodeOptions,
     Metadata,
     check_can_hold,
+    default_output,
     format_for_name,
     open_picture,
     suffix_for_format,
@@ -46,8 +47,8 @@ def test_every_format_is_exchanged_with_other_programs(table):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert len(rows) == len(FORMATS)
     for row in rows:
-        assert row[1] in ("yes", "with extra `heic`"), row
-        assert row[2] == "yes", row
+        assert row[1] == "yes", row
+        assert row[2] in ("yes", "with extra `heic`"), row
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -298,8 +299,15 @@ def test_the_hint_names_the_missing_extra(monkeypatch):
     with pytest.raises(MissingExtraError) as caught:
         check_can_hold(picture(photo()), (9, 9), "heic", EncodeOptions())
     assert install_command("heic") in str(caught.value.hint)
-    with pytest.raises(MissingExtraError):
-        open_picture(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(99))
+
+
+def test_without_the_extra_heic_is_read_and_becomes_png(monkeypatch):
+    data = format_table.foreign_file("heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("hasn_cli.images.formats._has_heif", lambda: False)
+    found = open_picture(data).load()
+    assert format_table.close(next(iter(found.frames)).pixels, photo())
+    assert default_output("heic") == "png"
 
 
 @pytest.mark.parametrize(("field", "value"), [("quality", 0), ("quality", 101), ("background", "no such colour")])

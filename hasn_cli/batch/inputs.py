@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Place = Path | str
 """A file: a local path; an fsspec URL; or `-`, the standard stream."""
 
-FALLBACK_FORMAT = "png"  # if the input's format cannot be written: it is lossless and holds everything but frames
-
 
 @dataclass(frozen=True)
 class Job:
@@ -229,14 +227,12 @@ class _Naming:
         return target
 
     def _name(self, name: str, source: Place, suffix: str) -> PurePosixPath:
-        from hasn_cli.images.formats import FORMATS, SUFFIXES, suffix_for_format
+        from hasn_cli.images.formats import SUFFIXES, default_output, suffix_for_format
 
         path = PurePosixPath(name)
         own = SUFFIXES.get(path.suffix.lower())
         stem, ending = (path.stem, path.suffix) if own else (name, "")
-        format = self.format or own or sniffed(source)
-        if format not in FORMATS:
-            format = FALLBACK_FORMAT
+        format = self.format or default_output(own or sniffed(source))
         return PurePosixPath(f"{stem}{suffix}{ending if own == format else suffix_for_format(format)}")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from hasn_cli.batch import remote
 from hasn_cli.batch.events import Done, Progress, Started
-from hasn_cli.batch.inputs import FALLBACK_FORMAT, Job, Place
+from hasn_cli.batch.inputs import Job, Place
 from hasn_cli.batch.marks import Mark, mark_output, mark_written
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
@@ -24,7 +24,7 @@ from hasn_cli.batch.reading import open_input
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import PASSES, PLANE_BYTES, enlarge, passes
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, OutputExistsError, UsageError, WeightsError
-from hasn_cli.images import FORMATS, Picture, check_can_hold, format_for_name, notices_of, write_picture
+from hasn_cli.images import FORMATS, Picture, check_can_hold, default_output, format_for_name, notices_of, write_picture
 from hasn_cli.images.picture import Shape
 from hasn_cli.images.unfinished import Overwrite, Placing, make_folder
 
@@ -205,7 +205,7 @@ def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, 
 def output_format(target: Place, picture: Picture, settings: Settings) -> str:
     """The format from the settings, else from the output's name, else the input's if it can be written, else PNG."""
     named = settings.format or (None if target == "-" else format_for_name(str(target)))
-    return named or (picture.format if picture.format in FORMATS else FALLBACK_FORMAT)
+    return named or default_output(picture.format)
 
 
 def bytes_needed(picture: Picture, settings: Settings) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from hasn_cli.doctor import Report
+    from hasn_cli.doctor import FormatState, Report
 
 
 @click.command("doctor", context_settings=HELP_SETTINGS)
@@ -116,13 +116,19 @@ def _devices(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _pictures(report: Report) -> Iterator[tuple[str, str]]:
-    from rich.markup import escape
-
     both = [state.title for state in report.formats if state.read and state.write]
     yield "read and write", "; ".join(both)
     for state in report.formats:
         if not (state.read and state.write):
-            yield state.title, escape(install_command(state.extra)) if state.extra else "[red]does not work[/]"
+            yield state.title, _how_to_write(state)
+
+
+def _how_to_write(state: FormatState) -> str:
+    from rich.markup import escape
+
+    if not state.read or state.extra is None:
+        return "[red]does not work[/]"
+    return f"read only; to write it: {escape(install_command(state.extra))}"
 
 
 def _memory_and_speed(report: Report) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from hasn_cli.images.formats import (
     FORMATS,
     SUFFIXES,
     check_can_hold,
+    default_output,
     format_for_name,
     suffix_for_format,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Text",
     "check_can_hold",
     "check_target",
+    "default_output",
     "format_for_name",
     "notices_of",
     "open_picture",

@@ -21,7 +21,7 @@ class Format:
         max_side: largest width and height in pixels that the format allows and its common decoders accept.
         alpha, deep, floats, icc: whether it can hold transparency, 16-bit samples, float samples, a colour profile.
         animation, pages: whether it can hold several frames, as an animation or as pages.
-        extra: name of the optional dependency group that it needs.
+        extra: name of the optional dependency group that writing it needs.
     """
 
     name: str
@@ -70,6 +70,9 @@ FORMATS: dict[str, Format] = {
 SUFFIXES: dict[str, str] = {suffix: name for name, entry in FORMATS.items() for suffix in entry.suffixes}
 """Lower-case suffix with its dot → format name."""
 
+FALLBACK_FORMAT = "png"
+"""Written if the input's format cannot be: it is lossless and holds everything but pages."""
+
 _ALIASES = {"jpg": "jpeg", "tif": "tiff", "jp2": "jpeg2000", "j2k": "jpeg2000", "jxl": "jpegxl", "heif": "heic"}
 _ALIASES |= {"apng": "png", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm", "pam": "ppm"}
 
@@ -90,6 +93,14 @@ def format_names() -> list[str]:
 def suffix_for_format(name: str) -> str:
     """The suffix, with its dot, for new files of a format."""
     return FORMATS[name].suffixes[0]
+
+
+def default_output(format: str | None) -> str:
+    """The format in which a picture of this format is written if the user names none: its own if possible, else PNG."""
+    entry = FORMATS.get(format or "")
+    if entry is None or (entry.extra == "heic" and not _has_heif()):
+        return FALLBACK_FORMAT
+    return entry.name
 
 
 def sniff(head: bytes) -> str | None:
@@ -153,7 +164,7 @@ def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options
         message = f"{picture.name}: {size[1]}×{size[0]} pixels are too many for {entry.title}"
         raise ImageError(f"{message} (at most {entry.max_side} per side)", f"use -f {_roomier(size)}")
     if entry.extra == "heic" and not _has_heif():
-        raise MissingExtraError(f"{picture.name}: {entry.title}", entry.extra)
+        raise MissingExtraError(f"{picture.name}: writing {entry.title}", entry.extra)
     if options.first_frame:
         picture = picture.first()
     if picture.following:

@@ -44,6 +44,15 @@ def write(picture: Picture, stream: BinaryIO, format: str, options: EncodeOption
     _function(format, "write")(picture, stream, options)
 
 
+def loads(format: str) -> bool:
+    """Whether the packages that read a format can be imported."""
+    try:
+        import_module(f"hasn_cli.images.codecs.{_CODECS[format][0]}")
+    except ImportError:
+        return False
+    return True
+
+
 def _function(format: str, name: str) -> Callable[..., Any]:
     module, ending = _CODECS[format]
     function: Callable[..., Any] = getattr(import_module(f"hasn_cli.images.codecs.{module}"), name + ending)

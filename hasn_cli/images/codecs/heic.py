@@ -1,4 +1,8 @@
-"""Reads and writes HEIC through pillow-heif (libheif, libde265, x265), which is an optional package."""
+"""Reads HEIC through pi-heif (libheif, libde265), and writes it through pillow-heif (also x265), an optional package.
+
+Both contain their own copy of libheif and may be loaded in one process. pi-heif always reads, so that a file gives the
+same pixels whether pillow-heif is installed or not.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
+import pi_heif
 
 from hasn_cli.errors import MissingExtraError
 from hasn_cli.images.codecs import items
@@ -22,15 +27,10 @@ from hasn_cli.images.source import Source
 
 
 def read(source: Source, limit: Limit) -> Picture:
-    """Read the main picture of an HEIC file. Samples of more than 8 bits become 16-bit samples.
-
-    Raises:
-        MissingExtraError: pillow-heif is not installed.
-    """
-    heif = _heif(source.name)
+    """Read the main picture of an HEIC file. Samples of more than 8 bits become 16-bit samples."""
     data = source.read()
     items.check(source.name, data, limit)
-    file = heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    file = pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     if not len(file):
         raise ValueError("it holds no picture in HEVC, the one coding of HEIF that is supported")
     image = file[file.primary_index]
@@ -45,9 +45,10 @@ def read(source: Source, limit: Limit) -> Picture:
     metadata = with_notices(metadata, *map(left_out, _other_parts(image.info, len(file), data)))
 
     def frames() -> Iterator[Frame]:
-        again = heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
-        pixels = np.asarray(again[again.primary_index]).reshape(height, width, -1)
-        # pillow-heif returns deeper samples in the upper bits of 16
+        again = pi_heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
+        # copied, because pi-heif frees the pixels together with `again`
+        pixels = np.array(again[again.primary_index]).reshape(height, width, -1)
+        # pi-heif returns deeper samples in the upper bits of 16
         yield Frame(pixels if depth <= 8 else widen(pixels >> (16 - depth), depth))
 
     return Picture(
@@ -81,7 +82,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     Raises:
         MissingExtraError: pillow-heif is not installed.
     """
-    heif = _heif(picture.name)
+    heif = _encoder(picture.name)
     pixels = next(iter(picture.frames)).pixels
     height, width = picture.size
     if pixels.shape[2] == 2:
@@ -97,9 +98,9 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
     stream.write(buffer.getbuffer())
 
 
-def _heif(name: str) -> Any:
+def _encoder(name: str) -> Any:
     try:
         import pillow_heif
     except ImportError:
-        raise MissingExtraError(f"{name}: HEIC", "heic") from None
+        raise MissingExtraError(f"{name}: writing HEIC", "heic") from None
     return pillow_heif
