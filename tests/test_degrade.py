@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 import numpy as np
@@ -16,6 +17,8 @@ from hasn_cli.training import degrade
 from hasn_cli.training.degrade import COMPRESSIONS, KERNELS, MARGIN, compressed, degraded, reduced
 from hasn_cli.training.graphics import KINDS, graphic
 from hasn_cli.training.patches import Patches, PatchPlan
+from hasn_cli.training.recipe import Recipe
+from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 
 PLAN = PatchPlan(side=16, batch=4, candidates=1, degrade="photo")
@@ -142,8 +145,65 @@ def test_the_command_trains_on_degraded_patches_and_keeps_to_them(tmp_path, caps
     assert "--degrade photo" in capsys.readouterr().err
 
 
+def test_batches_for_blends_are_each_of_one_band_of_qualities(monkeypatch):
+    monkeypatch.setattr(degrade, "GRAPHICS", 0.0)
+    used: list[int] = []
+    real = degrade.as_jpeg
+    monkeypatch.setattr(degrade, "as_jpeg", lambda lr, quality, how: (used.append(quality), real(lr, quality, how))[1])
+    data = Patches([smooth_noise(240)], [2], PatchPlan(side=16, batch=4, candidates=1, degrade="photo", blended=True))
+    seen = set()
+    for number in range(30):
+        used.clear()
+        share = data[number].photo
+        seen.add(share)
+        assert {degrade.photo_share(quality) for quality in used} <= {share}
+        assert used or share == 1.0  # all of a batch may be WebP at the end of the scale only
+    assert len(seen) >= 4
+
+
+def test_every_quality_has_a_share_that_grows_with_the_compression():
+    shares = [degrade.photo_share(quality) for quality in range(100, 0, -1)]
+    assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.25, 1.0)
+    covered = [quality for band in degrade.BANDS for quality in range(band.quality[0], band.quality[1] + 1)]
+    assert sorted(covered) == list(range(25, 99))
+
+
+def test_validation_of_blends_takes_the_blend_for_each_quality():
+    network, other = HASN(2).eval(), HASN(2).eval()
+    pictures = [smooth_noise(64, seed) for seed in range(4)]
+    plain = mean_psnr(network, pictures, "cpu", "photo")
+    assert mean_psnr(network, pictures, "cpu", "photo", list(network.parameters())) == pytest.approx(plain, abs=1e-3)
+    half = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter, partner in zip(half.parameters(), other.parameters(), strict=True):
+            parameter.lerp_(partner, 0.5)
+    first = pictures[:1]  # it is not compressed
+    blended = mean_psnr(network, first, "cpu", "photo", list(other.parameters()))
+    assert blended == pytest.approx(mean_psnr(half, first, "cpu"), abs=1e-3)
+
+
+def test_only_the_trained_share_of_a_blend_learns(tmp_path):
+    recipe = Recipe(iterations=1, warm_up=0, patches=PatchPlan(side=16, batch=2, degrade="photo"), kernels=False)
+    pictures = [smooth_noise(160)]
+    state = HASN(2).state_dict()
+    trainer = Trainer(pictures, [], tmp_path, recipe, lambda: {2: state}, {2: HASN(2).state_dict()})
+    batch = trainer.data[0]
+    trainer._train_on(batch._replace(photo=0.0), rate=1e-3)  # the partner computes it alone
+    assert all(torch.equal(state[name], value) for name, value in trainer.networks[2].state_dict().items())
+    trainer._train_on(batch._replace(photo=0.5), rate=1e-3)
+    assert any(not torch.equal(state[name], value) for name, value in trainer.networks[2].state_dict().items())
+
+
+def test_blends_are_for_degraded_pictures_only(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    command = ["train", str(tmp_path / "in"), "-o", str(tmp_path / "run"), "--iterations", "2", "--blend-with", "hasn"]
+    assert run(command) == 2
+    assert "--degrade photo" in capsys.readouterr().err
+
+
 def test_kinds_and_shares_add_up():
     for shares in (KERNELS, COMPRESSIONS, degrade.SUBSAMPLINGS):
         assert sum(shares.values()) == pytest.approx(1)
+    assert sum(band.share for band in degrade.BANDS) == pytest.approx(1)
     counts = Counter(degrade._choose(KERNELS, np.random.default_rng(seed)) for seed in range(400))
     assert set(counts) == set(KERNELS)

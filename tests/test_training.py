@@ -174,7 +174,7 @@ def _lies_in(picture, patch, scale):
 
 def test_an_lr_patch_is_the_hr_patch_made_smaller():
     batch = Patches([drawing()], [2], PatchPlan(side=16, batch=8))[0]
-    for lr, hr in zip(*(side.permute(0, 2, 3, 1).numpy() for side in batch[1:]), strict=True):
+    for lr, hr in zip(*(side.permute(0, 2, 3, 1).numpy() for side in batch[1:3]), strict=True):
         error = np.abs(resize(hr, scale=1 / 2).astype(int) - lr)[2:-2, 2:-2]  # the rim sees what lies beyond
         assert error.mean() < 0.5
         assert error.max() <= 12  # turned patches are rounded and clipped in the other order

@@ -77,6 +77,9 @@ FEW_STEPS = 200  # too few to get far beyond bicubic from scratch
 @option("--degrade", group=RECIPE, type=click.Choice(["bicubic", "photo"]), default="bicubic", show_default=True,
         help="How the small pictures are made. photo: by several programs, compressed as JPEG or WebP, and with "
         "graphics.")  # fmt: skip
+@option("--blend-with", group=RECIPE, metavar="WEIGHTS",
+        help="With --degrade photo: train the blends that hasn makes of these clean weights and the new ones, one for "
+        "each JPEG quality.")  # fmt: skip
 @option("--adam", group=RECIPE, is_flag=True, help="Use Adam for all weights, instead of SOAP for the kernels.")
 @option("-d", "--device", group=MACHINE, default="auto", show_default=True, metavar="DEVICE",
         help="cpu, cuda, cuda:1 or mps.")  # fmt: skip
@@ -98,6 +101,8 @@ def command(data_dir: Path, output: Path, valid: Path | None, **options: Any) ->
     """
     if (options["iterations"] is None) == (options["minutes"] is None):
         raise UsageError("give either --iterations or --minutes")
+    if options["blend_with"] is not None and options["degrade"] != "photo":
+        raise UsageError("--blend-with needs --degrade photo", "the blends differ by JPEG quality")
     import torch
 
     from hasn_cli.console import printable, say_skipped
@@ -138,6 +143,7 @@ def _recipe(
     precision: str,
     workers: int | None,
     degrade: Literal["bicubic", "photo"],
+    blend_with: str | None,
     **others: Any,
 ) -> Recipe:
     """Build the recipe. What the options leave open is chosen for the device."""
@@ -150,14 +156,15 @@ def _recipe(
     on_cpu = (found := resolve_device(device)).type == "cpu"
     return Recipe(
         scales=tuple(dict.fromkeys(scales)),
-        patches=PatchPlan(side=patch, batch=batch, seed=seed, degrade=degrade),
+        patches=PatchPlan(side=patch, batch=batch, seed=seed, degrade=degrade, blended=blend_with is not None),
+        blend_with=blend_with,
         device=str(found),
         half=precision == "bf16" or (precision == "auto" and found.type == "cuda"),
         lanes=cores if on_cpu else 1,
         piece=max(1, min(4, batch // cores)) if on_cpu else batch,
         workers=workers if workers is not None else 0 if on_cpu else min(16, cores),
         own_depthwise=on_cpu,
-        captured=found.type == "cuda",
+        captured=found.type == "cuda" and blend_with is None,  # a graph cannot change the blend
         kernels=not adam,
         **others,
     )

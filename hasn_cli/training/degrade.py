@@ -6,6 +6,8 @@ compression along with the reduction. The shares and ranges below are stated in 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
@@ -35,33 +37,71 @@ VALIDATION_QUALITIES = (None, 90, 75, 50)
 """The JPEG quality of validation picture number i is entry i mod 4; None leaves it uncompressed."""
 
 
-def degraded(hr: Image, scale: int, random: np.random.Generator) -> Image:
+@dataclass(frozen=True)
+class Band:
+    """JPEGs of similar quality, and the blend of clean and photo weights that learns from them."""
+
+    photo: float  # share of the photo weights in the blend
+    quality: tuple[int, int]  # lowest and highest JPEG quality
+    share: float  # of the batches
+
+
+BANDS = (
+    Band(0.25, (97, 98), 0.05),
+    Band(0.375, (95, 96), 0.05),
+    Band(0.5, (92, 94), 0.1),
+    Band(0.625, (88, 91), 0.15),
+    Band(0.75, (81, 87), 0.15),
+    Band(0.875, (67, 80), 0.2),
+    Band(1.0, (25, 66), 0.3),
+)
+UNCOMPRESSED = 0.5  # share of the photo weights in the blend that learns from graphics that are not compressed
+
+
+def band(seed: int, number: int) -> Band:
+    """The band of batch `number`, when blends are trained."""
+    random = np.random.default_rng((seed, number, len(BANDS)))
+    return BANDS[int(random.choice(len(BANDS), p=[band.share for band in BANDS]))]
+
+
+def photo_share(quality: int | None) -> float:
+    """The share of the photo weights in the blend for a JPEG quality; None for a picture that is not compressed."""
+    if quality is None:
+        return UNCOMPRESSED
+    return next((band.photo for band in BANDS if quality >= band.quality[0]), 1.0)
+
+
+def degraded(hr: Image, scale: int, random: np.random.Generator, band: Band | None = None) -> Image:
     """Reduce an HR window and add noise and compression, all chosen at random.
 
     Args:
         hr: s(P+2m)×s(P+2m)×3, where P is the side of the patch and m is `MARGIN`.
         scale: s.
         random: every random choice comes from here.
+        band: limits the compression to JPEG of these qualities, and at the end of the scale also WebP.
 
     Returns:
         The LR patch in the middle, P×P×3.
     """
     lr = reduced(hr, scale, _choose(KERNELS, random), random)
-    return compressed(lr, random)
+    return compressed(lr, random, band)
 
 
-def compressed(lr: Image, random: np.random.Generator) -> Image:
+def compressed(lr: Image, random: np.random.Generator, band: Band | None = None) -> Image:
     """Add noise and compression to an LR window; returns the P×P×3 in the middle of (P+2m)×(P+2m)×3."""
     side = len(lr) - 2 * MARGIN
     if random.random() < NOISY:
         lr = _noisy(lr, random)
     kind = _choose(COMPRESSIONS, random)
+    if band is not None and (kind == "none" or (kind == "webp" and band.photo < 1)):
+        kind = "jpeg"
+    quality = QUALITY if band is None else band.quality
     start = KERNEL_MARGIN  # of the window that is left, in the coordinates of `lr`
     lr = lr[start:-start, start:-start]
     for _ in range({"none": 0, "jpeg twice": 2}.get(kind, 1)):
         offset = int(random.integers(BLOCK))
         start += offset
-        lr = _webp(lr[offset:, offset:], random) if kind == "webp" else _jpeg(lr[offset:, offset:], random)
+        lr = _webp(lr[offset:, offset:], random) if kind == "webp" else _jpeg(lr[offset:, offset:], random, quality)
     inside = slice(MARGIN - start, MARGIN - start + side)
     return lr[inside, inside]
 
@@ -95,8 +135,8 @@ def _noisy(lr: Image, random: np.random.Generator) -> Image:
     return np.clip(np.rint(lr + noise), 0, 255).astype(np.uint8)
 
 
-def _jpeg(lr: Image, random: np.random.Generator) -> Image:
-    return as_jpeg(lr, int(random.integers(QUALITY[0], QUALITY[1] + 1)), _choose(SUBSAMPLINGS, random))
+def _jpeg(lr: Image, random: np.random.Generator, quality: tuple[int, int]) -> Image:
+    return as_jpeg(lr, int(random.integers(quality[0], quality[1] + 1)), _choose(SUBSAMPLINGS, random))
 
 
 def _webp(lr: Image, random: np.random.Generator) -> Image:

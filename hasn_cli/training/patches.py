@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     scale: int
     lr: Tensor
     hr: Tensor
+    photo: float = 1.0  # share of the trained weights in the blend that learns from the batch
 
 
 class Place(NamedTuple):
@@ -61,6 +62,7 @@ class PatchPlan:
     recolour: bool = True  # shuffle red, green and blue in half of the patches
     seed: int = 0
     degrade: Literal["bicubic", "photo"] = "bicubic"  # how LR is made; see `degrade.py` for "photo"
+    blended: bool = False  # each batch is of one of `degrade.BANDS`, for a blend of two sets of weights
 
     @property
     def margin(self) -> int:
@@ -121,16 +123,18 @@ class Patches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         scale, draws = self.drawing.batch(index)
-        pairs = [self._pair(draw, scale) for draw in draws]
+        plan = self.drawing.plan
+        band = degrade.band(plan.seed, index) if plan.blended else None
+        pairs = [self._pair(draw, scale, band) for draw in draws]
         lr, hr = (torch.from_numpy(np.stack(side).transpose(0, 3, 1, 2)) for side in zip(*pairs, strict=True))
-        return Batch(scale, lr, hr)
+        return Batch(scale, lr, hr, 1.0 if band is None else band.photo)
 
-    def _pair(self, draw: Draw, scale: int) -> tuple[Image, Image]:
+    def _pair(self, draw: Draw, scale: int, band: degrade.Band | None) -> tuple[Image, Image]:
         if draw.seed is None:
             hr = self._photograph(draw, scale)
             lr = resize(hr, scale=1 / scale)[MARGIN:-MARGIN, MARGIN:-MARGIN]
         else:
-            lr, hr = self._degraded(draw, scale, np.random.default_rng(draw.seed))
+            lr, hr = self._degraded(draw, scale, np.random.default_rng(draw.seed), band)
         cut = self.drawing.plan.margin * scale
         return turned(lr, draw.turn), turned(hr[cut:-cut, cut:-cut], draw.turn)
 
@@ -142,15 +146,18 @@ class Patches(Dataset[Batch]):
             hr = resize(hr, size=(side, side))
         return hr[..., draw.colours]
 
-    def _degraded(self, draw: Draw, scale: int, random: np.random.Generator) -> tuple[Image, Image]:
+    def _degraded(
+        self, draw: Draw, scale: int, random: np.random.Generator, band: degrade.Band | None
+    ) -> tuple[Image, Image]:
         """LR without and HR with its margin."""
         if random.random() >= degrade.GRAPHICS:
             hr = self._photograph(draw, scale)
-            return degrade.degraded(hr, scale, random), hr
+            return degrade.degraded(hr, scale, random, band), hr
         margin = self.drawing.plan.margin
         lr, hr = graphic(self.drawing.plan.side + 2 * margin, scale, random)
-        if random.random() < degrade.GRAPHICS_COMPRESSED:
-            return degrade.compressed(lr, random), hr
+        compressing = random.random() < degrade.GRAPHICS_COMPRESSED
+        if compressing or (band is not None and band.photo != degrade.UNCOMPRESSED):
+            return degrade.compressed(lr, random, band), hr
         return lr[margin:-margin, margin:-margin], hr
 
     def _window(self, place: Place) -> Image:

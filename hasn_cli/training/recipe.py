@@ -37,6 +37,7 @@ class Recipe:
     kernels: bool = True  # SOAP for the kernels, or Adam for all weights
     loss: Literal["l1", "rmse"] = "l1"
     initial: str | None = None  # weights to start from, as `hasn_cli.weights.resolve` accepts them
+    blend_with: str | None = None  # weights that stay as they are, whose blends with the trained ones learn
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,16 @@ def prepare(
     if not pictures:
         raise UsageError(f"{data_dir} holds no picture of at least {min_side}×{min_side} pixels")
     chosen_by = [] if valid is None else [middle(p, valid_side) for p in _valid_pictures(valid, on_skip)]
-    initial = recipe.initial
-    if initial is None:
-        return Trainer(pictures, chosen_by, output, recipe)
-    states = lambda: {scale: _initial_state(resolve(initial, scale).path) for scale in recipe.scales}  # noqa: E731
-    return Trainer(pictures, chosen_by, output, recipe, states)
+    initial = None if recipe.initial is None else partial(_states, recipe.initial, recipe.scales)
+    partners = None if recipe.blend_with is None else _states(recipe.blend_with, recipe.scales)
+    return Trainer(pictures, chosen_by, output, recipe, initial, partners)
 
 
-def _initial_state(path: Path) -> StateDict:
+def _states(weights: str, scales: tuple[int, ...]) -> dict[int, StateDict]:
+    return {scale: _state(resolve(weights, scale).path) for scale in scales}
+
+
+def _state(path: Path) -> StateDict:
     """The tensors of a file, which must be a complete HASN of the published width."""
     network = network_from_state_dict(load_state_dict_file(path), origin=str(path))
     if network.num_features != NUM_FEATURES:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Trainer:
         recipe: how to train.
         initial: returns a state dict, of any scale, for each scale. The body of the first scale is used. Only called
             when a run starts. None: train from scratch.
+        partners: a state dict for each scale, if the blends of these weights with the trained ones shall learn.
 
     Raises:
         OutputError: the folder has no checkpoint, but holds files that a run would replace.
@@ -56,6 +58,7 @@ class Trainer:
         folder: Path,
         recipe: Recipe,
         initial: Callable[[], Mapping[int, Mapping[str, Tensor]]] | None = None,
+        partners: Mapping[int, Mapping[str, Tensor]] | None = None,
     ) -> None:
         if (recipe.iterations is None) == (recipe.minutes is None):
             raise ValueError("give either iterations or minutes")
@@ -69,12 +72,14 @@ class Trainer:
         for network in self.networks.values():
             network.to(recipe.device, memory_format=self._format)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.networks)
+        self._partners = {scale: self._parameters_of(scale, state) for scale, state in (partners or {}).items()}
         self.optimizers = build_optimizers(self.networks.values(), kernels=recipe.kernels, captured=recipe.captured)
         self._active = {scale: _optimizers_of(network, self.optimizers) for scale, network in self.networks.items()}
         self._update: Update = CapturedSteps(self._descend) if recipe.captured else self._descend
         folder.mkdir(parents=True, exist_ok=True)
         self._map: Callable[..., Iterable[Any]] = map if recipe.lanes == 1 else ThreadPoolExecutor(recipe.lanes).map
         self._block = block_function(own_depthwise=recipe.own_depthwise, compiled=recipe.compile)
+        self._photo = 1.0  # share of the trained weights in the blend that learns from the current batch
         self.step, self.seconds = 0, 0.0
         self._clock: float | None = None  # when the step in progress began, by time.monotonic; None between steps
         self.best = dict.fromkeys(recipe.scales, -math.inf)
@@ -181,6 +186,7 @@ class Trainer:
         """Take a step. Returns the L1 loss and, for each piece, the features before the first block and after each."""
         set_rate(self.optimizers, rate)
         lr, hr = (side.to(self.recipe.device, non_blocking=True) for side in (batch.lr, batch.hr))
+        self._photo = batch.photo
         found = self._update(batch.scale, lr, hr)
         for optimizer in self._active[batch.scale]:
             if isinstance(optimizer, SOAP):
@@ -203,14 +209,34 @@ class Trainer:
             found = torch.autograd.grad(loss, parameters)
             return l1.detach(), found, [stage.detach() for stage in features]
 
-        results = list(self._map(gradients, pieces))
+        with self._blended(scale, parameters):
+            results = list(self._map(gradients, pieces))
         for parameter, *grads in zip(parameters, *(grads for _, grads, _ in results), strict=True):
-            parameter.grad = torch.stack(grads).sum(0)
+            parameter.grad = torch.stack(grads).sum(0) * self._photo
         nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         list(self._map(_move, self._active[scale]))
         self.networks[scale].zero_grad()
         loss = torch.stack([loss for loss, _, _ in results]).sum()
         return loss, [features for _, _, features in results]
+
+    @contextmanager
+    def _blended(self, scale: int, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Meanwhile the parameters are those of the blend for this batch. Its gradient is theirs times their share."""
+        if not self._partners:
+            yield
+            return
+        with torch.no_grad():
+            own = [parameter.clone() for parameter in parameters]
+            for parameter, other in zip(parameters, self._partners[scale], strict=True):
+                parameter.copy_(torch.lerp(other, parameter, self._photo))
+        yield
+        with torch.no_grad():
+            for parameter, value in zip(parameters, own, strict=True):
+                parameter.copy_(value)
+
+    def _parameters_of(self, scale: int, state: Mapping[str, Tensor]) -> list[Tensor]:
+        """A state dict's tensors in the order of the network's parameters."""
+        return [state[name].to(self.recipe.device) for name, _ in self.networks[scale].named_parameters()]
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -234,7 +260,10 @@ class Trainer:
             return {}
         device = self.recipe.device
         degrade = self.recipe.patches.degrade
-        return {scale: mean_psnr(network, self.valid, device, degrade) for scale, network in self.averaged.items()}
+        return {
+            scale: mean_psnr(network, self.valid, device, degrade, self._partners.get(scale))
+            for scale, network in self.averaged.items()
+        }
 
     def _save(self, psnr: Mapping[int, float]) -> None:
         """Write the averaged weights if their mean PSNR is the best so far, and a checkpoint.
@@ -286,6 +315,7 @@ class Trainer:
             "--loss": recipe.loss,
             "--from": recipe.initial or "nothing",
             "--degrade": patches.degrade,
+            "--blend-with": recipe.blend_with or "nothing",
         }
 
     def _saved(self) -> dict[str, Any] | None:

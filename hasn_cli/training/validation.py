@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,24 +17,46 @@ from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.evaluation.pictures import as_jpeg
 from hasn_cli.inference import Upscaler
 from hasn_cli.network import HASN
-from hasn_cli.training.degrade import VALIDATION_QUALITIES
+from hasn_cli.training.degrade import VALIDATION_QUALITIES, photo_share
 from hasn_cli.training.patches import Image
 from hasn_cli.training.start import spatial_deviation
 
 
-def mean_psnr(network: HASN, pictures: Sequence[Image], device: str, degrade: str = "bicubic") -> float:
+def mean_psnr(
+    network: HASN,
+    pictures: Sequence[Image],
+    device: str,
+    degrade: str = "bicubic",
+    partner: Sequence[Tensor] | None = None,
+) -> float:
     """Mean PSNR-Y in decibels of HR pictures, H×W×3 uint8, reduced and enlarged again in float32.
 
-    With `degrade` "photo", the reduced pictures are saved as JPEG of the `VALIDATION_QUALITIES`, in turn.
+    With `degrade` "photo", the reduced pictures are saved as JPEG of the `VALIDATION_QUALITIES`, in turn. With a
+    `partner`, the parameters of the clean network, each is enlarged by the blend for its quality.
     """
-    enlarge = Upscaler(network).upscale if device == "cpu" else lambda lr: _enlarge(network, lr, device)
+    plain = _enlarger(network, device)
+    blended = cache(lambda share: _enlarger(_blend(network, partner or (), share), device))
     values = []
     for number, picture in enumerate(pictures):
         hr = whole_multiple(picture, network.scale)
         lr = resize(hr, scale=1 / network.scale)
         quality = None if degrade == "bicubic" else VALIDATION_QUALITIES[number % len(VALIDATION_QUALITIES)]
+        enlarge = plain if partner is None else blended(photo_share(quality))
         values.append(psnr_y(enlarge(lr if quality is None else as_jpeg(lr, quality)), hr, network.scale))
     return float(np.mean(values))
+
+
+def _enlarger(network: HASN, device: str) -> Callable[[Image], Image]:
+    return Upscaler(network).upscale if device == "cpu" else lambda lr: _enlarge(network, lr, device)
+
+
+@torch.no_grad()
+def _blend(network: HASN, partner: Sequence[Tensor], share: float) -> HASN:
+    """A copy of the network with `share` of its own parameters and the rest of the partner's."""
+    blend = copy.deepcopy(network)
+    for parameter, other in zip(blend.parameters(), partner, strict=True):
+        parameter.copy_(torch.lerp(other, parameter, share))
+    return blend
 
 
 @torch.no_grad()
