@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from browser import browser  # noqa: F401 (a fixture)
 from command import hasn  # noqa: F401 (a fixture)
 from quick_hasn import path_with_hasn  # noqa: F401 (a fixture)
 

@@ -29,7 +29,8 @@ def page(comparison: Comparison, *, about: str = "") -> str:
         comparison: what the page shows; every view is included without loss.
         about: a sentence on how it was made (device, command), shown below the table.
     """
-    style, script = _asset("page.css"), _asset("page.js")
+    style = _asset("viewer.css") + _asset("page.css")
+    script = _asset("viewer.js") + _asset("page.js")
     # only this script and style are allowed, and nothing may be fetched
     policy = f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}"
     data = json.dumps(_data(comparison, about), ensure_ascii=False, allow_nan=False)
@@ -38,9 +39,15 @@ def page(comparison: Comparison, *, about: str = "") -> str:
         policy=policy,
         title=html.escape(f"{comparison.name} – hasn compare"),
         style=style,
+        viewer=viewer(_asset("picks.html")),
         script=script,
         data=data.replace("<", "\\u003c"),  # no file name can close the script element
     )
+
+
+def viewer(beside: str) -> str:
+    """The HTML of the frame with the divider. `beside` is the HTML that stands beside its zoom buttons."""
+    return _fill(_asset("viewer.html"), beside=beside)
 
 
 def _data(comparison: Comparison, about: str) -> dict[str, object]:

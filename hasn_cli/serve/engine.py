@@ -1,0 +1,99 @@
+"""`Engine`: gives one picture at a time to the batch layer. Networks and decoders stay loaded between pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hasn_cli.batch.events import Done, Progress, Started
+from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.memory_limit import MemoryLimit
+from hasn_cli.batch.pool import Cancelled, UpscalerPool
+from hasn_cli.batch.settings import Settings
+from hasn_cli.batch.work import do_job
+from hasn_cli.decoding.pool import Closed, Decoders, in_use, open_picture
+from hasn_cli.errors import HasnError, ImageError
+from hasn_cli.images import EncodeOptions, write_picture
+
+__all__ = ["Cancelled", "Closed", "Engine", "Tell"]
+
+Tell = Callable[[Started | Progress], None]
+"""Called with what happens to a picture. It may raise `Cancelled` to stop that picture."""
+
+LARGEST_PREVIEW = 64_000_000  # pixels
+
+
+class Engine:
+    """Computes pictures for several threads, exactly as a batch does.
+
+    Args:
+        settings: the device, precision and memory, which are the same for all pictures.
+        workers: the number of threads that will call it.
+    """
+
+    def __init__(self, settings: Settings, workers: int) -> None:
+        self._settings = settings
+        self._memory = MemoryLimit(settings.memory)
+        self._decoders = Decoders(workers)
+        self._pools: dict[str, UpscalerPool] = {}  # by weights
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def warm_up(self) -> None:
+        """Load the network for the usual scale, so that the first picture does not have to wait for it."""
+        with suppress(HasnError, Cancelled):  # whatever is wrong is reported when a picture needs it
+            self._pool(self._settings).loaded(4)
+
+    def compute(self, source: Path, target: Path, name: str, settings: Settings, tell: Tell) -> Done:
+        """Enlarge the picture in `source`, and write the result to `target`.
+
+        Args:
+            source: the file.
+            target: where to write. Its name must not end in a format's suffix.
+            name: of the picture, for messages.
+            settings: how to enlarge and to write it.
+            tell: see `Tell`.
+
+        Raises:
+            HasnError: the picture failed, and nothing was written.
+            Cancelled, Closed: it was stopped, and nothing was written.
+        """
+        job = Job(0, source, target, name)
+        with in_use(self._decoders):
+            done, _ = do_job(job, settings, self._pool(settings), self._memory, tell, overwrite=True)
+        return done
+
+    def preview(self, source: Path, target: Path, name: str) -> None:
+        """Write the first frame or page of `source` as a PNG, for browsers that cannot show its format.
+
+        Raises:
+            HasnError: it cannot be read, is too large, or has values that a PNG cannot hold.
+            Closed: the engine was closed.
+        """
+        with in_use(self._decoders):
+            picture = open_picture(source, max_pixels=None, name=name).first()
+            if picture.size[0] * picture.size[1] > LARGEST_PREVIEW:
+                raise ImageError(f"{name}: too large to show here", "download it, and open it in another program")
+            with self._memory.take(3 * picture.nbytes):
+                write_picture(picture, target, "png", EncodeOptions())
+
+    def close(self) -> None:
+        """Stop everything, without waiting."""
+        with self._lock:
+            self._closed = True
+            pools = list(self._pools.values())
+        for pool in pools:
+            pool.stop()
+        self._memory.close()
+        self._decoders.close()
+
+    def _pool(self, settings: Settings) -> UpscalerPool:
+        with self._lock:
+            if self._closed:
+                raise Cancelled
+            if settings.weights not in self._pools:
+                self._pools[settings.weights] = UpscalerPool(replace(self._settings, weights=settings.weights))
+            return self._pools[settings.weights]
