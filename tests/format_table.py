@@ -14,7 +14,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
-from pictures import WIDE_GAMUT, XMP, animation, full_metadata, photo, picture
+from pictures import WIDE_GAMUT, XMP, animation, dng, full_metadata, photo, picture
 from PIL import Image
 
 from hasn_cli.errors import ImageError
@@ -47,6 +47,13 @@ def foreign_file(format: str) -> bytes:
     else:
         Image.fromarray(pixels).save(buffer, format.upper(), quality=95)
     return buffer.getvalue()
+
+
+def foreign_files(format: str) -> list[bytes]:
+    """Files of a format that is only read, made by another library."""
+    if format == "raw":
+        return [dng(photo(), 6, full=True), dng(photo(31, 46))]
+    raise KeyError(format)
 
 
 def foreign_pixels(format: str, data: bytes) -> np.ndarray:

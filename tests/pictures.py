@@ -11,9 +11,12 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import skimage
+import tifffile
 from PIL import Image
 
 from hasn_cli.images import Frame, Metadata, Picture, Text
+from hasn_cli.images.codecs.tiff import _append_metadata
+from hasn_cli.images.exif import Exif
 
 SKIMAGE = Path(skimage.__file__).parent / "data"
 ICC_FOLDER = Path("/usr/share/color/icc/ghostscript")
@@ -120,6 +123,51 @@ def interlaced(pixels: np.ndarray, bits: int) -> bytes:
     for body in (b"IHDR" + head, b"IDAT" + zlib.compress(raw), b"IEND"):
         data += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     return data
+
+
+_TO_CAMERA = np.array(
+    [[3.2404542, -1.5371385, -0.4985314], [-0.969266, 1.8760108, 0.041556], [0.0556434, -0.2040259, 1.0572252]]
+)
+
+
+def dng(rgb: np.ndarray, orientation: int = 1, *, light: float = 1.0, full: bool = False) -> bytes:
+    """A camera RAW file of 8-bit sRGB pixels, as a DNG with a Bayer pattern, 14 bits and a reddish white balance.
+
+    Its first directory is a preview of a quarter of the size. `light` multiplies the light on the sensor. `full` adds
+    EXIF, XMP and IPTC.
+    """
+    scaled = rgb / 255
+    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
+    neutral = np.array([0.5, 1.0, 0.7])  # what the sensor sees of white
+    seen = np.rint(256 + np.clip(linear * neutral * light, 0, 1) * (16383 - 256)).astype(np.uint16)
+    mosaic = seen[..., 1].copy()
+    mosaic[0::2, 0::2], mosaic[1::2, 1::2] = seen[0::2, 0::2, 0], seen[1::2, 1::2, 2]
+
+    def ratios(values: np.ndarray) -> list[int]:
+        return [part for value in values.ravel() for part in (round(value * 10_000), 10_000)]
+
+    about = [
+        (50706, 1, 4, (1, 4, 0, 0), True),  # DNG's version
+        (271, 2, 0, "Maker", True),
+        (272, 2, 0, "Model 1", True),
+        (50708, 2, 0, "Maker Model 1", True),
+        (274, 3, 1, orientation, True),
+        (50721, 10, 9, ratios(neutral[:, None] * _TO_CAMERA), True),  # from XYZ to the camera's colours
+        (50728, 5, 3, ratios(neutral), True),
+        (50778, 3, 1, 21, True),  # D65
+    ]
+    pattern = [(33421, 3, 2, (2, 2), True), (33422, 1, 4, (0, 1, 1, 2), True)]  # red and green, green and blue
+    levels = [(50714, 3, 1, 256, True), (50717, 3, 1, 16383, True)]
+    options = {"metadata": None, "software": False}
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        preview = np.ascontiguousarray(rgb[::4, ::4])
+        file.write(preview, photometric="rgb", subfiletype=1, subifds=1, extratags=about, **options)
+        file.write(mosaic, photometric="cfa", extratags=pattern + levels, **options)
+    if full:
+        metadata = Metadata(xmp=XMP, iptc=IPTC)
+        _append_metadata(buffer, metadata, Exif(exif(orientation, order="<")))
+    return buffer.getvalue()
 
 
 class Nearest:

@@ -19,6 +19,7 @@ from PIL import Image
 from hasn_cli.errors import ImageError, MissingExtraError, UsageError, install_command
 from hasn_cli.images import (
     FORMATS,
+    READ_ONLY,
     SUFFIXES,
     EncodeOptions,
     Metadata,
@@ -80,7 +81,11 @@ def test_file_endings_are_mapped_to_formats():
 
 
 def test_tables_agree_with_each_other():
-    assert set(SUFFIXES.values()) == set(FORMATS)
+    assert set(SUFFIXES.values()) == {*FORMATS, *READ_ONLY}
+    assert not set(FORMATS) & set(READ_ONLY)
+    for name, only in READ_ONLY.items():
+        assert default_output(name) == only.output in FORMATS
+        assert format_for_name(name) is None and format_for_name("x" + only.suffixes[0]) is None
     for name in FORMATS:
         assert SUFFIXES[suffix_for_format(name)] == name
         assert format_for_name(name) == name

@@ -16,13 +16,13 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from format_table import foreign_file
+from format_table import foreign_file, foreign_files
 from mutations import mutated, restructured, with_true_checksums
 from pictures import SKIMAGE, animation, full_metadata, interlaced, photo, picture
 from PIL import Image
 
 from hasn_cli.errors import HasnError, ImageError
-from hasn_cli.images import FORMATS, EncodeOptions, Frame, open_picture, write_picture
+from hasn_cli.images import FORMATS, READ_ONLY, EncodeOptions, Frame, open_picture, write_picture
 
 MAX_PIXELS = 4_000_000
 MAX_SECONDS = 10.0
@@ -37,6 +37,8 @@ def written(shown, format: str) -> bytes:
 
 def seeds(format: str) -> list[bytes]:
     """Files to start from: one with everything that the format can hold, and real ones."""
+    if format in READ_ONLY:
+        return foreign_files(format)
     entry = FORMATS[format]
     full = {"metadata": full_metadata()}
     files = [written(picture(photo(), **full), format), written(picture(photo(9, 7, channels=1)), format)]
@@ -134,7 +136,7 @@ def fuzz(format: str, rounds: int, seed: int, folder: Path) -> tuple[int, int]:
     return rounds - pictures, pictures
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, *READ_ONLY])
 def test_broken_files_give_an_error_or_a_picture_and_no_other_output(format, tmp_path, capfd):
     refused, _ = fuzz(format, ROUNDS["quick"], 0, tmp_path)
     assert refused > 0
@@ -243,7 +245,7 @@ def mutation(format: str, files: list[bytes], seed: int) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, *READ_ONLY])
 def test_thousands_of_broken_files_end_soon_and_in_bounded_memory(format, tmp_path):
     tally = watched(format, seeds(format), range(ROUNDS["long"]), tmp_path)
     print(

@@ -189,8 +189,10 @@ class _Naming:
         return path if self._many else None
 
     def _check_file_name(self) -> None:
-        from hasn_cli.images.formats import format_for_name
+        from hasn_cli.images.formats import READ_ONLY, SUFFIXES, format_for_name
 
+        if own := READ_ONLY.get(SUFFIXES.get(Path(self.output or "").suffix.lower(), "")):
+            raise UsageError(f"{self.output}: {own.title} cannot be written", f"use an ending such as .{own.output}")
         if self.format is None and format_for_name(self.output or "") is None:
             ending = Path(self.output or "").suffix
             what = f"unknown format {ending}" if ending else "the name has no ending that tells the format"

@@ -34,8 +34,9 @@ UNKNOWN_HINT = "hasn --help lists the commands; a picture needs its whole name: 
 OWN_OPTIONS = ("-h", "--help", "--version", "-v", "--verbose")
 # A word with one of these endings is taken for a picture's name. The list of all formats would be slow to import.
 PICTURE_ENDINGS = (
-    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pam",
-    ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    ".3fr", ".apng", ".arw", ".avif", ".bmp", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".gif", ".heic", ".heif", ".ico",
+    ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".nef", ".nrw", ".orf", ".pam", ".pbm", ".pef", ".pfm", ".pgm",
+    ".png", ".pnm", ".ppm", ".raf", ".rw2", ".rwl", ".srw", ".tga", ".tif", ".tiff", ".webp", ".x3f",
 )  # fmt: skip
 
 EXAMPLES = """\b

@@ -5,6 +5,7 @@ from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture
 from hasn_cli.images.encode import check_target, write_picture
 from hasn_cli.images.formats import (
     FORMATS,
+    READ_ONLY,
     SUFFIXES,
     check_can_hold,
     default_output,
@@ -16,6 +17,7 @@ from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Tex
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "FORMATS",
+    "READ_ONLY",
     "SUFFIXES",
     "EncodeOptions",
     "Frame",

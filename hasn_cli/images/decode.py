@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import codecs
+from hasn_cli.images.codecs.raw_structure import is_raw
 from hasn_cli.images.following import split_first
-from hasn_cli.images.formats import FORMATS, sniff
+from hasn_cli.images.formats import FORMATS, READ_ONLY, sniff
 from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit, TooMuch
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
 from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
@@ -65,14 +66,23 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
 
 
 def _read(source: Source, limit: Limit) -> Picture:
-    format = sniff(source.head)
+    format = format_of(source)
     if format is None:
-        known = ", ".join(entry.title for entry in FORMATS.values())
+        known = ", ".join([entry.title for entry in FORMATS.values()] + [entry.title for entry in READ_ONLY.values()])
         raise ImageError(f"{source.name}: not a picture of a known format", f"known formats: {known}")
     first, following = split_first(source, format)
     picture = replace(codecs.read(format, first, limit), following=following)
     limit.check_whole(picture)
     return picture
+
+
+def format_of(source: Source) -> str | None:
+    """The format of a file, by its content; None if it is unknown."""
+    format = sniff(source.head)
+    if format == "tiff":
+        with source.view() as data:
+            return "raw" if is_raw(data) else "tiff"
+    return format
 
 
 T = TypeVar("T")

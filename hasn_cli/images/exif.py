@@ -105,9 +105,9 @@ class Directories:
         return over / under if under else None
 
     def numbers(self, directory: int, tag: int) -> tuple[float, ...] | None:
-        """The values of SHORTs, LONGs or RATIONALs, or None if there are none or a denominator is 0."""
+        """The values of SHORTs, LONGs, offsets or RATIONALs, or None if there are none or a denominator is 0."""
         entry = self.find(directory, tag)
-        if entry is None or entry.type not in (_SHORT, _LONG, _RATIONAL):
+        if entry is None or entry.type not in (_SHORT, _LONG, _RATIONAL, _IFD):
             return None
         kind = (
             f"{2 * entry.count}L" if entry.type == _RATIONAL else f"{entry.count}{'H' if entry.type == _SHORT else 'L'}"

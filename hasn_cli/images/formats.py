@@ -67,8 +67,36 @@ FORMATS: dict[str, Format] = {
     )
 }
 
+
+@dataclass(frozen=True)
+class ReadOnlyFormat:
+    """A file format that this program reads and never writes.
+
+    Attributes:
+        name: lower-case, as in `Picture.format`.
+        title: the name shown to users.
+        suffixes: in lower case, with the dot.
+        output: the format of the result if the user names none; it holds everything that is read.
+    """
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    output: str = "png"
+
+
+_RAW_SUFFIXES = (
+    ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".raf", ".orf", ".rw2", ".rwl", ".pef",
+    ".srw", ".3fr", ".fff", ".iiq", ".erf", ".kdc", ".dcr", ".mef", ".mos", ".mrw", ".x3f",
+)  # fmt: skip
+
+READ_ONLY: dict[str, ReadOnlyFormat] = {
+    entry.name: entry for entry in (ReadOnlyFormat("raw", "camera RAW", _RAW_SUFFIXES, output="tiff"),)
+}
+
 SUFFIXES: dict[str, str] = {suffix: name for name, entry in FORMATS.items() for suffix in entry.suffixes}
-"""Lower-case suffix with its dot → format name."""
+SUFFIXES |= {suffix: name for name, only in READ_ONLY.items() for suffix in only.suffixes}
+"""Lower-case suffix with its dot → name of the format, which may be one that is only read."""
 
 FALLBACK_FORMAT = "png"
 """Written if the input's format cannot be: it is lossless and holds everything but pages."""
@@ -78,11 +106,12 @@ _ALIASES |= {"apng": "png", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm", "pam": "pp
 
 
 def format_for_name(name: str) -> str | None:
-    """The format meant by a file name, a suffix ("png", ".png") or a format's own name, or None."""
+    """The format to write for a file name, a suffix ("png", ".png") or a format's own name, or None."""
     word = name.lower()
     suffix = PurePath(word).suffix or "." + word.lstrip(".")
     bare = suffix[1:]
-    return SUFFIXES.get(suffix) or (bare if bare in FORMATS else _ALIASES.get(bare))
+    meant = SUFFIXES.get(suffix, bare)
+    return meant if meant in FORMATS else _ALIASES.get(bare)
 
 
 def format_names() -> list[str]:
@@ -96,7 +125,9 @@ def suffix_for_format(name: str) -> str:
 
 
 def default_output(format: str | None) -> str:
-    """The format in which a picture of this format is written if the user names none: its own if possible, else PNG."""
+    """The format of the result if the user names none: that of the picture if possible, else one that holds it all."""
+    if format in READ_ONLY:
+        return READ_ONLY[format].output
     entry = FORMATS.get(format or "")
     if entry is None or (entry.extra == "heic" and not _has_heif()):
         return FALLBACK_FORMAT
@@ -104,7 +135,12 @@ def default_output(format: str | None) -> str:
 
 
 def sniff(head: bytes) -> str | None:
-    """The format announced by a file's first bytes (64 are enough), or None."""
+    """The format announced by a file's first bytes (64 are enough), or None.
+
+    Many camera RAW files begin like any other TIFF. `decode.format_of` tells them apart.
+    """
+    if _is_raw(head):
+        return "raw"
     for name, magics in _MAGICS.items():
         if head.startswith(magics):
             return name
@@ -142,6 +178,16 @@ _MAGICS: dict[str, tuple[bytes, ...]] = {
     "jpegxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
     "ico": (b"\0\0\1\0",),
 }
+
+
+# Fujifilm, Olympus, Panasonic and Leica, Sigma, Minolta, Phase One
+_RAW_MAGICS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"IIII", b"MMMM")
+
+
+def _is_raw(head: bytes) -> bool:
+    """Whether the bytes begin a camera RAW file that has a signature of its own."""
+    canon = head[4:12] == b"ftypcrx " or head[6:14] == b"HEAPCCDR"
+    return canon or (head[:4] == b"II*\0" and head[8:11] == b"CR\2") or head.startswith(_RAW_MAGICS)
 
 
 def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options: EncodeOptions) -> None:

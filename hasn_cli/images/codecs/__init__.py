@@ -30,6 +30,7 @@ _CODECS = {
     "ico": ("ico", ""),
     "jpegxl": ("jxl", ""),
     "heic": ("heic", ""),
+    "raw": ("raw", ""),
 }
 
 
