@@ -20,6 +20,7 @@ from hasn_cli.console import INTERRUPTED, error_line, hint_line, show_error
 # The help lines are here so that `hasn --help` does not have to import the commands from hasn_cli/cli/NAME.py.
 COMMANDS = {
     "upscale": "Upscale pictures, folders or a pipe.",
+    "watch": "Upscale what appears in a folder.",
     "serve": "Serve a page to drop pictures on, and an HTTP interface.",
     "compare": "Compare with bicubic, as a page, an image or in the terminal.",
     "doctor": "Check this machine: devices, memory, formats, speed.",
