@@ -55,13 +55,18 @@ class Device:
 
 @dataclass(frozen=True)
 class FormatState:
-    """Whether a format can be read and written here, found by trying it; `extra` names the extra for writing it."""
+    """Whether a format can be read and written here, found by trying it; `extra` names the extra for writing it.
+
+    `read_only`: it is never written. `package`: what to install to read it, if that is missing.
+    """
 
     name: str
     title: str
     read: bool
     write: bool
     extra: str | None
+    read_only: bool = False
+    package: str | None = None
 
 
 @dataclass(frozen=True)
@@ -253,13 +258,19 @@ def cache_folder() -> Path:
 
 
 def probe_formats() -> tuple[FormatState, ...]:
-    """Try to write and read a tiny picture in every format."""
-    from hasn_cli.images.formats import FORMATS
+    """Try to write and read a tiny picture in every format. Those that are only read are tried without a file."""
+    from hasn_cli.images.codecs import loads
+    from hasn_cli.images.codecs.plugins import PACKAGES, is_available
+    from hasn_cli.images.formats import FORMATS, READ_ONLY
 
     states = []
     for name, entry in FORMATS.items():
         read, write = _probe(name)
         states.append(FormatState(name, entry.title, read, write, entry.extra))
+    for name, only in READ_ONLY.items():
+        missing = None if is_available(name) else PACKAGES[name][1]
+        readable = missing is None and loads(name)
+        states.append(FormatState(name, only.title, readable, False, None, read_only=True, package=missing))
     return tuple(states)
 
 
@@ -318,6 +329,12 @@ def measure_speed(upscaler: Upscaler, seconds: float) -> Speed:
     return Speed(upscaler.scale, median / megapixels, megapixels * upscaler.scale**2 / median, len(times))
 
 
+def _is_broken(state: FormatState) -> bool:
+    if state.read_only:
+        return not state.read and state.package is None
+    return state.extra is None and not (state.read and state.write)
+
+
 def find_concerns(
     weights: dict[int, str | None], formats: tuple[FormatState, ...], cache: Path, free: int
 ) -> list[Concern]:
@@ -328,10 +345,10 @@ def find_concerns(
     missing = [f"x{scale}" for scale, path in weights.items() if path is None]
     if missing:
         concerns.append(Concern(f"the weights for {', '.join(missing)} are missing", "install hasn-cli again", True))
-    broken = [state.title for state in formats if state.extra is None and not (state.read and state.write)]
+    broken = [state.title for state in formats if _is_broken(state)]
     if broken:
         what = f"{', '.join(broken)} cannot be read and written"
-        concerns.append(Concern(what, "install pillow, imagecodecs and tifffile again", True))
+        concerns.append(Concern(what, "install pillow, imagecodecs, tifffile, imageio and rawpy again", True))
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         what = "there is an NVIDIA driver, but PyTorch cannot use the GPU"
         concerns.append(Concern(what, "install PyTorch's CUDA build: https://pytorch.org/get-started/locally"))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +20,16 @@ import numpy as np
 from pictures import WIDE_GAMUT, XMP, animation, dng, full_metadata, photo, picture
 from PIL import Image
 
-from hasn_cli.errors import ImageError
-from hasn_cli.images import FORMATS, EncodeOptions, Frame, Metadata, Picture, open_picture, write_picture
+from hasn_cli.errors import ImageError, install_packages
+from hasn_cli.images import FORMATS, READ_ONLY, EncodeOptions, Frame, Metadata, Picture, open_picture, write_picture
+from hasn_cli.images.codecs.plugins import PACKAGES, is_available
 from hasn_cli.images.color import to_srgb
 from hasn_cli.images.exif import EXIF_IFD, GPS_IFD, Exif
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "pictures.md"
 BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
+BEGIN_READ_ONLY, END_READ_ONLY = "<!-- read-only:begin -->", "<!-- read-only:end -->"
 HEADINGS = ("Format", "read", "write", "16-bit", "float", "alpha", "ICC", "EXIF", "XMP", "frames", "largest side")
 YES, NO = "yes", "–"
 LOSSLESS = EncodeOptions(lossless=True, quality=100)
@@ -53,7 +58,59 @@ def foreign_files(format: str) -> list[bytes]:
     """Files of a format that is only read, made by another library."""
     if format == "raw":
         return [dng(photo(), 6, full=True), dng(photo(31, 46))]
-    raise KeyError(format)
+    return [encode() for encode in _FOREIGN[format]]
+
+
+def photoshop_file(pixels: np.ndarray, icc: bytes = b"") -> bytes:
+    """A Photoshop file without layers: 8-bit pixels in planes, not compressed."""
+    height, width, channels = pixels.shape
+    head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, channels, height, width, 8, 3 if channels > 2 else 1)
+    resource = struct.pack(">4sHHI", b"8BIM", 1039, 0, len(icc)) + icc + bytes(len(icc) % 2) if icc else b""
+    planes = pixels.transpose(2, 0, 1).tobytes()
+    return head + struct.pack(">II", 0, len(resource)) + resource + struct.pack(">IH", 0, 0) + planes
+
+
+def through_pillow(kind: str, image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _exr() -> bytes:
+    os.environ |= {"OPENCV_IO_ENABLE_OPENEXR": "1", "OPENCV_LOG_LEVEL": "SILENT"}
+    import cv2
+
+    return cv2.imencode(".exr", photo(dtype=np.float32)[..., ::-1])[1].tobytes()
+
+
+def _fits() -> bytes:
+    from astropy.io import fits
+
+    buffer = io.BytesIO()
+    fits.PrimaryHDU(photo(channels=1, dtype=np.uint16)[::-1, :, 0]).writeto(buffer)
+    return buffer.getvalue()
+
+
+def _dicom() -> bytes:
+    from imageio.v3 import imwrite
+
+    return imwrite("<bytes>", photo(), plugin="pydicom", extension=".dcm")
+
+
+_FOREIGN: dict[str, list[Callable[[], bytes]]] = {
+    "psd": [lambda: photoshop_file(photo()), lambda: photoshop_file(photo(channels=1), WIDE_GAMUT)],
+    "qoi": [lambda: bytes(imagecodecs.qoi_encode(photo())), lambda: bytes(imagecodecs.qoi_encode(photo(channels=4)))],
+    "dds": [lambda: through_pillow("DDS", Image.fromarray(photo(channels=4)))],
+    "pcx": [
+        lambda: through_pillow("PCX", Image.fromarray(photo())),
+        lambda: through_pillow("PCX", Image.fromarray(photo()).quantize(16)),
+    ],
+    "sgi": [lambda: through_pillow("SGI", Image.fromarray(photo()))],
+    "xbm": [lambda: through_pillow("XBM", Image.fromarray(photo()).convert("1"))],
+    "exr": [_exr],
+    "fits": [_fits],
+    "dicom": [_dicom],
+}
 
 
 def foreign_pixels(format: str, data: bytes) -> np.ndarray:
@@ -209,12 +266,23 @@ def table() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def update(text: str, body: str) -> str:
+def table_of_read_only() -> str:
+    """The table of formats that are only read. A format whose package is missing here is not tried."""
+    lines = [["Format", "names", "read", "result"], ["---"] * 4]
+    for name, only in READ_ONLY.items():
+        read = f"with `{install_packages(PACKAGES[name][1])}`" if name in PACKAGES else YES
+        works = not is_available(name) or all(open_picture(data).load().format == name for data in foreign_files(name))
+        lines.append([only.title, " ".join(only.suffixes), read if works else NO, FORMATS[only.output].title])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def update(text: str, body: str, begin: str = BEGIN, end: str = END) -> str:
     """`text` with everything between the markers replaced by `body`."""
-    return re.sub(f"(?s){BEGIN}.*?{END}", f"{BEGIN}\n{body}\n{END}", text)
+    return re.sub(f"(?s){begin}.*?{end}", f"{begin}\n{body}\n{end}", text)
 
 
 if __name__ == "__main__":
-    body = table()
-    PAGE.write_text(update(PAGE.read_text("utf-8"), body), "utf-8")
-    print(body)
+    body, read_only = table(), table_of_read_only()
+    text = update(PAGE.read_text("utf-8"), body)
+    PAGE.write_text(update(text, read_only, BEGIN_READ_ONLY, END_READ_ONLY), "utf-8")
+    print(body, read_only, sep="\n\n")

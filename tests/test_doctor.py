@@ -15,7 +15,7 @@ import torch
 from hasn_cli import doctor
 from hasn_cli.cli.main import run
 from hasn_cli.errors import BudgetError
-from hasn_cli.images.formats import FORMATS
+from hasn_cli.images.formats import FORMATS, READ_ONLY
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +53,9 @@ def test_each_gpu_is_listed_and_the_first_is_what_auto_means(monkeypatch):
 
 
 def test_every_format_is_tried(report):
-    assert {state.name for state in report.formats} == set(FORMATS)
+    assert {state.name for state in report.formats} == {*FORMATS, *READ_ONLY}
+    for state in report.formats:
+        assert state.read or state.package, state
     jpeg = next(state for state in report.formats if state.name == "jpeg")
     assert jpeg.read and jpeg.write
 

@@ -42,6 +42,9 @@ def test_the_published_table_matches_the_round_trips(table):
     text = format_table.PAGE.read_text("utf-8")
     assert format_table.BEGIN in text
     assert format_table.update(text, table) == text, "run: python tests/format_table.py"
+    read_only, markers = format_table.table_of_read_only(), (format_table.BEGIN_READ_ONLY, format_table.END_READ_ONLY)
+    assert markers[0] in text
+    assert format_table.update(text, read_only, *markers) == text, "run: python tests/format_table.py"
 
 
 def test_every_format_is_exchanged_with_other_programs(table):

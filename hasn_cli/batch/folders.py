@@ -244,13 +244,13 @@ def unreachable(path: Path, hint: str | None = None) -> ImageError | None:
 
 def sniffed(source: Path | str) -> str | None:
     """The format of a local file, by its first bytes. None if it is unknown or cannot be read."""
-    from hasn_cli.images.formats import sniff
+    from hasn_cli.images.formats import HEAD, sniff
 
     if not isinstance(source, Path) or not source.is_file():
         return None
     try:
         with source.open("rb") as stream:
-            return sniff(stream.read(64))
+            return sniff(stream.read(HEAD))
     except OSError:
         return None
 

@@ -20,7 +20,7 @@ from hasn_cli.batch.marks import READ_WHOLE, Mark, input_state, mark_input
 from hasn_cli.decoding.pool import open_picture
 from hasn_cli.errors import ImageError
 from hasn_cli.images import Picture
-from hasn_cli.images.formats import sniff
+from hasn_cli.images.formats import HEAD, sniff
 from hasn_cli.images.picture import Frame, ReplayableFrames
 from hasn_cli.images.stream import read_stream
 from hasn_cli.images.unfinished import READ_REGULAR
@@ -73,7 +73,7 @@ def _read_small(path: Path, max_pixels: int | None, name: str, wait: bool) -> by
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             # without `wait`, a pipe has replaced the file since it was checked
             return read_stream(stream, max_pixels=max_pixels, name=name) if wait else b""
-        head = stream.read(64)
+        head = stream.read(HEAD)
         return head + stream.read(READ_WHOLE) if sniff(head) else head
 
 

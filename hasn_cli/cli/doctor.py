@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hasn_cli.cli.options import HELP_SETTINGS, GroupedOption, Number
-from hasn_cli.errors import install_command
+from hasn_cli.errors import install_command, install_packages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,8 +119,15 @@ def _pictures(report: Report) -> Iterator[tuple[str, str]]:
     both = [state.title for state in report.formats if state.read and state.write]
     yield "read and write", "; ".join(both)
     for state in report.formats:
-        if not (state.read and state.write):
+        if not state.read_only and not (state.read and state.write):
             yield state.title, _how_to_write(state)
+    from rich.markup import escape
+
+    yield "read only", "; ".join(state.title for state in report.formats if state.read_only and state.read)
+    for state in report.formats:
+        if state.read_only and not state.read:
+            how = f"to read it: {escape(install_packages(state.package))}" if state.package else "[red]does not work[/]"
+            yield state.title, how
 
 
 def _how_to_write(state: FormatState) -> str:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from mmap import mmap
 
-from hasn_cli.images.formats import sniff
+from hasn_cli.images.formats import READ_ONLY, sniff
 from hasn_cli.images.source import Source
 
 Data = bytes | mmap
@@ -44,7 +44,7 @@ def split_first(source: Source, format: str) -> tuple[Source, int]:
 def _kind(head: bytes) -> str | None:
     """The format announced by a signature that is long enough not to occur by chance, or None."""
     kind = sniff(head)
-    if kind in ("tga", "ico", "ppm", "pfm") or head.startswith(_BARE_JPEGXL):
+    if kind in ("tga", "ico", "ppm", "pfm", *READ_ONLY) or head.startswith(_BARE_JPEGXL):
         return None
     if kind == "bmp" and not (head[6:10] == bytes(4) and head[14:18] in _BMP_HEADERS):
         return None

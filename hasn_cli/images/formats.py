@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
@@ -36,6 +37,9 @@ class Format:
     pages: bool = False
     extra: str | None = None
 
+
+HEAD = 132
+"""The number of a file's first bytes that tell its format."""
 
 _2_31 = 2**31 - 1
 
@@ -91,7 +95,19 @@ _RAW_SUFFIXES = (
 )  # fmt: skip
 
 READ_ONLY: dict[str, ReadOnlyFormat] = {
-    entry.name: entry for entry in (ReadOnlyFormat("raw", "camera RAW", _RAW_SUFFIXES, output="tiff"),)
+    entry.name: entry
+    for entry in (
+        ReadOnlyFormat("raw", "camera RAW", _RAW_SUFFIXES, output="tiff"),
+        ReadOnlyFormat("psd", "Photoshop", (".psd",)),
+        ReadOnlyFormat("qoi", "QOI", (".qoi",)),
+        ReadOnlyFormat("dds", "DDS", (".dds",)),
+        ReadOnlyFormat("pcx", "PCX", (".pcx",)),
+        ReadOnlyFormat("sgi", "SGI", (".sgi",)),
+        ReadOnlyFormat("xbm", "XBM", (".xbm",)),
+        ReadOnlyFormat("exr", "OpenEXR", (".exr",), output="tiff"),
+        ReadOnlyFormat("fits", "FITS", (".fits", ".fit", ".fts"), output="tiff"),
+        ReadOnlyFormat("dicom", "DICOM", (".dcm",), output="tiff"),
+    )
 }
 
 SUFFIXES: dict[str, str] = {suffix: name for name, entry in FORMATS.items() for suffix in entry.suffixes}
@@ -135,7 +151,7 @@ def default_output(format: str | None) -> str:
 
 
 def sniff(head: bytes) -> str | None:
-    """The format announced by a file's first bytes (64 are enough), or None.
+    """The format announced by a file's first bytes (`HEAD` are enough), or None.
 
     Many camera RAW files begin like any other TIFF. `decode.format_of` tells them apart.
     """
@@ -154,7 +170,18 @@ def sniff(head: bytes) -> str | None:
             return "heic"
     if head[:1] == b"P" and head[2:3].isspace() and head[1:2] in b"1234567Ff":
         return "pfm" if head[1:2] in b"Ff" else "ppm"
-    return "tga" if _looks_like_tga(head) else None
+    return _read_through_imageio(head) or ("tga" if _looks_like_tga(head) else None)
+
+
+def _read_through_imageio(head: bytes) -> str | None:
+    for name, magics in _MAGICS_OF_PLUGINS.items():
+        if head.startswith(magics):
+            return name
+    if head[:1] == b"\n" and head[1:2] in b"\0\2\3\4\5" and head[2:3] in b"\0\1" and head[3:4] in b"\1\2\4\x08":
+        return "pcx"
+    if re.match(rb"\s*(/\*.{0,999}?\*/\s*)?#define[ \t]+\w*_?width[ \t]+\d+\s", head, re.DOTALL):
+        return "xbm"
+    return "dicom" if head[128:132] == b"DICM" else None
 
 
 def _looks_like_tga(head: bytes) -> bool:
@@ -179,6 +206,15 @@ _MAGICS: dict[str, tuple[bytes, ...]] = {
     "ico": (b"\0\0\1\0",),
 }
 
+
+_MAGICS_OF_PLUGINS: dict[str, tuple[bytes, ...]] = {
+    "psd": (b"8BPS\0\1",),
+    "qoi": (b"qoif",),
+    "dds": (b"DDS |\0\0\0",),
+    "sgi": (b"\x01\xda\0\1", b"\x01\xda\0\2", b"\x01\xda\1\1", b"\x01\xda\1\2"),
+    "exr": (b"v/1\x01",),
+    "fits": (b"SIMPLE  =",),
+}
 
 # Fujifilm, Olympus, Panasonic and Leica, Sigma, Minolta, Phase One
 _RAW_MAGICS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"IIII", b"MMMM")

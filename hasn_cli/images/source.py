@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hasn_cli.errors import ImageError
+from hasn_cli.images.formats import HEAD
 from hasn_cli.images.limits import MAX_FILE_BYTES
 
 
@@ -30,7 +31,7 @@ class Source:
         self.origin = origin
         self.most = most
         self.name = name or (str(origin) if isinstance(origin, Path) else "input")
-        self.head = self.read_up_to(64)
+        self.head = self.read_up_to(HEAD)
         if not self.head:
             raise ImageError(f"{self.name}: the file is empty")
 

@@ -8,10 +8,9 @@ from typing import BinaryIO
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs import netpbm
 from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, guarded
-from hasn_cli.images.formats import sniff
+from hasn_cli.images.formats import HEAD, sniff
 from hasn_cli.images.limits import MAX_FILE_BYTES, Limit, TooMuch
 
-_HEAD = 64  # bytes, enough to recognise the format
 _PIECE = 1 << 20
 
 
@@ -32,7 +31,7 @@ def read_stream(stream: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS
     limit = Limit(max_pixels or None)
     reader = _StreamReader(stream, None if limit.max_pixels is None else MAX_FILE_BYTES)
     try:
-        format = sniff(reader.up_to(_HEAD))
+        format = sniff(reader.up_to(HEAD))
         if format in ("ppm", "pfm"):
             guarded(name, lambda: _read_netpbm(reader, limit, name))
         elif format is not None:
@@ -81,7 +80,7 @@ class _StreamReader:
 def _read_netpbm(reader: _StreamReader, limit: Limit, name: str) -> None:
     """Read one picture after another, each as long as its header says."""
     start = pixels = 0
-    while sniff(reader.up_to(start + _HEAD, start)) in ("ppm", "pfm"):
+    while sniff(reader.up_to(start + HEAD, start)) in ("ppm", "pfm"):
         try:
             header = _header(reader, start)
         except ValueError:
@@ -98,7 +97,7 @@ def _read_netpbm(reader: _StreamReader, limit: Limit, name: str) -> None:
 
 def _header(reader: _StreamReader, start: int) -> netpbm.Header:
     """The header that begins at an offset, without reading far beyond it."""
-    length = _HEAD
+    length = HEAD
     while True:
         known = reader.up_to(start + length, start)
         try:

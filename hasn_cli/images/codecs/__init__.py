@@ -31,6 +31,7 @@ _CODECS = {
     "jpegxl": ("jxl", ""),
     "heic": ("heic", ""),
     "raw": ("raw", ""),
+    **{name: ("plugins", f"_{name}") for name in ("psd", "qoi", "dds", "pcx", "sgi", "xbm", "exr", "fits", "dicom")},
 }
 
 
