@@ -12,6 +12,8 @@ from conftest import ROOT
 COMMANDS = [
     "batch.py throughput --pictures 2 --block 1",
     "batch.py memory --pictures 12",
+    "serve.py load --at-once 4",
+    "serve.py memory --requests 100",
     "inference.py speed --sizes 48x32 --peers plain --plain-rounds 1 --rounds 1",
     "inference.py flat --largest 1 --rounds 1",
     "inference.py tiles --sizes 160x96",

@@ -150,6 +150,12 @@ def test_a_broken_picture_fails_alone(real, data):
     assert real.upscale(png(), scale=2).status_code == 200
 
 
+def test_a_client_that_sends_everything_before_it_reads_still_learns_why_it_was_refused(real):
+    head = f"POST /upscale?scale=99 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {4 << 20}\r\n\r\n".encode()
+    for request in (head, head.replace(b"scale=99", b"scale=2")):
+        assert b'{"error":"' in real.raw(request + b"x" * (4 << 20))
+
+
 def test_a_file_or_a_picture_over_the_limit_is_refused(real):
     assert real.upscale(b"x" * 300_000).status_code == 413
 
@@ -283,6 +289,23 @@ def test_results_expire_and_the_jobs_of_a_page_that_was_left_are_cancelled(gate)
     assert gate.client.get(f"/jobs/{job['id']}").status_code == 404
 
 
+def test_an_unexpected_error_is_logged_and_the_queue_goes_on(tmp_path, caplog):
+    class Wrong(Gate):
+        def compute(self, source, target, name, settings, tell):
+            if name == "wrong.png":
+                raise ZeroDivisionError("a mistake of ours, with a secret")
+            return super().compute(source, target, name, settings, tell)
+
+    engine = Wrong()
+    engine.opened.set()
+    with served(tmp_path, engine) as server:
+        for _ in range(3):
+            answer = server.upscale(png(), name="wrong.png")
+            assert answer.status_code == 500 and "secret" not in answer.text
+        assert server.upscale(png()).status_code == 200
+    assert "a mistake of ours" in caplog.text
+
+
 def test_a_picture_that_takes_too_long_is_given_up(tmp_path):
     engine = Gate()
     with served(tmp_path, engine, limits=Limits(compute=0.05)) as server:
@@ -406,6 +429,17 @@ def test_the_token_is_taken_from_the_header_or_from_the_cookie_that_the_link_set
     assert closed.client.get("/").status_code == 200  # the client keeps cookies
     assert closed.upscale(png()).status_code == 200
     assert closed.client.post("/upscale", content=png(), headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_server_for_others_is_found_by_any_address_but_only_by_known_names(tmp_path):
+    options = {"host": "0.0.0.0", "token": TOKEN, "allowed_hosts": ["pictures.example"]}
+    with served(tmp_path, Gate(), **options) as server:  # it listens on the loopback all the same
+        token = {"Authorization": f"Bearer {TOKEN}"}
+        for host in ("192.168.1.5:7654", "[fe80::1]", "pictures.example", "PICTURES.example:443", socket.gethostname()):
+            assert ask(server, {"Host": host, **token}) == 200, host
+        for host in ("evil.example", "pictures.example.evil.example", "192.168.1.5.evil.example"):
+            assert ask(server, {"Host": host, **token}) == 403, host
+        assert ask(server, {"Host": "192.168.1.5"}) == 401
 
 
 def test_a_server_for_others_gets_a_token_and_a_weak_one_is_refused():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from importlib import resources
 from typing import Any
@@ -40,6 +42,10 @@ BESIDE = (
     '<div class="beside"><p id="shown-facts" class="facts"></p>'
     '<a id="shown-save" class="button main">Download</a></div>'
 )
+log = logging.getLogger("hasn.serve")
+
+MOST_DRAINED = 64 << 20  # bytes of a refused upload that are still read
+DRAIN_SECONDS = 5.0
 LARGEST_FIELD = 4096  # bytes of a field of a form that is no file
 LARGEST_FORM = 1 << 16  # bytes of everything in a form but the file
 
@@ -297,14 +303,27 @@ def _failure(task: Task) -> Response:
     return _error(503, "the picture was cancelled", None)
 
 
+async def _drain(request: Request) -> None:
+    """Read some of what is left of an upload, because many clients read an answer only after they have sent it all."""
+    left = MOST_DRAINED
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: there is nothing left
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for piece in request.stream():
+                left -= len(piece)
+                if left < 0:
+                    return
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
+    await _drain(request)
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     return _error(error.status, error.message, error.hint, {**headers, "Connection": "close"})
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HasnError)
+    await _drain(request)
     status = 400 if isinstance(error, UsageError) else 422
     return _error(status, error.message, for_clients(error.hint), {"Connection": "close"})
 
@@ -324,6 +343,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", exc_info=error)
     return _error(500, "an unexpected error, which the server's log describes", None)
 
 

@@ -17,6 +17,7 @@ from hasn_cli.batch.work import do_job
 from hasn_cli.decoding.pool import Closed, Decoders, in_use, open_picture
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import EncodeOptions, write_picture
+from hasn_cli.machine import count_cores
 
 __all__ = ["Cancelled", "Closed", "Engine", "Tell"]
 
@@ -36,14 +37,19 @@ class Engine:
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
+        self._workers = workers
         self._memory = MemoryLimit(settings.memory)
-        self._decoders = Decoders(workers)
+        self._decoders = Decoders(min(workers, count_cores()))
         self._pools: dict[str, UpscalerPool] = {}  # by weights
         self._lock = threading.Lock()
         self._closed = False
 
     def warm_up(self) -> None:
         """Load the network for the usual scale, so that the first picture does not have to wait for it."""
+        with suppress(Closed):  # start the other decoders, too, so that memory does not grow later
+            for _ in range(1, min(self._workers, count_cores())):
+                with self._decoders.lease(None, fresh=True):
+                    pass
         with suppress(HasnError, Cancelled):  # whatever is wrong is reported when a picture needs it
             self._pool(self._settings).loaded(4)
 

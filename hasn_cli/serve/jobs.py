@@ -282,7 +282,10 @@ class Jobs:
         task.ended = time.monotonic()
         task.over.set()
         self._tell(task)
-        self._on_end(task)
+        try:
+            self._on_end(task)
+        except Exception:  # for example because the terminal is gone: the queue has to go on
+            log.exception("a job's end could not be reported")
 
     # --- computing ---
 
