@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from command import save
 from PIL import Image
 
@@ -220,6 +221,12 @@ def test_a_preview_shows_what_a_browser_cannot(real):
     assert before.headers["content-type"] == "image/png"
     np.testing.assert_array_equal(read(before.content), read(png()))
     assert read(after.content).shape == (32, 40, 3)
+    assert real.client.delete(f"/jobs/{job['id']}").status_code == 204
+    floats = np.linspace(-1, 2, 100, dtype=np.float32).reshape(10, 10)
+    tifffile.imwrite(buffer := io.BytesIO(), floats)
+    job = real.wait(real.create(buffer.getvalue(), scale=2, format="tif")["id"])
+    shown = read(real.client.get(f"/jobs/{job['id']}/preview/input").content)
+    np.testing.assert_array_equal(shown, np.rint(floats.clip(0, 1) * 255))
     assert real.client.delete(f"/jobs/{job['id']}").status_code == 204
 
 
@@ -527,6 +534,7 @@ def test_results_are_named_as_on_the_command_line():
     assert result_name("photo.JPG", four, "jpeg") == "photo_x4.JPG"
     assert result_name("in/photo.jpg", four, "png") == "in/photo_x4.png"
     assert result_name("notes", four, "png") == "notes_x4.png"
+    assert result_name("photo.NEF", four, "tiff") == "photo_x4.tif"
     assert unique_names(["a.png", "A.png", "b/a.png", "a.png"]) == ["a.png", "A (2).png", "b/a.png", "a (3).png"]
 
 

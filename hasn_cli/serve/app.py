@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from hasn_cli import __version__
+from hasn_cli.batch.inputs import readable_suffixes
 from hasn_cli.compare.page import viewer
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.serve.archive import archive, unique_names
@@ -86,8 +87,8 @@ class _Handlers:
         self._asking = asking
 
     async def page(self, request: Request) -> Response:
-        choices = {"weights": self._asking.weights, "version": __version__,
-                   "upload": self._jobs.limits.upload, "compute": self._jobs.limits.compute}  # fmt: skip
+        endings = sorted(suffix.removeprefix(".") for suffix in readable_suffixes())
+        choices = {"weights": self._asking.weights, "endings": endings, "upload": self._jobs.limits.upload}
         return Response(page(choices), media_type="text/html")
 
     async def asset(self, request: Request) -> Response:

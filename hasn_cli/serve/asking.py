@@ -17,7 +17,7 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import LARGEST, Size
 from hasn_cli.errors import UsageError
 from hasn_cli.images import EncodeOptions, format_for_name
-from hasn_cli.images.formats import FORMATS, format_names, suffix_for_format
+from hasn_cli.images.formats import FORMATS, SUFFIXES, format_names, suffix_for_format
 
 AUTO = "auto"
 LONGEST_PART = 100  # characters of a file's or folder's name
@@ -229,7 +229,7 @@ def result_name(name: str, settings: Settings, format: str) -> str:
     """The name of a result: `photo.jpg` enlarged four times is `photo_x4.jpg`, as on the command line."""
     folder, slash, file = name.rpartition("/")
     stem, dot, ending = file.rpartition(".")
-    own = format_for_name(f".{ending}") if dot and stem else None
+    own = SUFFIXES.get(f".{ending}".lower()) if dot and stem else None
     base = stem if own else file
     suffix = f".{ending}" if own == format else suffix_for_format(format)
     return f"{folder}{slash}{base}{size_suffix(settings.size)}{suffix}"

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from hasn_cli.batch.events import Done, Progress, Started
 from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.memory_limit import MemoryLimit
@@ -16,7 +18,7 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import do_job
 from hasn_cli.decoding.pool import Closed, Decoders, in_use, open_picture
 from hasn_cli.errors import HasnError, ImageError
-from hasn_cli.images import EncodeOptions, write_picture
+from hasn_cli.images import EncodeOptions, Picture, write_picture
 from hasn_cli.machine import count_cores
 
 __all__ = ["Cancelled", "Closed", "Engine", "Tell"]
@@ -75,8 +77,10 @@ class Engine:
     def preview(self, source: Path, target: Path, name: str) -> None:
         """Write the first frame or page of `source` as a PNG, for browsers that cannot show its format.
 
+        Floats are shown from 0 to 1.
+
         Raises:
-            HasnError: it cannot be read, is too large, or has values that a PNG cannot hold.
+            HasnError: it cannot be read, or is too large.
             Closed: the engine was closed.
         """
         with in_use(self._decoders):
@@ -84,7 +88,7 @@ class Engine:
             if picture.size[0] * picture.size[1] > LARGEST_PREVIEW:
                 raise ImageError(f"{name}: too large to show here", "download it, and open it in another program")
             with self._memory.take(3 * picture.nbytes):
-                write_picture(picture, target, "png", EncodeOptions())
+                write_picture(_for_screens(picture), target, "png", EncodeOptions())
 
     def close(self) -> None:
         """Stop everything, without waiting."""
@@ -103,3 +107,12 @@ class Engine:
             if settings.weights not in self._pools:
                 self._pools[settings.weights] = UpscalerPool(replace(self._settings, weights=settings.weights))
             return self._pools[settings.weights]
+
+
+def _for_screens(picture: Picture) -> Picture:
+    """The picture's first frame, with floats made 8-bit numbers."""
+    if picture.dtype.kind != "f":
+        return picture
+    (frame,) = picture.load().frames
+    pixels = np.rint(np.nan_to_num(frame.pixels).clip(0, 1) * 255).astype(np.uint8)
+    return replace(picture, frames=[replace(frame, pixels=pixels)], dtype=pixels.dtype)

@@ -3,8 +3,7 @@ const data = JSON.parse(at("data").textContent);
 const group = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const UPLOADS = 2; // at a time
 const THUMB = 560; // pixels
-const ENDINGS = ("apng avif avifs bmp dib gif heic heif hif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl pam pbm pfm " +
-  "pgm png pnm ppm tga tif tiff webp").split(" ");
+const ENDINGS = new Set(data.endings); // of files that the server reads
 const SHOWN = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/avif", "image/bmp"]; // by every browser
 const LOSSLESS = ["png", "tif"];
 const OPEN = ["queued", "uploading", "waiting", "running"]; // states of a picture that is not over
@@ -52,7 +51,7 @@ function settings() {
 }
 
 function add(files, { pickOut = false } = {}) {
-  const wanted = files.filter(({ name }) => !pickOut || (ENDINGS.includes(ending(name)) && !name.split("/").pop().startsWith(".")));
+  const wanted = files.filter(({ name }) => !pickOut || (ENDINGS.has(ending(name)) && !name.split("/").pop().startsWith(".")));
   const left = files.length - wanted.length;
   if (!wanted.length) {
     if (files.length) say("There are no pictures among these files.");
@@ -393,6 +392,11 @@ function close() {
   if (card?.isConnected) card.querySelector("button:not([hidden]):not(:disabled)")?.focus();
 }
 
+for (const side of ["left", "right"]) {
+  at(`image-${side}`).addEventListener("error", () => {
+    at("shown-facts").textContent = "This picture cannot be shown here, but it can be downloaded.";
+  });
+}
 at("close").addEventListener("click", close);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.fullscreenElement && shown) close();
@@ -451,7 +455,7 @@ const WORDS = { auto: "Automatic", clean: "Clean pictures", photo: "Compressed p
 
 at("weights").append(...data.weights.map((name) => new Option(WORDS[name] ?? name, name)));
 at("weights").closest("label").hidden = data.weights.length < 2;
-at("files").accept = ENDINGS.map((one) => `.${one}`).join();
+at("files").accept = data.endings.map((one) => `.${one}`).join();
 
 function remember() {
   at("quality").disabled = LOSSLESS.includes(at("format").value);
