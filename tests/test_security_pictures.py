@@ -20,7 +20,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from bounded import Outcome, Reader, reader
-from pictures import SKIMAGE, WIDE_GAMUT, Nearest, animation, photo, picture
+from pictures import SKIMAGE, WIDE_GAMUT, Nearest, animation, full_metadata, photo, picture
 from PIL import Image
 
 from hasn_cli.enlarge import Size, enlarge
@@ -873,3 +873,10 @@ def test_real_photographs_are_read(bounded):
     for name in ("rocket.jpg", "color.png", "multipage_rgb.tif"):
         if (SKIMAGE / name).exists():
             read_well(bounded.read((SKIMAGE / name).read_bytes()))
+
+
+def test_a_damaged_type_of_an_item_in_heic_does_not_crash_the_library(bounded):
+    data = written(picture(photo(), metadata=full_metadata()), "heic")
+    assert data.count(b"application/rdf+xml") == 1
+    read_well(bounded.read(data), (48, 64))
+    refused(bounded.read(data.replace(b"application/rdf+xml", b"appl\xff\xff\xffion/rdf+xml")), "damaged")

@@ -30,6 +30,7 @@ def read(source: Source, limit: Limit) -> Picture:
     """Read the main picture of an HEIC file. Samples of more than 8 bits become 16-bit samples."""
     data = source.read()
     items.check(source.name, data, limit)
+    items.check_types(data)
     file = pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     if not len(file):
         raise ValueError("it holds no picture in HEVC, the one coding of HEIF that is supported")

@@ -90,6 +90,23 @@ def check(name: str, data: bytes, limit: Limit) -> None:
             raise ValueError(f"it contains a picture of {width}×{height} pixels, larger than it declares")
 
 
+def check_types(data: bytes) -> None:
+    """Check that the types of all items are text, because pi-heif crashes if they are not.
+
+    Raises:
+        ValueError: one is not.
+    """
+    count = Count("boxes")
+    for kind, body in _walk(data, count):
+        for _, entry in _walk(body[6 if body[0] == 0 else 8 :], count) if kind == b"iinf" else ():
+            at = 10 if entry[0] >= 3 else 8
+            _, *described = bytes(entry[at + 4 :]).split(b"\0")  # the item's name, then the type of its content
+            try:
+                (bytes(entry[at : at + 4]) + b"".join(described[:1])).decode()
+            except UnicodeDecodeError:
+                raise ValueError("the type of one of its items is damaged") from None
+
+
 def _check_exif(item: bytes) -> None:
     """Check an EXIF item, because libraries read it to compare its orientation with that of the file."""
     block = item[4 + int.from_bytes(item[:4], "big") :]
