@@ -25,7 +25,7 @@ pytest.importorskip("starlette", reason="the extra `web` is not installed")
 from served import Gate, Served, png, served
 
 from hasn_cli.batch.settings import Settings
-from hasn_cli.errors import UsageError
+from hasn_cli.errors import UsageError, install_command
 from hasn_cli.serve.archive import unique_names
 from hasn_cli.serve.asking import Asking, result_name, safe_name
 from hasn_cli.serve.engine import Engine
@@ -592,6 +592,15 @@ def test_a_server_that_was_killed_leaves_a_folder_that_the_next_one_deletes(tmp_
         with private_folder() as other:
             assert folder.exists() and other != folder  # the other one is in use
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(("command", "module"), [("serve", "uvicorn"), ("watch", "watchfiles")])
+def test_without_the_extra_the_error_says_what_to_install(hasn, tmp_path, monkeypatch, command, module):
+    (tmp_path / "in").mkdir()
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "hasn_cli.serve.server")
+    result = hasn(*([command] if command == "serve" else [command, "in", "-o", "out"]))
+    assert result.code == 1 and install_command("web") in result.err
 
 
 @pytest.mark.parametrize("arguments", [["--port", "x"], ["--host", "no such name"], ["--max-upload", "-1"]])

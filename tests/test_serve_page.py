@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -253,6 +255,66 @@ def test_a_server_that_is_gone_is_named(browser, tmp_path):
     page.drop([("b.png", png())])
     page.until(lambda: page.cards("failed"))
     assert "Is the server still running?" in page.cards("failed")[0].text
+
+
+ATTACK = """
+const done = arguments[arguments.length - 1];
+const url = arguments[0];
+const outcomes = {};
+const tried = (name, promise) =>
+  promise.then(() => { outcomes[name] = "sent"; }, () => { outcomes[name] = "refused"; });
+const loads = (element, address) => new Promise((yes, no) => {
+  element.onload = yes;
+  element.onerror = no;
+  element[element.tagName === "LINK" ? "href" : "src"] = address;
+  document.body.append(element);
+});
+const post = (options) => fetch(`${url}/upscale?scale=2`, { method: "POST", body: "x".repeat(100), ...options });
+const form = document.createElement("form");
+Object.assign(form, { method: "post", action: `${url}/jobs`, target: "frame", enctype: "multipart/form-data" });
+const frame = Object.assign(document.createElement("iframe"), { name: "frame" });
+document.body.append(frame, form);
+form.submit();
+Promise.all([
+  tried("cors", post({})),
+  post({ mode: "no-cors" }).catch(() => {}),
+  navigator.sendBeacon(`${url}/jobs`, "x".repeat(100)),
+  tried("read", fetch(`${url}/openapi.json`).then((answer) => answer.text())),
+  tried("script", loads(document.createElement("script"), `${url}/assets/page.js`)),
+  tried("image", loads(new Image(), `${url}/jobs/some/result`)),
+  new Promise((resume) => { frame.onload = resume; }),
+]).then(() => done(outcomes));
+"""
+
+
+def test_a_page_of_another_server_can_neither_use_nor_read_nor_frame_it(browser, tmp_path):
+    class Evil(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>evil</title><body>")
+
+        def log_message(self, *args):
+            pass
+
+    engine = Gate()
+    engine.opened.set()
+    evil = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Evil)
+    threading.Thread(target=evil.serve_forever, daemon=True).start()
+    try:
+        with served(tmp_path, engine) as running:
+            for origin in ("localhost", "127.0.0.1"):
+                browser.get(f"http://{origin}:{evil.server_port}/")
+                outcomes = browser.execute_async_script(ATTACK, running.url)
+                assert outcomes == {"cors": "refused", "read": "refused", "script": "refused", "image": "refused"}
+            browser.switch_to.frame("frame")
+            assert "hasn" not in browser.title
+            browser.switch_to.default_content()
+            assert engine.names == [] and running.call(lambda: running.jobs.stored) == 0
+    finally:
+        evil.shutdown()
+        evil.server_close()
 
 
 def test_the_page_comes_with_its_token_link_only(browser, tmp_path):

@@ -453,6 +453,7 @@ window.addEventListener("beforeunload", (event) => {
 const FIELDS = ["scale", "format", "quality", "weights", "strip"];
 const WORDS = { auto: "Automatic", clean: "Clean pictures", photo: "Compressed photos" };
 
+if (/Mac|iPhone|iPad/.test(navigator.platform)) at("paste-key").textContent = "⌘";
 at("weights").append(...data.weights.map((name) => new Option(WORDS[name] ?? name, name)));
 at("weights").closest("label").hidden = data.weights.length < 2;
 at("files").accept = data.endings.map((one) => `.${one}`).join();
