@@ -25,7 +25,8 @@ EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x8769, 0x8825, 0xA005
 PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003
 
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
-_SHORT, _LONG, _RATIONAL, _IFD = 3, 4, 5, 13
+_SHORT, _LONG, _RATIONAL, _IFD, _IFD_8 = 3, 4, 5, 13, 18
+_BIG_TYPES = {16: 8, 17: 8, 18: 8}  # only in BigTIFF
 MAX_ENTRIES = 4096  # of one directory; cameras write at most about a hundred
 
 
@@ -128,6 +129,51 @@ class Directories:
     def _unpack(self, kind: str, offset: int) -> int:
         value: int = struct.unpack_from(self.order + kind, self.data, offset)[0]
         return value
+
+
+class BigDirectories(Directories):
+    """Read access to a BigTIFF file, whose directories have offsets and counts of 8 bytes.
+
+    Args:
+        data: the file.
+
+    Raises:
+        ValueError: the data is not a BigTIFF file.
+    """
+
+    def __init__(self, data: bytes | bytearray | mmap) -> None:
+        self.data = data
+        orders = {b"II+\0": "<", b"MM\0+": ">"}
+        if bytes(data[:4]) not in orders or len(data) < 16:
+            raise ValueError("not a BigTIFF file")
+        self.order = orders[bytes(data[:4])]
+
+    @property
+    def first(self) -> int:
+        """Offset of the main picture's directory."""
+        return self._unpack("Q", 8)
+
+    def entries(self, directory: int, most: int = MAX_ENTRIES) -> Iterator[Entry]:
+        """The entries of the directory at an offset, without those that point outside the file."""
+        if not 16 <= directory <= len(self.data) - 8:
+            return
+        count = self._unpack("Q", directory)
+        for index in range(count if count <= most else 0):
+            position = directory + 8 + 20 * index
+            if position + 20 > len(self.data):
+                return
+            tag, type, count = struct.unpack_from(self.order + "HHQ", self.data, position)
+            size = (TYPE_SIZES | _BIG_TYPES).get(type, 0) * count
+            offset = position + 12 if size <= 8 else self._unpack("Q", position + 12)
+            if size and offset + size <= len(self.data):
+                yield Entry(tag, type, count, position, offset, size)
+
+    def number(self, directory: int, tag: int) -> int | None:
+        """The value of a SHORT, LONG or 8-byte entry, or None if there is no such entry."""
+        entry = self.find(directory, tag)
+        if entry is not None and entry.type in _BIG_TYPES:
+            return self._unpack("Q", entry.value_offset)
+        return super().number(directory, tag)
 
 
 class Exif(Directories):
@@ -240,7 +286,7 @@ RawEntry = tuple[int, int, int, bytes]
 """Tag, type, count and stored value."""
 
 
-def pack_directory(order: str, entries: Iterable[RawEntry], at: int, following: int = 0) -> bytes:
+def pack_directory(order: str, entries: Iterable[RawEntry], at: int, following: int = 0, *, big: bool = False) -> bytes:
     """Build a directory for the offset `at`, followed directly by its values.
 
     Args:
@@ -248,17 +294,20 @@ def pack_directory(order: str, entries: Iterable[RawEntry], at: int, following: 
         entries: in any order; if a tag comes twice, the last entry counts.
         at: an even offset.
         following: offset of the next directory, 0 for none.
+        big: for a BigTIFF file.
     """
+    number, offset, inline = ("Q", "Q", 8) if big else ("H", "L", 4)
     unique = sorted({entry[0]: entry for entry in entries}.values())
-    free = at + 2 + 12 * len(unique) + 4
+    free = at + struct.calcsize("<" + number) + (8 + inline + (4 if big else 0)) * len(unique) + inline
     table, values = bytearray(), bytearray()
     for tag, type, count, value in unique:
-        stored = value.ljust(4, b"\0")
-        if len(value) > 4:
-            stored = struct.pack(order + "L", free + len(values))
+        stored = value.ljust(inline, b"\0")
+        if len(value) > inline:
+            stored = struct.pack(order + offset, free + len(values))
             values += value + b"\0" * (len(value) % 2)
-        table += struct.pack(order + "HHL", tag, type, count) + stored
-    return struct.pack(order + "H", len(unique)) + bytes(table) + struct.pack(order + "L", following) + bytes(values)
+        table += struct.pack(order + "HH" + offset, tag, type, count) + stored
+    head, link = struct.pack(order + number, len(unique)), struct.pack(order + offset, following)
+    return head + bytes(table) + link + bytes(values)
 
 
 _BELOW = {EXIF_IFD: (INTEROP_IFD,), GPS_IFD: (), INTEROP_IFD: ()}
@@ -270,6 +319,8 @@ def pack_tree(
     at: int,
     keep: Callable[[int], bool] = lambda tag: True,
     pointers: tuple[int, ...] = (EXIF_IFD, GPS_IFD),
+    *,
+    big: bool = False,
 ) -> tuple[bytes, list[RawEntry]]:
     """Copy a directory's entries, and the directories below it, out of a structure.
 
@@ -279,6 +330,7 @@ def pack_tree(
         at: offset at which the copies of the directories below will be placed.
         keep: tells which tags of the directory are wanted.
         pointers: tags that point to directories to be copied too.
+        big: whether the copy is for a BigTIFF file.
 
     Returns:
         The directories below, and the entries of the directory itself, which point to them.
@@ -286,15 +338,16 @@ def pack_tree(
     Raises:
         ValueError: values or directories overlap, so that copying would multiply them, or they are too large.
     """
-    tree = _Tree(source, keep)
+    tree = _Tree(source, keep, big)
     return tree.pack(directory, at, pointers, first=True)
 
 
 class _Tree:
     """Copies each directory once, and at most as many bytes as the structure has."""
 
-    def __init__(self, source: Directories, keep: Callable[[int], bool]) -> None:
+    def __init__(self, source: Directories, keep: Callable[[int], bool], big: bool) -> None:
         self._source = source
+        self._big = big
         self._keep = keep
         self._seen: set[int] = set()
         self._left = min(len(source.data), MAX_METADATA)
@@ -312,6 +365,8 @@ class _Tree:
         for entry in source.entries(directory):
             if (first and not self._keep(entry.tag)) or (entry.tag in entries and entry.tag in _BELOW):
                 continue
+            if entry.type in _BIG_TYPES and entry.tag not in _BELOW:  # no tag of EXIF needs 8 bytes
+                continue
             self._left -= entry.value_size
             if self._left < 0:
                 raise ValueError("its metadata overlaps or is too large")
@@ -321,6 +376,7 @@ class _Tree:
                 start = at + len(below)
                 deeper, inner = self.pack(offset, start, _BELOW[entry.tag])
                 start += len(deeper)
-                below += deeper + pack_directory(source.order, inner, start)
-                entries[entry.tag] = (entry.tag, _LONG, 1, struct.pack(source.order + "L", start))
+                below += deeper + pack_directory(source.order, inner, start, big=self._big)
+                type, form = (_IFD_8, "Q") if self._big else (_LONG, "L")
+                entries[entry.tag] = (entry.tag, type, 1, struct.pack(source.order + form, start))
         return below, list(entries.values())

@@ -25,7 +25,7 @@ from hasn_cli.images.codecs.tiff_structure import (
     without_broken_end,
 )
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
-from hasn_cli.images.exif import Directories, Exif, RawEntry, pack_directory, pack_tree
+from hasn_cli.images.exif import BigDirectories, Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import apply_orientation, upright
 from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames, Shape
@@ -77,11 +77,9 @@ def read(source: Source, limit: Limit) -> Picture:
         first, shapes = _shape(page), _shapes(source, limit, [file.pages[index] for index in indices])
         orientation = _orientation(page)
         metadata = _metadata(page)
-        classic = not file.is_bigtiff
         # the descriptions of OME and tifffile state the sizes of everything in the file, which will change
         kept = _EXIF_TAGS - {_DESCRIPTION} if file.is_ome or file.is_shaped else _EXIF_TAGS
-    if classic:
-        metadata = replace(metadata, exif=_lift_exif(source, kept))
+    metadata = replace(metadata, exif=_lift_exif(source, kept))
 
     def frames() -> Iterator[Frame]:
         with source.open() as again, tifffile.TiffFile(again) as opened:
@@ -290,8 +288,8 @@ def _metadata(page: Any) -> Metadata:
 def _lift_exif(source: Source, kept: set[int]) -> bytes | None:
     """Build an EXIF block from these tags of a TIFF's first directory; None if there are none or they are broken."""
     with source.view() as data:
-        file = Directories(data)
         try:
+            file = (BigDirectories if bytes(data[2:4]) in (b"+\0", b"\0+") else Directories)(data)
             below, entries = pack_tree(file, file.first, 8, kept.__contains__)
         except ValueError:
             return None
@@ -302,7 +300,7 @@ def _lift_exif(source: Source, kept: set[int]) -> bytes | None:
 
 
 def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
-    """Write a TIFF page by page, compressed without loss. Above 4 GB, it is a BigTIFF without EXIF, XMP and IPTC."""
+    """Write a TIFF page by page, compressed without loss. Above 4 GB, it is a BigTIFF."""
     metadata = picture.metadata
     exif = _parsed(metadata.exif)
     big = picture.nbytes > 0.95 * _4_GIB
@@ -333,8 +331,7 @@ def write(picture: Picture, stream: BinaryIO, options: EncodeOptions) -> None:
             )
     # tifffile always writes a resolution, which viewers would read as one dot per inch
     remove_tags(stream, without_resolution, frozenset(_RESOLUTION_TAGS))
-    if not big:
-        _append_metadata(stream, metadata, exif)
+    _append_metadata(stream, metadata, exif, big=big)
 
 
 def _as_stored(frame: Frame) -> Pixels:
@@ -355,8 +352,15 @@ def _parsed(exif: bytes | None) -> Exif | None:
     return block
 
 
-def _append_metadata(stream: BinaryIO, metadata: Metadata, exif: Exif | None) -> None:
-    """Append a first directory with the metadata to the file, and make the header point to it."""
+def _append_metadata(stream: BinaryIO, metadata: Metadata, exif: Exif | None, *, big: bool = False) -> None:
+    """Append a first directory with the metadata to the file, and make the header point to it.
+
+    Args:
+        stream: the finished file.
+        metadata: of which XMP and IPTC are used.
+        exif: the EXIF block.
+        big: whether the file is a BigTIFF.
+    """
     added: list[RawEntry] = []
     for tag, value in ((_XMP, metadata.xmp), (_IPTC, metadata.iptc)):
         if value:
@@ -369,25 +373,27 @@ def _append_metadata(stream: BinaryIO, metadata: Metadata, exif: Exif | None) ->
     below = b""
     if exif is not None:
         below, entries = pack_tree(
-            exif, exif.first, end, lambda tag: tag not in _STRUCTURE_TAGS | set(_RESOLUTION_TAGS)
+            exif, exif.first, end, lambda tag: tag not in _STRUCTURE_TAGS | set(_RESOLUTION_TAGS), big=big
         )
         added = entries + added
         stream.write(below)
-    order, existing, following = _first_directory(stream)
+    order, existing, following = _first_directory(stream, big)
     known = {entry[0] for entry in existing}
     entries = existing + [entry for entry in added if entry[0] not in known]
     stream.seek(0, 2)
-    stream.write(pack_directory(order, entries, end + len(below), following))
-    stream.seek(4)
-    stream.write(struct.pack(order + "L", end + len(below)))
+    stream.write(pack_directory(order, entries, end + len(below), following, big=big))
+    stream.seek(8 if big else 4)
+    stream.write(struct.pack(order + ("Q" if big else "L"), end + len(below)))
 
 
-def _first_directory(stream: BinaryIO) -> tuple[str, list[RawEntry], int]:
+def _first_directory(stream: BinaryIO, big: bool) -> tuple[str, list[RawEntry], int]:
     """Byte order, entries as stored (long values as offsets), and the offset of the next directory."""
     stream.seek(0)
     order = "<" if stream.read(2) == b"II" else ">"
-    stream.seek(4)
-    stream.seek(struct.unpack(order + "L", stream.read(4))[0])
-    (count,) = struct.unpack(order + "H", stream.read(2))
-    entries = [struct.unpack(order + "HHL4s", stream.read(12)) for _ in range(count)]
-    return order, entries, struct.unpack(order + "L", stream.read(4))[0]
+    offset, number = struct.Struct(order + ("Q" if big else "L")), struct.Struct(order + ("Q" if big else "H"))
+    entry = struct.Struct(order + ("HHQ8s" if big else "HHL4s"))
+    stream.seek(8 if big else 4)
+    stream.seek(offset.unpack(stream.read(offset.size))[0])
+    (count,) = number.unpack(stream.read(number.size))
+    entries = [entry.unpack(stream.read(entry.size)) for _ in range(count)]
+    return order, entries, offset.unpack(stream.read(offset.size))[0]
