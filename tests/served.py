@@ -85,11 +85,16 @@ class Served:
     jobs: Jobs
     folder: Path
     loop: asyncio.AbstractEventLoop
+    server: Server
     client: httpx.Client = field(repr=False, default=None)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End it, as Ctrl-C does."""
+        self.server.should_exit = True
 
     def upscale(self, data: bytes, **wishes: object) -> httpx.Response:
         return self.client.post(f"/upscale?{urlencode(wishes)}", content=data)
@@ -165,7 +170,7 @@ def served(
         assert started.wait(30)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                yield Served(port, jobs, folder, loops[0], client)
+                yield Served(port, jobs, folder, loops[0], server, client)
         finally:
             server.should_exit = True
             thread.join(30)

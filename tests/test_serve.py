@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -221,6 +222,9 @@ def test_a_preview_shows_what_a_browser_cannot(real):
     assert before.headers["content-type"] == "image/png"
     np.testing.assert_array_equal(read(before.content), read(png()))
     assert read(after.content).shape == (32, 40, 3)
+    assert real.call(lambda: real.jobs.stored) == sum(
+        path.stat().st_size for path in real.folder.rglob("*") if path.is_file()
+    )
     assert real.client.delete(f"/jobs/{job['id']}").status_code == 204
     floats = np.linspace(-1, 2, 100, dtype=np.float32).reshape(10, 10)
     tifffile.imwrite(buffer := io.BytesIO(), floats)
@@ -263,6 +267,24 @@ def test_a_running_job_can_be_cancelled_and_its_files_are_deleted(gate):
     assert gate.client.delete(f"/jobs/{job['id']}").status_code == 204
     until(lambda: gate.gate.inside == 0 and not files_in(gate.folder))
     assert gate.client.get(f"/jobs/{job['id']}").status_code == 404
+
+
+def test_a_server_that_stops_tells_those_who_wait(tmp_path):
+    statuses = []
+
+    def ask(server):
+        statuses.append(server.upscale(png()).status_code)
+
+    engine = Gate()
+    with served(tmp_path, engine) as server:
+        threads = [threading.Thread(target=ask, args=[server]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(engine.names) == 2 and server.call(lambda: len(server.jobs._waiting) == 2))
+        server.stop()
+        for thread in threads:
+            thread.join(30)
+    assert statuses == [503] * 4
 
 
 def test_a_client_that_disconnects_frees_its_work(gate):

@@ -62,6 +62,7 @@ class Task:
         id: hard to guess; whoever knows it may read the result.
         folder: its own folder, with the files `input` and, when it is done, `result`.
         length: of the input, in bytes.
+        previews: the lengths of the previews, by the names of their files.
         status: the HTTP status that a failure means.
         ended: when it ended, as `time.monotonic()`.
     """
@@ -78,6 +79,7 @@ class Task:
     status: int = 200
     format: str | None = None
     result_length: int = 0
+    previews: dict[str, int] = field(default_factory=dict)
     ended: float = 0.0
     stop: str | None = None  # why it must end: "cancelled" or "time"
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -167,7 +169,9 @@ class Jobs:
         for listener in self._listeners:
             listener.wake.set()
         for task in self._tasks.values():
-            task.stop = task.stop or CANCELLED
+            if task.state not in ENDED:
+                task.stop, task.state = CANCELLED, CANCELLED
+                task.over.set()  # so that those who wait for it get an answer
         for running in self._running:
             running.cancel()
         self.engine.close()
@@ -274,8 +278,9 @@ class Jobs:
 
     def _forget_files(self, task: Task) -> None:
         shutil.rmtree(task.folder, ignore_errors=True)
-        self._stored -= task.length + task.result_length
+        self._stored -= task.length + task.result_length + sum(task.previews.values())
         task.length = task.result_length = 0
+        task.previews.clear()
 
     def _end(self, task: Task, state: str) -> None:
         task.state = state
@@ -383,6 +388,10 @@ class Jobs:
         if not target.exists():
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._previews, self._make_preview, source, target, task.asked.name)
+            if task.id in self._tasks:
+                size = target.stat().st_size - task.previews.get(target.name, 0)
+                task.previews[target.name] = task.previews.get(target.name, 0) + size
+                self._stored += size
         return target
 
     def _make_preview(self, source: Path, target: Path, name: str) -> None:
