@@ -1092,6 +1092,13 @@ def test_the_size_of_all_pages_decides_whether_a_tiff_is_a_bigtiff(pages, monkey
         assert struct.unpack_from("<H", encoded(source, "tiff"), 2) == (version,)
 
 
+def test_a_truncated_heic_gets_a_hint():
+    data = encoded(picture(photo()), "heic")
+    with pytest.raises(ImageError, match="the file is truncated") as caught:
+        list(open_picture(data[:-100]).frames)
+    assert "export it as JPEG" in caught.value.hint
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_bigtiff_keeps_all_metadata(order, monkeypatch):
     monkeypatch.setattr("hasn_cli.images.codecs.tiff._4_GIB", 1000)

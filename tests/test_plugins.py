@@ -86,6 +86,7 @@ def test_a_truncated_file_is_refused_in_plain_words(format):
     with pytest.raises(ImageError) as caught:
         list(open_picture(data[:40], name="x").frames)
     assert "BytesIO" not in str(caught.value)
+    assert caught.value.hint == "save it as PNG or TIFF in another program, and upscale that"
 
 
 def test_a_video_is_not_opened_by_a_plugin():

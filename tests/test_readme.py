@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pictures import dng, photo
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,7 @@ def sandbox(tmp_path):
         picture(tmp_path / "examples" / name, name, (48, 40))
     for name in ("photo.jpg", "a.png", "scan.tiff", "holiday/beach.jpg", "holiday/2019/wood.jpg"):
         picture(tmp_path / name, "camera.jpg", (48, 40))
+    (tmp_path / "IMG_0001.CR2").write_bytes(dng(photo()))
     for folder in ("pictures", "validation"):
         for source in ("forest.jpg", "camera.jpg"):
             picture(tmp_path / folder / source, source, (260, 220))

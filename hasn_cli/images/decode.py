@@ -21,6 +21,13 @@ from hasn_cli.images.source import Source
 
 DEFAULT_MAX_PIXELS = MAX_PIXELS
 
+_HINTS = {
+    "heic": "copy it from the phone or camera again, or export it as JPEG there",
+    "raw": "copy it from the camera or its card again",
+    **dict.fromkeys(READ_ONLY.keys() - {"raw"}, "save it as PNG or TIFF in another program, and upscale that"),
+}
+"""Format → what to do about a file that is broken or not supported."""
+
 
 def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS, name: str = "") -> Picture:
     """Read a picture's header. Its frames are decoded while they are iterated.
@@ -53,7 +60,7 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
         iterator = iter(picture.frames)
         for number in count(1):
             part = f", {'page' if picture.paged else 'frame'} {number}" if picture.frame_count > 1 else ""
-            frame = guarded(origin.name + part, lambda: next(iterator, None))
+            frame = guarded(origin.name + part, lambda: next(iterator, None), picture.format)
             if frame is None:
                 return
             yield replace(frame, pixels=apply_orientation(frame.pixels, orientation))
@@ -71,7 +78,8 @@ def _read(source: Source, limit: Limit) -> Picture:
         known = ", ".join([entry.title for entry in FORMATS.values()] + [entry.title for entry in READ_ONLY.values()])
         raise ImageError(f"{source.name}: not a picture of a known format", f"known formats: {known}")
     first, following = split_first(source, format)
-    picture = replace(codecs.read(format, first, limit), following=following)
+    picture = guarded(source.name, lambda: codecs.read(format, first, limit), format)
+    picture = replace(picture, following=following)
     limit.check_whole(picture)
     return picture
 
@@ -88,8 +96,15 @@ def format_of(source: Source) -> str | None:
 T = TypeVar("T")
 
 
-def guarded(name: str, read: Callable[[], T]) -> T:
-    """Call a decoder and turn its exceptions into an `ImageError`. Decoders raise many kinds for a broken file."""
+def guarded(name: str, read: Callable[[], T], format: str = "") -> T:
+    """Call a decoder and turn its exceptions into an `ImageError`. Decoders raise many kinds for a broken file.
+
+    Args:
+        name: for messages.
+        read: calls the decoder.
+        format: of the file, for the hint.
+    """
+    hint = _HINTS.get(format)
     try:
         return read()
     except (HasnError, MemoryError):
@@ -100,7 +115,7 @@ def guarded(name: str, read: Callable[[], T]) -> T:
         if isinstance(error, OSError) and error.strerror:  # decoders raise OSError too, but without an error number
             raise ImageError(f"{name}: {error.strerror}") from error
         if isinstance(error, struct.error | IndexError):  # a header was read beyond the end of what the file contains
-            raise ImageError(f"{name}: broken: the file ends too early, or its header is damaged") from error
+            raise ImageError(f"{name}: broken: the file ends too early, or its header is damaged", hint) from error
         words = str(error).split()
         detail = " ".join(words)[:200] if words else type(error).__name__
-        raise ImageError(f"{name}: broken or not supported ({detail})") from error
+        raise ImageError(f"{name}: broken or not supported ({detail})", hint) from error

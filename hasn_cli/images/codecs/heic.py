@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ import pi_heif
 
 from hasn_cli.errors import MissingExtraError
 from hasn_cli.images.codecs import items
-from hasn_cli.images.codecs.boxes import top_kinds
+from hasn_cli.images.codecs.boxes import declared_length, top_kinds
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
 from hasn_cli.images.limits import Limit
@@ -31,10 +32,8 @@ def read(source: Source, limit: Limit) -> Picture:
     data = source.read()
     items.check(source.name, data, limit)
     items.check_types(data)
-    file = pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
-    if not len(file):
-        raise ValueError("it holds no picture in HEVC, the one coding of HEIF that is supported")
-    image = file[file.primary_index]
+    with _opened(data) as file:
+        image, count = _main_picture(file), len(file)
     width, height = image.size
     limit.check(source.name, height, width)
     depth = image.info.get("bit_depth", 8)
@@ -43,12 +42,12 @@ def read(source: Source, limit: Limit) -> Picture:
     if metadata.icc is None and colors:
         cicp = code_points(colors["color_primaries"], colors["transfer_characteristics"])
         metadata = replace(metadata, cicp=cicp)
-    metadata = with_notices(metadata, *map(left_out, _other_parts(image.info, len(file), data)))
+    metadata = with_notices(metadata, *map(left_out, _other_parts(image.info, count, data)))
 
     def frames() -> Iterator[Frame]:
-        again = pi_heif.open_heif(io.BytesIO(source.read()), convert_hdr_to_8bit=False)
-        # copied, because pi-heif frees the pixels together with `again`
-        pixels = np.array(again[again.primary_index]).reshape(height, width, -1)
+        with _opened(source.read()) as again:
+            # copied, because pi-heif frees the pixels together with `again`
+            pixels = np.array(_main_picture(again)).reshape(height, width, -1)
         # pi-heif returns deeper samples in the upper bits of 16
         yield Frame(pixels if depth <= 8 else widen(pixels >> (16 - depth), depth))
 
@@ -63,6 +62,28 @@ def read(source: Source, limit: Limit) -> Picture:
         # libheif has applied the file's own orientation; the one in EXIF is only a copy of it
         metadata=applied(metadata, (height, width)),
     )
+
+
+def _main_picture(file: Any) -> Any:
+    if not len(file):
+        raise ValueError("it holds no picture in HEVC, the one coding of HEIF that is supported")
+    return file[file.primary_index]
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Any]:
+    """Open a file in pi-heif.
+
+    Raises:
+        ValueError: it ends before the end of its pictures; also raised for an error within the block.
+        Exception: it is broken in another way.
+    """
+    try:
+        yield pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    except Exception as error:
+        if declared_length(data) > len(data):
+            raise ValueError("the file is truncated") from error
+        raise
 
 
 def _other_parts(info: Mapping[str, Any], count: int, data: bytes) -> Iterator[str]:

@@ -36,6 +36,7 @@ PACKAGES = {
 _open: Any = imopen  # whose types do not know all of its own plugins
 _CHANNELS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBX": 3, "CMYK": 3}
 _PSD_DEPTH, _SGI_DEPTH = 22, 3  # offsets in their headers
+_DDS_FLAGS = 80  # the offset of the flags of its pixel format
 _EXR_HEADER = 1 << 16  # bytes of its header that are searched
 _LINEAR = 1.0  # the gamma of OpenEXR, whose primaries are those of sRGB if it names no others
 
@@ -64,7 +65,8 @@ def read_sgi(source: Source, limit: Limit) -> Picture:
 
 def read_dds(source: Source, limit: Limit) -> Picture:
     """Read the largest picture of a DDS texture."""
-    return _through_pillow(source, limit, "dds")
+    compressed = bool(source.head[_DDS_FLAGS] & 4)  # it names a compression, and all of them lose something
+    return replace(_through_pillow(source, limit, "dds"), lossless=not compressed)
 
 
 def read_xbm(source: Source, limit: Limit) -> Picture:
