@@ -119,7 +119,7 @@ class _Watching:
         self._watch = watch
         self._seen: dict[Path, Mark] = {}  # files that were tried, and their state then
         self._pending: dict[Path, tuple[Mark, float]] = {}  # files that may not be complete, and since when they rest
-        self._renewed: set[Path] = set()  # files that changed while they were computed
+        self._renewed: dict[Path, Event] = {}  # files that changed while they were computed, and how that ended
         self._said: set[tuple[str, str]] = set()  # what was left out
         self._next_index = 0
         self._wait_until = 0.0
@@ -141,8 +141,7 @@ class _Watching:
     def _complete(self, now: float) -> list[Path]:
         """The files that have not been tried in their present state, and that are complete."""
         found = [path for path in self._files() if not self._is_ours(path)]
-        self._renewed.intersection_update(found)
-        for known in (self._seen, self._pending):
+        for known in (self._seen, self._pending, self._renewed):
             for path in known.keys() - set(found):
                 del known[path]
         complete = []
@@ -209,7 +208,7 @@ class _Watching:
         """Decide what the end of one picture means."""
         now = input_state(path)
         if now is not None and now != state:  # it was not complete after all: it will be done again
-            self._renewed.add(path)
+            self._renewed[path] = event
             return
         if isinstance(event, Failed):
             if now is None:  # nobody waits for it any more
@@ -220,7 +219,9 @@ class _Watching:
                 self._seen[path] = state
             yield event
             return
-        self._renewed.discard(path)
+        earlier = self._renewed.pop(path, None)
+        if isinstance(event, Skipped) and isinstance(earlier, Done):  # that was of the file as it is now, after all
+            event = earlier
         if now is not None:
             self._seen[path] = state
         yield event

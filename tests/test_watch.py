@@ -13,6 +13,7 @@ import time
 import pytest
 from command import save, size_of
 
+from hasn_cli.batch import run_batch
 from hasn_cli.batch.events import Done, Failed, Skipped
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import Size
@@ -154,6 +155,20 @@ def test_a_picture_that_changes_while_it_is_computed_is_done_again_and_only_the_
     assert outcomes(seen) == [("done", "a.png")]
     assert size_of(tmp_path / "out" / "a.png") == (20, 18)
     assert size_of(tmp_path / "done" / "a.png") == (10, 9)
+
+
+def test_a_picture_that_changes_just_before_it_is_read_is_told_once(inbox, tmp_path, monkeypatch):
+    save(inbox / "a.png", (20, 16))
+    save(tmp_path / "b.png", (10, 9))
+
+    def replaced_first(*args, **named):
+        if (tmp_path / "b.png").exists():
+            (tmp_path / "b.png").replace(inbox / "a.png")
+        return run_batch(*args, **named)
+
+    monkeypatch.setattr("hasn_cli.watch.run_batch", replaced_first)
+    assert run(watch(inbox), 3 * LOOKS) == [("done", "a.png")]
+    assert size_of(tmp_path / "out" / "a.png") == (20, 18)
 
 
 def test_a_new_watch_continues_where_the_last_one_ended(inbox, tmp_path):
