@@ -19,6 +19,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from hasn_cli.images.compression import Compression
 from hasn_cli.images.picture import Frame, Metadata, Picture, Shape, Text
 
 MOST_JSON = 64 << 20
@@ -27,7 +28,7 @@ PIECE = 1 << 20
 DTYPES = {name: np.dtype(name) for name in ("uint8", "uint16", "float32")}
 NOT_SENT = {Picture: "frames", Frame: "pixels"}
 _SIMPLE = (bool, int, float, str, NoneType)
-CLASSES = {cls.__name__: cls for cls in (Picture, Frame, Metadata, Shape, Text)}
+CLASSES = {cls.__name__: cls for cls in (Picture, Frame, Metadata, Shape, Text, Compression)}
 
 Buffer = bytes | bytearray | memoryview
 Read = Callable[[memoryview], int]

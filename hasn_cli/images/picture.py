@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.errors import UsageError
+from hasn_cli.images.compression import Compression
 
 Pixels = NDArray[Any]
 
@@ -110,6 +111,8 @@ class Picture:
         paged: the frames are the pages of a document, which may differ in size, and not an animation.
         one_palette: all frames in the source file shared one palette.
         lossless: the source file was compressed without loss.
+        compression: the lossy compression of the source file; None if it is lossless. Where a file does not say which,
+            it counts as lossy. Of several pages, this is the first one's.
         following: the number of further pictures after this one in its file, which are not read.
         broken: where the frames or pages break off in a damaged file, otherwise None. The frames before that point are
             read, then `ImageError` is raised.
@@ -131,6 +134,7 @@ class Picture:
     page_shapes: tuple[Shape, ...] = ()
     following: int = 0
     broken: str | None = None
+    compression: Compression | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -20,6 +20,7 @@ from hasn_cli.images.codecs import items
 from hasn_cli.images.codecs.boxes import declared_length, top_kinds
 from hasn_cli.images.codecs.pillow import metadata_from
 from hasn_cli.images.color import code_points, widen
+from hasn_cli.images.compression import Compression
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import applied, left_out, with_notices
 from hasn_cli.images.picture import EncodeOptions, Frame, Picture, ReplayableFrames
@@ -59,6 +60,7 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
         frames=ReplayableFrames(frames),
         lossless=False,
+        compression=None if items.stores_rgb(data) else Compression("HEIC"),
         # libheif has applied the file's own orientation; the one in EXIF is only a copy of it
         metadata=applied(metadata, (height, width)),
     )

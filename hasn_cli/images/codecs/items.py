@@ -90,6 +90,12 @@ def check(name: str, data: bytes, limit: Limit) -> None:
             raise ValueError(f"it contains a picture of {width}×{height} pixels, larger than it declares")
 
 
+def stores_rgb(data: bytes) -> bool:
+    """Whether the pictures are stored as RGB instead of YCbCr: encoders do this to keep every sample."""
+    at = data.find(b"colrnclx")
+    return at >= 0 and data[at + 12 : at + 14] == b"\0\0"
+
+
 def check_types(data: bytes) -> None:
     """Check that the types of all items are text, because pi-heif crashes if they are not.
 

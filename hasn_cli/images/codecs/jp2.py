@@ -16,6 +16,7 @@ from hasn_cli.images.codecs import codestream
 from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.ratio import nearest_ratio
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile, unpremultiply, widen
+from hasn_cli.images.compression import Compression
 from hasn_cli.images.limits import MAX_CHANNELS, Limit
 from hasn_cli.images.metadata import INCHES_PER_METRE, with_whole_profile
 from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
@@ -71,6 +72,7 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=np.dtype(np.uint16 if file.depth > 8 and not file.palette else np.uint8),
         frames=ReplayableFrames(frames),
         lossless=file.lossless,
+        compression=None if file.lossless else Compression("JPEG 2000"),
         metadata=replace(metadata, icc=srgb_profile()) if file.color == _CMYK else metadata,
     )
 

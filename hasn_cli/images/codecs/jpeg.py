@@ -19,6 +19,7 @@ from PIL import JpegImagePlugin
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.color import cmyk_to_srgb, srgb_profile
+from hasn_cli.images.compression import jpeg_compression
 from hasn_cli.images.extended_xmp import HEADER as EXTENSION_HEADER
 from hasn_cli.images.iptc import iptc_from_photoshop, photoshop_from_iptc
 from hasn_cli.images.limits import Count, Limit, Room
@@ -113,6 +114,7 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=np.dtype(np.uint8),
         frames=ReplayableFrames(frames),
         lossless=False,
+        compression=jpeg_compression(parts),
         metadata=replace(metadata, icc=srgb_profile()) if components == 4 else metadata,
     )
 

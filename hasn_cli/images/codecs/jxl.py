@@ -15,6 +15,7 @@ from hasn_cli.images.codecs.boxes import box, boxes
 from hasn_cli.images.codecs.jpeg import profile_in, segments
 from hasn_cli.images.codecs.jxl_header import GRAY, Header, read_header, with_floats
 from hasn_cli.images.color import srgb_profile
+from hasn_cli.images.compression import Compression
 from hasn_cli.images.limits import Limit, Room
 from hasn_cli.images.metadata import applied
 from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
@@ -45,6 +46,8 @@ def read(source: Source, limit: Limit) -> Picture:
         dtype=pixels.dtype,
         frames=ReplayableFrames(lambda: _frames(source)),
         lossless=False,
+        # encoders convert to XYB unless they keep every sample, or every coefficient of a JPEG
+        compression=Compression("JPEG XL") if header.xyb or any(kind == b"jbrd" for kind, _ in found) else None,
         # the codestream's own orientation takes precedence, and libjxl has applied it
         metadata=applied(metadata, (pixels.shape[0], pixels.shape[1])),
     )

@@ -19,6 +19,7 @@ from hasn_cli.images.codecs.avif_sequence import mended
 from hasn_cli.images.codecs.bmp_color import read_colors
 from hasn_cli.images.codecs.webp_writing import write_animation
 from hasn_cli.images.color import code_points, opaque_if_unused, unpremultiply, widen
+from hasn_cli.images.compression import Compression
 from hasn_cli.images.limits import MAX_FRAMES, Count, Limit, Room
 from hasn_cli.images.metadata import INCHES_PER_METRE, left_out, whole_resolution, with_notices, without_orientation
 from hasn_cli.images.picture import EncodeOptions, Frame, Metadata, Picture, Pixels, ReplayableFrames
@@ -44,7 +45,8 @@ def read_webp(source: Source, limit: Limit) -> Picture:
     limit.check_total(source.name, height * width * max(1, frames))
     first = bytes(chunks.get(b"ANMF", b"")[16 : 16 + 64])  # the first frame of an animation
     exact = b"VP8L" in chunks or b"VP8L" in first
-    return _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=exact, broken=broken)
+    picture = _read(source, limit, "webp", WebPImagePlugin.WebPImageFile, lossless=exact, broken=broken)
+    return replace(picture, compression=None if exact else Compression("WebP"))
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
@@ -113,6 +115,7 @@ def read_avif(source: Source, limit: Limit) -> Picture:
     flags = data[configuration + 6] if 0 < configuration < len(data) - 6 else 0
     depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
     picture = _read(source, limit, "avif", AvifImagePlugin.AvifImageFile, depth=depth, broken=broken, whole=cut)
+    picture = replace(picture, compression=None if items.stores_rgb(data) else Compression("AVIF"))
     if _GAIN_MAP_ITEM in data:
         picture = replace(picture, metadata=with_notices(picture.metadata, left_out(GAIN_MAP)))
     at = data.find(b"colrnclx") + 8

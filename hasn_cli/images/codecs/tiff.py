@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import tifffile
 
+from hasn_cli.images.codecs.jpeg import segments
 from hasn_cli.images.codecs.tiff_limits import check_directories, check_pieces
 from hasn_cli.images.codecs.tiff_structure import (
     decode_fax,
@@ -25,6 +26,7 @@ from hasn_cli.images.codecs.tiff_structure import (
     without_broken_end,
 )
 from hasn_cli.images.color import cmyk_to_srgb, lab_to_srgb, srgb_profile, to_dtype, unpremultiply, widen
+from hasn_cli.images.compression import Compression, jpeg_compression
 from hasn_cli.images.exif import BigDirectories, Directories, Exif, RawEntry, pack_directory, pack_tree
 from hasn_cli.images.limits import Limit
 from hasn_cli.images.metadata import apply_orientation, upright
@@ -62,6 +64,17 @@ _STRUCTURE_TAGS = {
 _DNG_VERSION = 50706
 _FAX = (2, 3, 4)  # CCITT's compressions
 _RAW = (_PHOTOMETRIC.CFA, _PHOTOMETRIC.LINEAR_RAW)
+_JPEG_HEADER = 1 << 16  # bytes, far more than come before the pixels of a strip
+_LOSSY = {
+    tifffile.COMPRESSION.OJPEG: "JPEG",
+    tifffile.COMPRESSION.JPEG_LOSSY: "JPEG",
+    tifffile.COMPRESSION.APERIO_JP2000_YCBC: "JPEG 2000",
+    tifffile.COMPRESSION.APERIO_JP2000_RGB: "JPEG 2000",
+    tifffile.COMPRESSION.JPEG_2000_LOSSY: "JPEG 2000",
+    tifffile.COMPRESSION.JPEGXR_NDPI: "JPEG XR",
+    tifffile.COMPRESSION.JPEGXR: "JPEG XR",
+    tifffile.COMPRESSION.WEBP: "WebP",
+}  # the usual ones; a file does not say whether its WebP or JPEG XL is exact
 _4_GIB = 2**32
 
 
@@ -77,6 +90,7 @@ def read(source: Source, limit: Limit) -> Picture:
         first, shapes = _shape(page), _shapes(source, limit, [file.pages[index] for index in indices])
         orientation = _orientation(page)
         metadata = _metadata(page)
+        compression = _compression(page)
         # the descriptions of OME and tifffile state the sizes of everything in the file, which will change
         kept = _EXIF_TAGS - {_DESCRIPTION} if file.is_ome or file.is_shaped else _EXIF_TAGS
     metadata = replace(metadata, exif=_lift_exif(source, kept))
@@ -105,6 +119,7 @@ def read(source: Source, limit: Limit) -> Picture:
         broken=broken and f"page {len(indices) + 1} is missing: {broken}",
         page_shapes=shapes if any(shape != first for shape in shapes) else (),
         metadata=upright(metadata, (page.imagelength, page.imagewidth), orientation),
+        compression=compression,
     )
 
 
@@ -145,6 +160,26 @@ def _check(source: Source, limit: Limit, page: Any) -> None:
         raise ValueError("the file is truncated")
     if page.dtype is None or page.dtype.kind not in "buf" or (page.dtype.kind == "u" and page.dtype.itemsize > 2):
         raise ValueError(f"its type of samples, of {page.bitspersample} bits, is not supported")
+
+
+def _compression(page: Any) -> Compression | None:
+    """The lossy compression of a page that `_check` has accepted."""
+    if page.compression == tifffile.COMPRESSION.JPEG:
+        tables = page.jpegtables or b""  # a JPEG without a frame, which holds the tables of all strips or tiles
+        start, count = page.dataoffsets[0], page.databytecounts[0]
+        page.parent.filehandle.seek(start)
+        strip = page.parent.filehandle.read(min(count, _JPEG_HEADER))
+        return jpeg_compression([*_segments(tables), *_segments(strip)])
+    name = _LOSSY.get(page.compression)
+    return None if name is None else Compression(name)
+
+
+def _segments(data: bytes) -> list[tuple[int, bytes]]:
+    """The segments of a JPEG, or of the start of one, as far as they can be read."""
+    found: list[tuple[int, bytes]] = []
+    with contextlib.suppress(ValueError):
+        found.extend(segments(data))
+    return found
 
 
 def _orientation(page: Any) -> int:
