@@ -130,11 +130,11 @@ _TO_CAMERA = np.array(
 )
 
 
-def dng(rgb: np.ndarray, orientation: int = 1, *, light: float = 1.0, full: bool = False) -> bytes:
+def dng(rgb: np.ndarray, orientation: int = 1, *, light: float = 1.0, full: bool = False, edge: int = 0) -> bytes:
     """A camera RAW file of 8-bit sRGB pixels, as a DNG with a Bayer pattern, 14 bits and a reddish white balance.
 
     Its first directory is a preview of a quarter of the size. `light` multiplies the light on the sensor. `full` adds
-    EXIF, XMP and IPTC.
+    EXIF, XMP and IPTC. The camera's crop leaves out `edge` pixels on each side.
     """
     scaled = rgb / 255
     linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
@@ -157,6 +157,9 @@ def dng(rgb: np.ndarray, orientation: int = 1, *, light: float = 1.0, full: bool
         (50778, 3, 1, 21, True),  # D65
     ]
     pattern = [(33421, 3, 2, (2, 2), True), (33422, 1, 4, (0, 1, 1, 2), True)]  # red and green, green and blue
+    if edge:
+        height, width = mosaic.shape
+        pattern += [(50719, 4, 2, (edge, edge), True), (50720, 4, 2, (width - 2 * edge, height - 2 * edge), True)]
     levels = [(50714, 3, 1, 256, True), (50717, 3, 1, 16383, True)]
     options = {"metadata": None, "software": False}
     buffer = io.BytesIO()

@@ -200,7 +200,7 @@ def _whole(
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
         raise ValueError(f"it holds samples of the shape {'×'.join(map(str, pixels.shape))}, which are no picture")
     limit.check(source.name, *pixels.shape[:2])
-    if pixels.dtype.kind == "f":
+    if pixels.dtype.kind == "f" or (pixels.dtype.kind == "i" and pixels.dtype.itemsize <= 2):
         pixels = pixels.astype(np.float32)
     elif pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"samples of the type {pixels.dtype.name} are not supported")

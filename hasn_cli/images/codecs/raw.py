@@ -22,7 +22,7 @@ from hasn_cli.images.codecs.raw_structure import exif_in, is_complete, packets_i
 from hasn_cli.images.color import srgb_profile
 from hasn_cli.images.exif import EXIF_IFD, Exif
 from hasn_cli.images.limits import Limit
-from hasn_cli.images.metadata import upright
+from hasn_cli.images.metadata import apply_orientation, upright
 from hasn_cli.images.picture import Frame, Metadata, Picture, Pixels, ReplayableFrames
 from hasn_cli.images.source import Source
 
@@ -33,13 +33,14 @@ SETTINGS: dict[str, Any] = {
     "no_auto_bright": True,
     "adjust_maximum_thr": 0.0,  # white is the sensor's, not the brightest sample of this picture
     "highlight_mode": rawpy.HighlightMode.Clip,
+    "user_flip": 0,  # turned here, after the crop
 }
 """How every file is developed. Nothing in it depends on the picture, except the white balance that the camera chose."""
 
 _DAMAGED = "copy it from the camera or its card again"
 _UNKNOWN = "develop it in another program, or convert it to DNG, and upscale the result"
 _ORIENTATIONS = {0: 1, 1: 2, 2: 4, 3: 3, 4: 5, 5: 8, 6: 6, 7: 7}  # LibRaw's flip → EXIF's orientation
-_SWAPS_AXES = 4  # the bit of LibRaw's flip
+_LEAST_CROP = 0.55  # of a side: a smaller crop is a digital zoom or an error, which LibRaw ignores, too
 _COLOR_SPACE, _SRGB = 0xA001, 1
 _REASONS = {
     rawpy.LibRawIOError: ("the file is truncated", _DAMAGED),
@@ -63,16 +64,18 @@ def read(source: Source, limit: Limit) -> Picture:
         channels = 1 if raw.num_colors == 1 else 3
     for height, width in ((sizes.raw_height, sizes.raw_width), (sizes.height, sizes.width)):
         limit.check(source.name, height, width)
-    stored = _with_square_pixels(sizes)
-    limit.check(source.name, *stored)
-    shown = stored[::-1] if sizes.flip & _SWAPS_AXES else stored
+    whole, crop = _with_square_pixels(sizes), _crop(sizes)
+    limit.check(source.name, *whole)
+    stored = (crop[0].stop - crop[0].start, crop[1].stop - crop[1].start) if crop else whole
+    orientation = _ORIENTATIONS.get(sizes.flip, 1)
+    shown = stored[::-1] if orientation >= 5 else stored
 
     def frames() -> Iterator[Frame]:
         with _opened(source) as raw:
             pixels = _developed(raw)
-        if pixels.shape != (*shown, channels):
+        if pixels.shape != (*whole, channels):
             raise ValueError("sensors with slanted rows of pixels are not supported")
-        yield Frame(pixels)
+        yield Frame(apply_orientation(pixels[crop] if crop else pixels, orientation))
 
     return Picture(
         name=source.name,
@@ -81,7 +84,7 @@ def read(source: Source, limit: Limit) -> Picture:
         channels=channels,
         dtype=np.dtype(np.uint16),
         frames=ReplayableFrames(frames),
-        metadata=upright(_metadata(source, data, limit, channels), stored, _ORIENTATIONS.get(sizes.flip, 1)),
+        metadata=upright(_metadata(source, data, limit, channels), stored, orientation),
     )
 
 
@@ -93,8 +96,19 @@ def _with_square_pixels(sizes: Any) -> tuple[int, int]:
     return (height, int(width * aspect + 0.5)) if aspect > 1.005 else (height, width)
 
 
+def _crop(sizes: Any) -> tuple[slice, slice] | None:
+    """Rows and columns that the camera's crop keeps; None for all. The file counts them on the whole sensor."""
+    top, left = sizes.crop_top_margin - sizes.top_margin, sizes.crop_left_margin - sizes.left_margin
+    height, width = sizes.crop_height, sizes.crop_width
+    inside = 0 <= top <= sizes.height - height and 0 <= left <= sizes.width - width
+    large = height >= _LEAST_CROP * sizes.height and width >= _LEAST_CROP * sizes.width
+    if not (inside and large) or _with_square_pixels(sizes) != (sizes.height, sizes.width):
+        return None
+    return slice(top, top + height), slice(left, left + width)
+
+
 def _developed(raw: Any) -> Pixels:
-    """H×W×C samples of 16 bits, with the orientation applied."""
+    """H×W×C samples of 16 bits, not cropped or turned yet."""
     # without a stated white balance, LibRaw would derive one from the picture; this is the one for daylight instead
     stated = raw.camera_whitebalance[0] > 0
     pixels: Pixels = raw.postprocess(use_camera_wb=stated, **SETTINGS)
