@@ -50,6 +50,9 @@ ADDRESS, LIMITS, NETWORK, MESSAGES = "Address", "Limits", "Network", "Messages"
         help="Longest time to compute a picture.")  # fmt: skip
 @option("-j", "--jobs", group=LIMITS, type=Whole(1, 64), default=2, show_default=True, metavar="N",
         help="Pictures to work on at once.")  # fmt: skip
+@option("-w", "--weights", group=NETWORK, default="hasn", show_default=True, metavar="WEIGHTS",
+        type=click.Path(readable=False, path_type=str),
+        help="As for hasn upscale. Clients can also choose among those in the package.")  # fmt: skip
 @device_option(several=True)
 @precision_option
 @memory_option
@@ -72,7 +75,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     except ImportError as error:
         raise MissingExtraError("hasn serve", "web") from error
     from hasn_cli.batch.settings import Settings
+    from hasn_cli.cli.upscale import fetch_weights
     from hasn_cli.serve.limits import Limits
+    from hasn_cli.weights import BUNDLED, NAMES, RELEASED
 
     limits = Limits(
         upload=given["max_upload"],
@@ -85,6 +90,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     token = choose_token(given["host"], os.environ.get("HASN_TOKEN"))
     options = Options(given["host"], given["port"], token, given["allow_host"], given["jobs"], limits)
     settings = Settings(
+        weights=given["weights"],
         device=given["device"],
         precision=given["precision"],
         memory=given["memory"],
@@ -94,7 +100,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     def on_start(port: int) -> None:
         _announce(given, token, port)
 
-    serve(settings, options, on_start=on_start, on_end=_Log(given["quiet"]))
+    fetch_weights(settings)
+    others = [name for name in NAMES if name not in (BUNDLED, RELEASED)]  # RELEASED would have to be downloaded
+    serve(settings, options, weights=others, on_start=on_start, on_end=_Log(given["quiet"]))
     return 0
 
 
