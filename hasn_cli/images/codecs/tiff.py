@@ -137,7 +137,7 @@ def _pages(file: tifffile.TiffFile) -> list[int]:
         raise ValueError("ImageJ stored several images in one directory; save each of them to its own file")
     shown = [index for index in range(len(file.pages)) if not int(cast(Any, file.pages[index]).subfiletype) & 0b101]
     if not shown:
-        raise ValueError("it has no page")
+        raise ValueError("it contains only previews or masks, and no picture of full size")
     return shown
 
 
