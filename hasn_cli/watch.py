@@ -195,7 +195,7 @@ class _Watching:
         jobs = [self._job(path) for path in paths]
         if self._watch.move_done is not None:
             jobs = list(self._without_losses(jobs))
-        for event in run_batch(jobs, self._watch.settings, resume=True):
+        for event in run_batch(jobs, self._watch.settings, resume=True, isolate=True):
             if isinstance(event, Done | Skipped | Failed):
                 path = self._path_of(event.job)
                 yield from self._ended(event, path, states[path])
@@ -218,6 +218,7 @@ class _Watching:
             else:
                 self._seen[path] = state
             yield event
+            _release(event.error)
             return
         earlier = self._renewed.pop(path, None)
         if isinstance(event, Skipped) and isinstance(earlier, Done):  # that was of the file as it is now, after all
@@ -328,6 +329,13 @@ def is_being_written(path: Path) -> bool:
     finally:
         os.close(file)
     return False
+
+
+def _release(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error that has been shown: they hold the picture, and reports keep all errors."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _gone(folder: Path) -> HasnError:

@@ -30,6 +30,8 @@ from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import Frame, Metadata, Picture, Text
 from hasn_cli.images.picture import Shape
 from hasn_cli.inference.planning import Plan, plan_on_cpu
+from hasn_cli.serve.engine import Engine
+from hasn_cli.watch import Watch
 
 TWICE = Settings(size=Size(factor=2))
 MOST = 256_000_000
@@ -235,6 +237,27 @@ def test_on_a_cluster_one_picture_of_fifty_fails_by_name(harmful, folder):
         assert "in/19.bmp: the decoder crashed (segmentation fault)" in done.stderr
         assert len(list((folder / "out").glob("*.bmp"))) == 49
     assert decoding_processes() == []
+
+
+def test_a_watch_survives_a_crash_even_of_a_single_picture(harmful, folder, no_network):
+    (folder / "in").mkdir()
+    (folder / "in" / "a.bmp").write_bytes(picture("SEGFAULT"))
+    watching = Watch(folder / "in", folder / "out", TWICE, settle=0).run(iter([True] * 3))
+    (failed,) = [event for event in watching if isinstance(event, Failed)]
+    assert "the decoder crashed (segmentation fault)" in str(failed.error)
+
+
+def test_the_server_s_engine_survives_a_crash(harmful, tmp_path, no_network):
+    engine = Engine(TWICE, 1)
+    try:
+        for name, word in (("a", "SEGFAULT"), ("b", "")):
+            (tmp_path / name).write_bytes(picture(word))
+        with pytest.raises(ImageError, match="segmentation fault"):
+            engine.compute(tmp_path / "a", tmp_path / "result", "a.bmp", TWICE, lambda event: None)
+        engine.compute(tmp_path / "b", tmp_path / "result", "b.bmp", TWICE, lambda event: None)
+        assert (tmp_path / "result").exists()
+    finally:
+        engine.close()
 
 
 def test_a_dry_run_survives_a_crash_too(harmful, folder, no_network):

@@ -142,6 +142,15 @@ def test_a_broken_picture_fails_once_and_again_when_it_has_changed(inbox, tmp_pa
     assert sorted(found[:2]) == [("done", "b.png"), ("failed", "a.png")] and found[2:] == [("done", "a.png")]
 
 
+def test_a_failure_holds_no_picture_once_it_has_been_told(inbox):
+    (inbox / "a.png").write_bytes(b"no picture")
+    (failed,) = [event for event in watch(inbox).run(looks()) if isinstance(event, Failed)]
+    error = failed.error
+    while error is not None:
+        assert error.__traceback__ is None
+        error = error.__cause__ or error.__context__
+
+
 def test_a_picture_that_changes_while_it_is_computed_is_done_again_and_only_the_end_is_told(
     inbox, tmp_path, monkeypatch
 ):

@@ -57,6 +57,7 @@ def run_batch(
     resume: bool = False,
     journal: bool = True,
     cluster: str | None = None,
+    isolate: bool = False,
 ) -> Generator[Event, None, None]:
     """Run all jobs and yield events as they happen.
 
@@ -70,6 +71,7 @@ def run_batch(
         resume: skip the pictures that, by the journal, were made from the same input with the same settings.
         journal: keep a journal beside the outputs if there are several jobs, or with `resume`, which needs it.
         cluster: `tcp://HOST:PORT` of a Dask scheduler, or `local:N` for N worker processes on this machine.
+        isolate: decode even a single picture in another process, so that a crash does not end this one.
 
     Raises:
         WeightsError, DeviceError: no picture can be computed with these settings.
@@ -85,7 +87,7 @@ def run_batch(
         if cluster is not None:
             yield from _run_there(jobs, settings, outputs, cluster, workers)
         else:
-            yield from _run_here(jobs, settings, outputs, workers)
+            yield from _run_here(jobs, settings, outputs, workers, isolate)
     finally:
         outputs.close()
 
@@ -142,18 +144,18 @@ def _run_there(
 
 
 def _run_here(
-    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, workers: int | None
+    jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, workers: int | None, isolate: bool
 ) -> Iterator[Event]:
-    crew = _Crew(settings, outputs, workers, _decoders_for(jobs, min(workers or WORKERS, count_cores())))
+    crew = _Crew(settings, outputs, workers, _decoders_for(jobs, min(workers or WORKERS, count_cores()), isolate))
     try:
         yield from crew.work(jobs)
     finally:
         crew.dismiss()
 
 
-def _decoders_for(jobs: Sequence[Job], most: int) -> Decoders | None:
+def _decoders_for(jobs: Sequence[Job], most: int, isolate: bool = False) -> Decoders | None:
     """Processes that decode, if there are several pictures: they keep a crash from ending the whole batch."""
-    return Decoders(most) if len(jobs) > 1 else None
+    return Decoders(min(most, len(jobs))) if len(jobs) > 1 or isolate else None
 
 
 class _Crew:
