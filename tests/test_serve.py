@@ -26,7 +26,7 @@ pytest.importorskip("starlette", reason="the extra `web` is not installed")
 from served import Gate, Served, png, served
 
 from hasn_cli.batch.settings import Settings
-from hasn_cli.errors import UsageError, install_command
+from hasn_cli.errors import OutputError, UsageError, install_command
 from hasn_cli.serve.archive import unique_names
 from hasn_cli.serve.asking import Asking, result_name, safe_name
 from hasn_cli.serve.engine import Engine
@@ -333,6 +333,16 @@ def test_an_unexpected_error_is_logged_and_the_queue_goes_on(tmp_path, caplog):
             assert answer.status_code == 500 and "secret" not in answer.text
         assert server.upscale(png()).status_code == 200
     assert "a mistake of ours" in caplog.text
+
+
+def test_a_full_disk_is_answered_without_the_server_s_paths(tmp_path):
+    class Full(Gate):
+        def compute(self, source, target, name, settings, tell):
+            raise OutputError(f"{target}: no space left on device")
+
+    with served(tmp_path, Full()) as server:
+        answer = server.upscale(png())
+        assert answer.status_code == 507 and str(tmp_path) not in answer.text
 
 
 def test_a_picture_that_takes_too_long_is_given_up(tmp_path):

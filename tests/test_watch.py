@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,10 +15,10 @@ import pytest
 from command import save, size_of
 
 from hasn_cli.batch import run_batch
-from hasn_cli.batch.events import Done, Failed, Skipped
+from hasn_cli.batch.events import Done, Failed, Skipped, Stopped
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import Size
-from hasn_cli.errors import HasnError, UsageError
+from hasn_cli.errors import HasnError, OutputError, UsageError
 from hasn_cli.watch import Watch, is_being_written
 
 SETTLE = 0.05
@@ -149,6 +150,27 @@ def test_a_failure_holds_no_picture_once_it_has_been_told(inbox):
     while error is not None:
         assert error.__traceback__ is None
         error = error.__cause__ or error.__context__
+
+
+def test_a_full_disk_is_waited_for(inbox, tmp_path, monkeypatch):
+    full = [True]
+
+    def on_full_disk(jobs, *args, **named):
+        if full:
+            full.clear()
+            error = OutputError("out/a.png: no space left on device")
+            error.__cause__ = OSError(errno.ENOSPC, "no space left on device")
+            yield Failed(jobs[0], error)
+            yield Stopped("no space left on device", 1)
+        else:
+            yield from run_batch(jobs, *args, **named)
+
+    monkeypatch.setattr("hasn_cli.watch.run_batch", on_full_disk)
+    monkeypatch.setattr("hasn_cli.watch.PAUSE", SETTLE)
+    save(inbox / "a.png")
+    save(inbox / "b.png")
+    found = run(watch(inbox), 6 * LOOKS)
+    assert found[0] == ("failed", "a.png") and sorted(found[1:]) == [("done", "a.png"), ("done", "b.png")]
 
 
 def test_a_picture_that_changes_while_it_is_computed_is_done_again_and_only_the_end_is_told(
