@@ -58,7 +58,7 @@ def make_engine(name: str, weights: str, scale: int, threads: int, options: dict
     if name == "hasn":
         from hasn_cli.inference import Upscaler
 
-        return Upscaler(network, device="cpu", **options).upscale
+        return Upscaler(network, device="cpu", border=0, **options).upscale  # the same work as the others do
     if name == "plain":
         inference = torch.inference_mode()
         return lambda image: inference(network)(torch.from_numpy(as_input(image)))

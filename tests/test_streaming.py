@@ -11,9 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hasn_cli.inference import Upscaler
+from hasn_cli.inference.planning import BORDER
 from hasn_cli.inference.streaming import LowMap, Window, split
 from hasn_cli.network import HASN
-from hasn_cli.weights import load_network
+from hasn_cli.weights import bundled_path, load_network
 
 CLOSE = 2e-5
 
@@ -53,7 +54,7 @@ def plain(network: HASN, image: np.ndarray) -> np.ndarray:
 def test_any_size_strip_and_number_of_threads_give_the_networks_own_result(
     networks, scale, height, width, strip, threads
 ):
-    upscaler = Upscaler(networks[scale], device="cpu", strip=strip, threads=threads)
+    upscaler = Upscaler(networks[scale], device="cpu", strip=strip, threads=threads, border=0)
     image = photo(height, width, seed=height * width)
     assert np.abs(upscaler.upscale(image) - plain(networks[scale], image)).max() < CLOSE
     upscaler.close()
@@ -63,22 +64,44 @@ def test_any_size_strip_and_number_of_threads_give_the_networks_own_result(
 def test_very_long_pictures_are_exact(networks, size):
     image = photo(*size)
     assert (
-        np.abs(Upscaler(networks[2], device="cpu", threads=2).upscale(image) - plain(networks[2], image)).max() < CLOSE
+        np.abs(Upscaler(networks[2], device="cpu", threads=2, border=0).upscale(image) - plain(networks[2], image)).max() < CLOSE
     )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (6, 40), (30, 41)])
+def test_the_network_sees_mirrored_pixels_around_the_picture_which_are_cut_off(networks, size):
+    image = photo(*size)
+    wide = np.pad(image, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), mode="symmetric")
+    expected = plain(networks[3], wide)[3 * BORDER :, 3 * BORDER :][: 3 * size[0], : 3 * size[1]]
+    result = Upscaler(networks[3], device="cpu", threads=2, strip=5).upscale(image)
+    assert result.shape == expected.shape
+    assert np.abs(result - expected).max() < CLOSE
+
+
+@pytest.mark.parametrize("options", [{}, {"tta": True}, {"tile": 48}], ids=["whole", "tta", "tiles"])
+@pytest.mark.parametrize("weights", ["hasn", "photo"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_flat_colours_stay_flat_to_the_last_pixel(scale, weights, options):
+    path = bundled_path(scale).with_name(f"{weights}_x{scale}.safetensors")
+    upscaler = Upscaler(load_network(str(path), scale), device="cpu", threads=2, **options)
+    assert upscaler.plan((50, 60)).tiles == (4 if "tile" in options else 1)
+    for colour in [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255), (106, 153, 85), (128, 128, 128)]:
+        flat = np.full((50, 60, 3), colour, np.uint8)
+        assert np.abs(upscaler.upscale(flat) - np.array(colour, np.int16)).max() <= 2
 
 
 def test_features_computed_twice_equal_those_that_are_held(networks):
     image = photo(70, 50)
-    upscaler = Upscaler(networks[2], device="cpu", threads=2, strip=5)
+    upscaler = Upscaler(networks[2], device="cpu", threads=2, strip=5, border=0)
     roomy = upscaler.plan((70, 50))
-    tight = Upscaler(networks[2], device="cpu", threads=2, strip=5, memory=roomy.bytes - 1)
+    tight = Upscaler(networks[2], device="cpu", threads=2, strip=5, border=0, memory=roomy.bytes - 1)
     assert roomy.keep and not tight.plan((70, 50)).keep
     assert np.abs(tight.upscale(image) - plain(networks[2], image)).max() < CLOSE
 
 
 def test_the_released_weights_give_their_golden_pictures(shared):
     network = load_network(str(shared / "weights" / "HASN_x4_released.pth"), 4)
-    upscaler = Upscaler(network, device="cpu", threads=2, strip=7)
+    upscaler = Upscaler(network, device="cpu", threads=2, strip=7, border=0)
     golden = np.load(shared / "golden" / "x4_released.npz")
     names = [name.removesuffix("_lr") for name in golden if name.endswith("_lr")]
     assert names
@@ -90,7 +113,7 @@ def test_the_released_weights_give_their_golden_pictures(shared):
 def test_operators_of_other_devices_give_the_same_result(networks, monkeypatch):
     """Accelerators use public operators, one band and the calling thread; here this runs on the CPU."""
     monkeypatch.setattr("hasn_cli.inference.kernels.has_onednn", lambda _: False)
-    upscaler = Upscaler(networks[3], device="cpu", strip=9)
+    upscaler = Upscaler(networks[3], device="cpu", strip=9, border=0)
     upscaler._threads = 0
     image = photo(41, 37)
     assert np.abs(upscaler.upscale(image) - plain(networks[3], image)).max() < CLOSE

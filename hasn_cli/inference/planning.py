@@ -15,6 +15,7 @@ from hasn_cli.inference.tiling import LARGE_TILE, cut
 
 # as in `network`, which would bring PyTorch with it
 NUM_FEATURES, EXPANSION, ESA_CHANNELS, MIN_SIDE = 52, 3, 16, 15
+BORDER = 4  # mirrored pixels around a picture: the convolutions see zeros beyond them, and flat colours would drift
 REACH = 8  # rows that the second sweep reads beyond those it writes: 3 + 3 for the depthwise, 1 + 1 for CAB
 GUARD = 3  # rows of zeros above and below a map: the first depthwise convolution's padding
 STRIP = 16384  # pixels, about, in a strip: short enough for the cache, long enough that starting operators costs little
@@ -40,6 +41,7 @@ class Task:
     threads: int
     on_host: bool  # input and output share the memory of the feature maps
     turns: bool = False  # it is also evaluated turned by 90°, and the output is summed in float32
+    border: int = 0  # mirrored pixels on each side, included in height and width
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
         return Plan(strip, False, side, shared, count, fixed + tile_bytes(task, side, shared, strip), budget, text)
 
     if tile:
-        chosen = tiled(tile) if max(task.height, task.width) > tile else whole()
+        chosen = tiled(tile) if max(task.height, task.width) - 2 * task.border > tile else whole()
     else:
         chosen = whole()
         if tile is None and budget is not None and chosen.bytes > budget:
@@ -177,8 +179,15 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
         needed = f"needs {least} MiB and may use {budget / 2**20:.0f} MiB"
         more = f"--memory {least}M is enough, if the machine has it"
         hint = more if tile is None else f"{more}, or leave out --tile"
-        raise BudgetError(f"a picture of {task.width}×{task.height} px {needed}", hint)
+        width, height = task.width - 2 * task.border, task.height - 2 * task.border
+        raise BudgetError(f"a picture of {width}×{height} px {needed}", hint)
     return chosen
+
+
+def bordered(size: tuple[int, int], border: int) -> tuple[int, int]:
+    """The (height, width) that is evaluated for a picture of `size`: with its border, and as the network needs it."""
+    height, width = (max(side + 2 * border, MIN_SIDE) for side in size)
+    return height, width
 
 
 def plan_on_cpu(
@@ -204,7 +213,7 @@ def plan_on_cpu(
         BudgetError: nothing allowed fits.
     """
     computing, held = CPU_BYTES[precision]
-    height, width = (max(side, MIN_SIDE) for side in size)
+    height, width = bordered(size, BORDER)
     task = Task(
         height,
         width,
@@ -216,6 +225,7 @@ def plan_on_cpu(
         threads or expected_threads(),
         on_host=True,
         turns=tta,
+        border=BORDER,
     )
     free = memory is None and tile is None
     budget = int(SHARE_OF_FREE * machine.free_memory()) if free else memory

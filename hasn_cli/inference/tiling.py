@@ -84,15 +84,20 @@ class Output:
     Args:
         array: sH×sW×C, integers or floats.
         share: None to write values, or the factor with which they are added to the array (floats only).
+        margin: SR rows above the array and columns left of it that are not kept; what lies below and right is not kept
+            either.
     """
 
-    def __init__(self, array: Image, share: float | None = None) -> None:
-        self.array, self.share = array, share
+    def __init__(self, array: Image, share: float | None = None, margin: int = 0) -> None:
+        self.array, self.share, self.margin = array, share, margin
 
     def put(self, top: int, left: int, values: Floats) -> None:
         """Write h×w×C values, floats about [0, 1], at SR position (top, left); may overwrite `values`."""
-        height, width, _ = values.shape
-        target = self.array[top : top + height, left : left + width]
+        top, left = top - self.margin, left - self.margin
+        values = values[max(0, -top) :, max(0, -left) :]
+        top, left = max(0, top), max(0, left)
+        target = self.array[top : top + len(values), left : left + values.shape[1]]
+        values = values[: target.shape[0], : target.shape[1]]
         if self.share is not None:
             target += values * np.float32(self.share)
         else:

@@ -46,6 +46,9 @@ class Upscaler:
         compile: use torch.compile for the strips' operators (accelerators only).
         threads: on a CPU; by default as many as PyTorch used when this module was imported.
         strip: rows in a strip; by default as many as fit into the cache. For tests and measurements.
+        border: LR pixels by which a picture is extended on each side before the network, mirrored, and which are cut
+            off afterwards. With 0 the result is that of `network` itself, whose convolutions see zeros around the
+            picture.
 
     Raises:
         DeviceError, UsageError: the device, precision, tile or overlap is impossible.
@@ -64,6 +67,7 @@ class Upscaler:
         compile: bool = False,
         threads: int | None = None,
         strip: int | None = None,
+        border: int = planning.BORDER,
     ) -> None:
         self.device = resolve_device(device)
         self._computing, self._held = devices.precisions(precision, self.device)
@@ -71,7 +75,7 @@ class Upscaler:
         self.scale, self.network = network.scale, network
         self.tile, self.overlap, self.memory, self.tta = tile, overlap, memory, tta
         check_tile(tile, overlap)
-        self._strip, self._compile = strip, compile
+        self._strip, self._compile, self._border = strip, compile, border
         self._threads = (threads or CPU_THREADS) if self.device.type == "cpu" else 0
         self._workers: Workers | None = None
         self._fused: dict[torch.dtype, FusedNetwork] = {}
@@ -106,21 +110,23 @@ class Upscaler:
             BudgetError: it does not fit into the memory budget, or memory ran out although it should fit.
         """
         _check_image(image)
-        height, width, _ = image.shape
-        padded = image if min(height, width) >= MIN_SIDE else _padded(image)
         report = Report(progress)
         with alone() if self.device.type == "cpu" else nullcontext():
-            result = self._within_memory(padded, report)
+            result = self._within_memory(image, extended(image, self._border), report)
         report.tell(1.0)
-        return result[: height * self.scale, : width * self.scale]
+        return result
 
-    def _within_memory(self, image: Image, report: Report | Part) -> Image:
-        """Follow the plan. If memory runs out, retry with less; if the features exceed the precision, in float32."""
+    def _within_memory(self, image: Image, wide: Image, report: Report | Part) -> Image:
+        """Follow the plan. If memory runs out, retry with less; if the features exceed the precision, in float32.
+
+        `wide` is the image with its border.
+        """
         computing, held = self._computing, self._held
         plan = self._plan_for(image, computing, held)
+        size = (image.shape[0] * self.scale, image.shape[1] * self.scale, image.shape[2])
         while True:
             try:
-                return self._turned(image, plan, computing, held, report)
+                return self._turned(wide, size, plan, computing, held, report)
             except NonFinite:
                 computing = held = torch.float32
                 plan = self._plan_for(image, computing, held)
@@ -145,21 +151,28 @@ class Upscaler:
         return self._plan_for(image, *precision, tile=side // 2)
 
     def _turned(
-        self, image: Image, plan: Plan, computing: torch.dtype, held: torch.dtype, report: Report | Part
+        self,
+        wide: Image,
+        size: tuple[int, int, int],
+        plan: Plan,
+        computing: torch.dtype,
+        held: torch.dtype,
+        report: Report | Part,
     ) -> Image:
-        height, width, channels = image.shape
-        size = (height * self.scale, width * self.scale, channels)
+        """The part of the result that belongs to the picture, of `size`; `wide` is the picture with its border."""
+        height, width, channels = wide.shape
+        margin = self._border * self.scale
         if not self.tta:
-            result = np.empty(size, image.dtype)
-            self._cut(image, Output(result), plan, computing, held, report)
+            result = np.empty(size, wide.dtype)
+            self._cut(wide, Output(result, margin=margin), plan, computing, held, report)
             return result
-        total = np.zeros(size, np.float32)
+        total = np.zeros((height * self.scale, width * self.scale, channels), np.float32)
         for i, (turns, flip) in enumerate(TURNS):
-            lr, sr = (np.rot90(array[:, ::-1] if flip else array, turns) for array in (image, total))
+            lr, sr = (np.rot90(array[:, ::-1] if flip else array, turns) for array in (wide, total))
             turned = plan.on_its_side(height, width) if turns % 2 else plan
             part = report.part(i / len(TURNS), 1 / len(TURNS))
             self._cut(lr, Output(sr, 1 / len(TURNS)), turned, computing, held, part)
-        return quantised(total, image.dtype)
+        return quantised(total[margin : margin + size[0], margin : margin + size[1]], wide.dtype)
 
     def _cut(
         self, image: Image, output: Output, plan: Plan, computing: torch.dtype, held: torch.dtype, report: Report | Part
@@ -211,7 +224,7 @@ class Upscaler:
         held: torch.dtype,
         tile: int | None = None,
     ) -> Plan:
-        (height, width), cpu = (max(side, MIN_SIDE) for side in size), self.device.type == "cpu"
+        (height, width), cpu = planning.bordered(size, self._border), self.device.type == "cpu"
         task = Task(
             height, width, channels, itemsize, self.scale,
             computing=computing.itemsize,
@@ -219,6 +232,7 @@ class Upscaler:
             threads=max(1, self._threads),
             on_host=cpu,
             turns=self.tta,
+            border=self._border,
         )  # fmt: skip
         budget = devices.budget(self.device) if self.memory is None and self.tile is None else self.memory
         text = f"{self.device}, {self.precision}"
@@ -298,8 +312,12 @@ def _check_image(image: Image) -> None:
         raise ValueError(f"an image is uint8, uint16 or float32, not {image.dtype}")
 
 
-def _padded(image: Image) -> Image:
-    """A picture too small for the network, extended at the bottom and right as the network itself does it."""
+def extended(image: Image, border: int) -> Image:
+    """H×W×C with `border` mirrored pixels on each side, and at the bottom and right as many as the network needs."""
+    if border:
+        image = np.pad(image, ((border, border), (border, border), (0, 0)), mode="symmetric")
+    if min(image.shape[:2]) >= MIN_SIDE:
+        return image
     tensor = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
     padded: Image = pad_to_min_side(tensor)[0].permute(1, 2, 0).numpy().astype(image.dtype)
     return padded
