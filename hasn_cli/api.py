@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar, Unpack, overload
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar, Unpack, ove
 import numpy as np
 from numpy.typing import NDArray
 
+from hasn_cli.choice import AUTOMATIC, EIGHTHS, Choice, choose, photo_share
 from hasn_cli.enlarge import Size, enlarge_pixels
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images import Metadata
 from hasn_cli.images.color import cmyk_to_srgb, profile_of, srgb_profile
+from hasn_cli.images.compression import jpeg_compression_of
 from hasn_cli.images.metadata import resized
+from hasn_cli.images.picture import Frame
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,7 +102,9 @@ def upscale(
         width, height: of the result in pixels, instead of `scale`; one alone keeps the proportions.
         fit: (width, height) of a box, instead of `scale`: as large as fits into it, at most 16 times larger.
         stretch: let `width` and `height` together change the proportions.
-        weights: as the command line's `-w`: `hasn`, `released`, a path, or OWNER/REPO on the Hugging Face Hub.
+        weights: as the command line's `-w`: `hasn`, `clean`, `photo`, `released`, a path, or OWNER/REPO on the Hugging
+            Face Hub. `hasn` takes what fits the file; for an array, and a Pillow image that is not as it was opened
+            from a JPEG, it takes the clean weights.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: number format to compute in: `auto`, `fp32`, `fp16`, `bf16`.
         memory: memory to use, in bytes; None: 60 % of what is free.
@@ -120,16 +126,18 @@ def upscale(
     """
     size = _size(scale, width, height, fit, stretch)
 
+    opened, choice = (image, Choice()) if isinstance(image, np.ndarray) else _opened(image, weights)
+
     def upscaler_for(network_scale: int) -> Upscaler:
-        return _upscaler(weights, network_scale, device, precision, memory, tta, _state_of(weights))
+        return _upscaler(weights, network_scale, device, precision, memory, tta, _state_of(weights), choice.photo)
 
     def enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
         with _one_at_a_time:
-            return enlarge_pixels(pixels, upscaler_for, size, consistent, progress, alpha=alpha)
+            return enlarge_pixels(pixels, upscaler_for, size, consistent, progress, alpha=alpha, limit=choice.limit)
 
-    if isinstance(image, np.ndarray):
-        return _upscale_array(image, enlarged)
-    return _upscale_pillow(_opened(image), enlarged)
+    if isinstance(opened, np.ndarray):
+        return _upscale_array(opened, enlarged)
+    return _upscale_pillow(opened, enlarged)
 
 
 def _size(
@@ -144,17 +152,20 @@ def _size(
     return Size(width=width, height=height, fit=None if fit is None else (fit[1], fit[0]), stretch=stretch)
 
 
-def _opened(image: Any) -> Any:
-    """A Pillow image of a path, bytes or a file; anything else as it is."""
+def _opened(image: Any, weights: str) -> tuple[Any, Choice]:
+    """A Pillow image of a path, bytes or a file, or anything else as it is; and the weights for it."""
     if isinstance(image, (str, os.PathLike)):
         if "\0" in str(image):
             raise ImageError(f"{str(image)!r}: a path cannot contain NUL")
-        return _open(Path(image), Path(image).name)
+        return _open(Path(image), Path(image).name, weights)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _open(bytes(image), "the picture")
+        return _open(bytes(image), "the picture", weights)
     if hasattr(image, "read"):
-        return _open(_content(image), str(getattr(image, "name", "the picture")))
-    return image
+        return _open(_content(image), str(getattr(image, "name", "the picture")), weights)
+    tables = getattr(image, "quantization", None)
+    if weights != AUTOMATIC or getattr(image, "format", None) not in ("JPEG", "MPO") or not tables:
+        return image, Choice()
+    return image, Choice(photo_share(jpeg_compression_of(image)))
 
 
 def _content(file: Any) -> bytes:
@@ -180,11 +191,13 @@ def _upscaler(
     memory: int | None,
     tta: bool,
     state: tuple[tuple[str, int, int], ...],  # only here so that a file that has changed is loaded again
+    photo: int,
 ) -> Upscaler:
     from hasn_cli.inference import Upscaler
-    from hasn_cli.weights import load_network
+    from hasn_cli.weights import load_blend, load_network
 
-    return Upscaler(load_network(weights, scale), device=device, precision=precision, memory=memory, tta=tta)
+    network = load_blend(scale, photo / EIGHTHS) if photo else load_network(weights, scale)
+    return Upscaler(network, device=device, precision=precision, memory=memory, tta=tta)
 
 
 def _start_over() -> None:
@@ -282,7 +295,7 @@ def _info_of(image: Image.Image, result: Image.Image) -> dict[str | tuple[int, i
     return info | {key: value for key, value in changed.items() if value}
 
 
-def _open(source: Path | bytes, name: str) -> Image.Image:
+def _open(source: Path | bytes, name: str, weights: str) -> tuple[Image.Image, Choice]:
     """A file's first frame as a Pillow image, upright, with what Pillow keeps of the metadata in `info`."""
     from PIL import Image as Pillow
 
@@ -300,4 +313,4 @@ def _open(source: Path | bytes, name: str) -> Image.Image:
     exif = _EXIF + metadata.exif if metadata.exif else None
     info = {"icc_profile": profile_of(metadata, pixels.shape[2]), "exif": exif, "dpi": metadata.dpi}
     image.info = {key: value for key, value in info.items() if value is not None}
-    return image
+    return image, choose(replace(picture, frames=[Frame(pixels)]), weights)

@@ -311,7 +311,8 @@ def plan_text(event: Started, *, verbose: int = 0) -> str:
     size, target_size = (f"{width}×{height}" for height, width in (event.size, event.target_size))
     frames = f", {event.frames} frames" if event.frames > 1 else ""
     details = f"  ({event.details})" if verbose > 1 else ""
-    return f"{size} → {target_size}{frames}  {event.plan}{details}"
+    weights = f"  {event.weights}" if event.weights else ""
+    return f"{size} → {target_size}{frames}  {event.plan}{weights}{details}"
 
 
 def summary_lines(report: Report, *, again: bool = False) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hasn_cli.choice import Limit
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images.color import bleed, is_opaque, rounded, top
 from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
@@ -157,6 +158,7 @@ def enlarge(
     *,
     consistent: bool = False,
     alpha: str = "blend",
+    limit: Limit = "none",
     at_once: bool = False,
     progress: Progress | None = None,
 ) -> Picture:
@@ -172,6 +174,7 @@ def enlarge(
         consistent: adjust the result so that reducing it by bicubic interpolation gives the input again.
         alpha: "blend": alpha is the opacity of the colour, and the colour of fully transparent pixels means nothing;
             "separate": alpha is data like any other channel, and so is the colour under it.
+        limit: how far the colour may leave the range of the input pixels around it; see `limited`.
         at_once: the upscalers reach every scale of `PASSES` in one pass, as interpolation does.
         progress: called with the fraction of the work that is done, 0 to 1; it may raise an exception to cancel.
 
@@ -190,7 +193,7 @@ def enlarge(
             large = still.known(frame.pixels)
             if large is None:
                 large = enlarge_pixels(
-                    frame.pixels, upscaler_for, size, consistent, share, alpha=alpha, at_once=at_once
+                    frame.pixels, upscaler_for, size, consistent, share, alpha=alpha, limit=limit, at_once=at_once
                 )
                 large = still.carry_over(frame.pixels, large)
             elif share is not None:
@@ -211,9 +214,13 @@ def enlarge_pixels(
     progress: Progress | None = None,
     *,
     alpha: str = "blend",
+    limit: Limit = "none",
     at_once: bool = False,
 ) -> Pixels:
-    """Enlarge H×W×C pixels (C = 1 to 4, as in `Frame.pixels`), keeping dtype and channels. `alpha`: see `enlarge`."""
+    """Enlarge H×W×C pixels (C = 1 to 4, as in `Frame.pixels`), keeping dtype and channels.
+
+    `alpha` and `limit`: see `enlarge`.
+    """
     if alpha not in ALPHA:
         raise UsageError(f"alpha must be {' or '.join(ALPHA)}, not {alpha!r}")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
@@ -222,18 +229,18 @@ def enlarge_pixels(
     scale = size.network_scale(pixels.shape[:2])
     upscaler = upscaler_for(scale) if at_once else _Passes(upscaler_for, scale)
     if pixels.shape[2] in (1, 3):
-        return _enlarge_color(pixels, upscaler, target, consistent, progress)
+        return _enlarge_color(pixels, upscaler, target, consistent, progress, limit)
     color, opacity = pixels[..., :-1], pixels[..., -1:]
     solid = top(pixels) if alpha == "blend" else opacity[0, 0, 0]
     if is_opaque(pixels) if alpha == "blend" else (opacity == solid).all():
-        color = _enlarge_color(color, upscaler, target, consistent, progress)
+        color = _enlarge_color(color, upscaler, target, consistent, progress, limit)
         return np.concatenate([color, np.full((*target, 1), solid, pixels.dtype)], axis=2)
     first = progress and _part(progress, 0.0, 0.5)
     second = progress and _part(progress, 0.5, 0.5)
     if alpha == "separate":
         color = _enlarge_color(color, upscaler, target, consistent, first)
         return np.concatenate([color, _enlarge_color(opacity, upscaler, target, consistent, second)], axis=2)
-    color = _enlarge_color(bleed(color, opacity), upscaler, target, consistent, first)
+    color = _enlarge_color(bleed(color, opacity), upscaler, target, consistent, first, limit)
     return np.concatenate([color, _enlarge_alpha(opacity, upscaler, target, second)], axis=2)
 
 
@@ -254,13 +261,61 @@ class _Passes:
 
 
 def _enlarge_color(
-    color: Pixels, upscaler: Upscales, target: tuple[int, int], consistent: bool, progress: Progress | None
+    color: Pixels,
+    upscaler: Upscales,
+    target: tuple[int, int],
+    consistent: bool,
+    progress: Progress | None,
+    limit: Limit = "none",
 ) -> Pixels:
-    """Enlarge H×W×(1 or 3) pixels of any dtype to the target size. Floats may have any range."""
+    """Enlarge H×W×(1 or 3) pixels of any dtype to the target size. Floats may have any range, and have no limit."""
     if color.dtype.kind == "f":
         return _enlarge_floats(color, upscaler, target, consistent, progress)
     large = reduce_to(upscaler.upscale(color, progress), target)
-    return _project(large, color) if consistent else large
+    large = _project(large, color) if consistent else large
+    return large if limit == "none" else limited(large, color, limit)
+
+
+def limited(large: Pixels, small: Pixels, limit: Limit) -> Pixels:
+    """Keep a result near the range of the input pixels around it. Networks overshoot beside lines and edges.
+
+    With m and M the smallest and largest of the 5×5 input pixels around a place, and r = M − m, a result stays between
+    m − d and M + d in each channel. Where the input is flat, d is 0 and so the result is flat, too.
+
+    Args:
+        large: the result, h×w×C integers; it may be changed.
+        small: the input, H×W×C of the same dtype.
+        limit: "loose" for photographs: d is the smaller of 2r and 16 grey levels + r/2; "tight" for graphics: d is the
+            smaller of r and 16 grey levels. A grey level is a 255th of the range.
+    """
+    level = top(small) / 255
+    low, high = _extreme(small, np.minimum).astype(np.float32), _extreme(small, np.maximum).astype(np.float32)
+    span = high - low
+    room = np.minimum(2 * span, 16 * level + span / 2) if limit == "loose" else np.minimum(span, 16 * level)
+    low, high = ((edge).clip(0, top(small)).astype(small.dtype) for edge in (low - room, high + room))
+    rows, columns = (
+        (2 * np.arange(new) + 1) * length // (2 * new)
+        for new, length in zip(large.shape[:2], small.shape[:2], strict=True)
+    )
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        np.clip(
+            large[start : start + ROWS], low[part][:, columns], high[part][:, columns], out=large[start : start + ROWS]
+        )
+    return large
+
+
+def _extreme(pixels: Pixels, choose: np.ufunc) -> Pixels:
+    """The minimum or maximum of the 5×5 pixels around each pixel of H×W×C, as far as they are in the picture."""
+    for axis in (0, 1):
+        found = pixels.copy()
+        for step in (1, 2):
+            if pixels.shape[axis] > step:
+                after, before = (np.s_[:, step:], np.s_[:, :-step]) if axis else (np.s_[step:], np.s_[:-step])
+                choose(found[after], pixels[before], out=found[after])
+                choose(found[before], pixels[after], out=found[before])
+        pixels = found
+    return pixels
 
 
 def _enlarge_floats(

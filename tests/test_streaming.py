@@ -64,7 +64,10 @@ def test_any_size_strip_and_number_of_threads_give_the_networks_own_result(
 def test_very_long_pictures_are_exact(networks, size):
     image = photo(*size)
     assert (
-        np.abs(Upscaler(networks[2], device="cpu", threads=2, border=0).upscale(image) - plain(networks[2], image)).max() < CLOSE
+        np.abs(
+            Upscaler(networks[2], device="cpu", threads=2, border=0).upscale(image) - plain(networks[2], image)
+        ).max()
+        < CLOSE
     )
 
 

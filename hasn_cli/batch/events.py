@@ -20,6 +20,7 @@ class Started:
         plan: whether the picture is computed whole or in tiles, and in how much memory, in one line.
         details: device, precision and strips, in one line.
         tiles: the number of tiles that the picture is cut into. 1: it is computed whole.
+        weights: which weights were chosen and why, in a few words; empty if the user named them.
     """
 
     job: Job
@@ -30,6 +31,7 @@ class Started:
     plan: str
     details: str = ""
     tiles: int = 1
+    weights: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
@@ -41,6 +43,7 @@ class Started:
             "plan": self.plan,
             "details": self.details,
             "tiles": self.tiles,
+            "weights": self.weights,
         }
 
 

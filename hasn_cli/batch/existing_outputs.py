@@ -190,14 +190,13 @@ class ExistingOutputs:
 
     def _weights_hash(self, scale: int) -> str | None:
         """SHA-256 of this run's weights for a scale; None if there are none."""
-        from hasn_cli.weights import resolve
+        from hasn_cli.weights import digest
 
         if scale not in PASSES:
             return None  # hasn never writes such a record
         if scale not in self._weights:
             try:
-                found = [resolve(self._settings.weights, one) for one in PASSES[scale]]
-                self._weights[scale] = "+".join(weights.sha256 for weights in found)
+                self._weights[scale] = "+".join(digest(self._settings.weights, one) for one in PASSES[scale])
             except WeightsError:
                 self._weights[scale] = None
         return self._weights[scale]

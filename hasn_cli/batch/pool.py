@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from hasn_cli.batch.settings import Settings
+from hasn_cli.choice import EIGHTHS
 from hasn_cli.enlarge import PASSES, passes
-from hasn_cli.errors import HasnError, WeightsError
+from hasn_cli.errors import HasnError
 from hasn_cli.machine import may_have_gpu
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class _Request:
     """One array to enlarge. `result` gives the larger array and the seconds that the network took."""
 
     scale: int
+    photo: int
     image: Image
     progress: Progress | None
     result: Future[tuple[Image, float]] = field(default_factory=Future)
@@ -55,8 +57,10 @@ class UpscalerPool:
         self.settings = settings
         self.devices = [name.strip() for name in settings.device.split(",")]
         self.network_seconds = 0.0
-        self._upscalers: dict[tuple[str, int], Upscaler] = {}
-        self._networks: dict[int, HASN] = {}  # by scale; every device gets a copy, even if the file changes meanwhile
+        self._upscalers: dict[tuple[str, int, int], Upscaler] = {}
+        self._last: dict[str, Upscaler] = {}  # the one that each device has used last; only it keeps its threads
+        # by scale and share; every device gets a copy, even if the file changes meanwhile
+        self._networks: dict[tuple[int, int], HASN] = {}
         self._digests: dict[int, str] = {}
         self._refused: dict[int, HasnError] = {}
         self._loading = threading.Lock()
@@ -65,8 +69,11 @@ class UpscalerPool:
         self._stopped = False
         self._threads: list[threading.Thread] = []
 
-    def loaded(self, scale: int, device: str | None = None) -> Upscaler:
+    def loaded(self, scale: int, device: str | None = None, photo: int = 0) -> Upscaler:
         """The upscaler for scale 2, 3 or 4 on one of the devices, by default the first.
+
+        Args:
+            photo: the share of the photo weights in eighths, if the weights are chosen for each picture.
 
         Raises:
             WeightsError: there are no such weights. Later calls raise the same error.
@@ -76,14 +83,14 @@ class UpscalerPool:
         with self._loading:
             if scale in self._refused:
                 raise self._refused[scale]
-            if (device, scale) not in self._upscalers:
+            if (device, scale, photo) not in self._upscalers:
                 try:
                     self._digest(scale)  # before loading: if the file changes between, --resume computes again
-                    self._upscalers[device, scale] = self._load(scale, device)
+                    self._upscalers[device, scale, photo] = self._load(scale, device, photo)
                 except HasnError as error:
                     self._refused[scale] = error
                     raise
-            return self._upscalers[device, scale]
+            return self._upscalers[device, scale, photo]
 
     def digest(self, scale: int) -> str:
         """The SHA-256 of the file of the network for `scale`. With several passes: one for each, joined by `+`.
@@ -98,26 +105,23 @@ class UpscalerPool:
             return "+".join(self._digest(one) for one in PASSES[scale])
 
     def _digest(self, scale: int) -> str:
-        from hasn_cli.weights import resolve
+        from hasn_cli import weights
 
         if scale not in self._digests:
-            found = resolve(self.settings.weights, scale)
-            try:
-                self._digests[scale] = found.sha256
-            except OSError as error:
-                message = f"cannot read weights {found.path}: {error.strerror or error}"
-                raise WeightsError(message, "check the path given to -w") from error
+            self._digests[scale] = weights.digest(self.settings.weights, scale)
         return self._digests[scale]
 
-    def _load(self, scale: int, device: str) -> Upscaler:
+    def _load(self, scale: int, device: str, photo: int) -> Upscaler:
         from hasn_cli.inference import Upscaler
-        from hasn_cli.weights import load_network
+        from hasn_cli.weights import load_blend, load_network
 
         wanted = self.settings
-        if scale not in self._networks:
-            self._networks[scale] = load_network(wanted.weights, scale)
+        if (scale, photo) not in self._networks:
+            self._networks[scale, photo] = (
+                load_blend(scale, photo / EIGHTHS) if photo else load_network(wanted.weights, scale)
+            )
         return Upscaler(
-            copy.deepcopy(self._networks[scale]),
+            copy.deepcopy(self._networks[scale, photo]),
             device=device,
             precision=wanted.precision,
             tile=wanted.tile,
@@ -144,8 +148,10 @@ class UpscalerPool:
         """
         return [self.loaded(step.scale).plan(step.size, channels, itemsize) for step in passes(scale, size)]
 
-    def upscale(self, scale: int, image: Image, progress: Progress | None = None) -> tuple[Image, float]:
-        """Enlarge `image` (H×W×C, as for `Upscaler.upscale`). Waits until a device is free.
+    def upscale(
+        self, scale: int, image: Image, progress: Progress | None = None, photo: int = 0
+    ) -> tuple[Image, float]:
+        """Enlarge `image` (H×W×C, as for `Upscaler.upscale`). Waits until a device is free. `photo`: see `loaded`.
 
         Returns:
             The larger image, and the seconds that the network took.
@@ -154,7 +160,7 @@ class UpscalerPool:
             Cancelled: the pool was stopped.
             Exception: any error from the network.
         """
-        request = _Request(scale, image, progress)
+        request = _Request(scale, photo, image, progress)
         with self._change:
             if self._stopped:
                 raise Cancelled
@@ -196,10 +202,19 @@ class UpscalerPool:
         if request is None:
             return False
         try:
-            request.result.set_result(self._run(self.loaded(request.scale, device), request))
+            request.result.set_result(self._run(self._ready(device, request), request))
         except BaseException as error:
             request.result.set_exception(error)
         return True
+
+    def _ready(self, device: str, request: _Request) -> Upscaler:
+        """The upscaler for a request. The one before it on this device gives up its threads, and their memory."""
+        upscaler = self.loaded(request.scale, device, request.photo)
+        last = self._last.get(device)
+        if last is not None and last is not upscaler:
+            last.close()
+        self._last[device] = upscaler
+        return upscaler
 
     def _take(self) -> _Request | None:
         with self._change:
@@ -259,7 +274,7 @@ class Planner:
     def _is_checked(self, scale: int) -> bool:
         from hasn_cli.weights import header, resolve
 
-        if scale not in self._checked:
+        if scale not in self._checked:  # of the two sets in the package, the clean one stands for both
             found = resolve(self._settings.weights, scale)
             self._checked[scale] = header.scale_of(found.path) == scale
         return self._checked[scale]
@@ -272,11 +287,13 @@ class PooledUpscaler:
         scale: 2, 3 or 4, set by `for_scale`.
         seconds: how long the network has computed for this picture.
         waited: how long the picture has waited for a device, in seconds.
+        photo: the share of the photo weights in eighths.
     """
 
     def __init__(self, pool: UpscalerPool) -> None:
         self.seconds = 0.0
         self.waited = 0.0
+        self.photo = 0
         self.scale = 0
         self._pool = pool
 
@@ -288,7 +305,7 @@ class PooledUpscaler:
     def upscale(self, image: Image, progress: Progress | None = None) -> Image:
         """See `Upscaler.upscale`."""
         began = time.perf_counter()
-        result, seconds = self._pool.upscale(self.scale, image, progress)
+        result, seconds = self._pool.upscale(self.scale, image, progress, self.photo)
         self.seconds += seconds
         self.waited += max(0.0, time.perf_counter() - began - seconds)
         return result

@@ -22,6 +22,7 @@ from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
 from hasn_cli.batch.reading import open_input
 from hasn_cli.batch.settings import Settings
+from hasn_cli.choice import choose
 from hasn_cli.enlarge import PASSES, PLANE_BYTES, enlarge, passes
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, OutputExistsError, UsageError, WeightsError
 from hasn_cli.images import FORMATS, Picture, check_can_hold, default_output, format_for_name, notices_of, write_picture
@@ -89,6 +90,9 @@ def _make(
     job = started.job
     if picture.frame_count == 1:
         picture = picture.load()  # now, while the network may be computing another picture
+    choice = choose(picture, settings.weights)
+    upscaler.photo = choice.photo
+    started = replace(started, weights=choice.text)
     tell(started)
     progress = _reporter(job, picture, tell)
     sr = enlarge(
@@ -97,6 +101,7 @@ def _make(
         settings.size,
         consistent=settings.consistent,
         alpha=settings.alpha,
+        limit=choice.limit,
         progress=progress,
     )
     if sr.frame_count == 1:
@@ -141,7 +146,15 @@ def plan_job(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool 
     plans = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
     plan, details = plan_in_words(PASSES[scale], plans)
     return Started(
-        job, picture.size, target_size, picture.frame_count, format, plan, details, max(p.tiles for p in plans)
+        job,
+        picture.size,
+        target_size,
+        picture.frame_count,
+        format,
+        plan,
+        details,
+        tiles=max(p.tiles for p in plans),
+        weights=choose(picture, settings.weights, look=False).text,
     )
 
 

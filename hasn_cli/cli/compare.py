@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
 
     \b
       hasn compare photo.jpg                      photo_compare.html, with a slider
-      hasn compare photo.jpg -w hasn -w new.pth   two sets of weights
+      hasn compare photo.jpg -w clean -w photo    two sets of weights
       hasn compare small.png --reference big.png  with PSNR, SSIM and error maps
       hasn compare photo.jpg -o sheet.png         one labelled image
       hasn compare photo.jpg --terminal           in this terminal
@@ -175,25 +176,30 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
 
     from hasn_cli.batch.pool import UpscalerPool
     from hasn_cli.batch.settings import Settings
+    from hasn_cli.choice import choose
     from hasn_cli.cli.progress import fetching
     from hasn_cli.compare import network
     from hasn_cli.enlarge import PASSES
     from hasn_cli.weights import resolve
 
     scale = size.network_scale(picture.size)
+    picture = picture.first()
     for weights, label in zip(given["weights"], labels(given["weights"]), strict=True):
         settings = Settings(size, weights, device=given["device"], precision=given["precision"], memory=given["memory"])
         pool = UpscalerPool(settings)
         with fetching() as progress:
             files = [resolve(weights, one, progress=progress) for one in PASSES[scale]]
         digest = files[-1].sha256[:12]
+        choice = choose(picture, weights)
+        upscaler_for = partial(pool.loaded, photo=choice.photo)
         for one in set(PASSES[scale]):
-            pool.loaded(one).upscale(np.zeros((64, 64, 3), np.uint8))  # a network's first picture takes longer
+            upscaler_for(one).upscale(np.zeros((64, 64, 3), np.uint8))  # a network's first picture takes longer
         plans = pool.plan(scale, picture.size, min(picture.channels, 3), picture.dtype.itemsize)
         exact = "exact" if plans[-1].tile is None else f"{plans[-1].tiles} tiles"
         steps = "" if len(plans) == 1 else f", {len(plans)} passes"
-        detail = f"weights {_shown(weights)} (SHA-256 {digest}…), {plans[-1].text}, {exact}{steps}"
-        yield network(printable(label), printable(detail), pool.loaded, size)
+        used = choice.text or f"weights {_shown(weights)} (SHA-256 {digest}…)"
+        detail = f"{used}, {plans[-1].text}, {exact}{steps}"
+        yield network(printable(label), printable(detail), upscaler_for, size, choice.limit)
 
 
 def labels(weights: Sequence[str]) -> list[str]:

@@ -40,7 +40,8 @@ class Qualities(click.ParamType[tuple[int, ...]]):
 @click.option("--jpeg", type=Qualities(), metavar="N,…",
               help="Save the LR pictures as JPEG (4:2:0) of these qualities first, e.g. 90,75,40.")  # fmt: skip
 @click.option("-w", "--weights", default="hasn", show_default=True, metavar="WEIGHTS", type=WEIGHTS,
-              help="hasn, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
+              help="hasn (as upscale chooses for each picture), clean, photo, released, a file, or OWNER/REPO on the "
+              "Hugging Face Hub.")  # fmt: skip
 @click.option("-d", "--device", default="auto", show_default=True, metavar="DEVICE",
               help="cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.")  # fmt: skip
 @click.option("-f", "--format", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
@@ -64,8 +65,9 @@ def command(
     the table shows the mean over all pictures for each quality, and PSNR-B, which is below PSNR-Y if block edges are
     visible.
     """
+    from hasn_cli.choice import AUTOMATIC
     from hasn_cli.console import printable, say_skipped
-    from hasn_cli.evaluation.benchmark import benchmark, is_finite, mean_score
+    from hasn_cli.evaluation.benchmark import ChosenUpscaler, benchmark, is_finite, mean_score
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
     from hasn_cli.weights.checkpoint import write_atomically
@@ -73,11 +75,12 @@ def command(
     output = None if str(output) == "-" else output
     if output is not None:
         _check_output(output, overwrite)
-    upscaler = Upscaler(load_network(weights, scale), device=device)
+    upscaler = None if weights == AUTOMATIC else Upscaler(load_network(weights, scale), device=device)
     pictures: list[Score] = []
     means: list[Score] = []
     for quality in jpeg or (None,):
-        found = benchmark(hr_dir, upscaler, lr_dir, jpeg=quality, on_skip=say_skipped)
+        by = upscaler or ChosenUpscaler(scale, device, quality)
+        found = benchmark(hr_dir, by, lr_dir, jpeg=quality, on_skip=say_skipped)
         scores = [replace(score, name=printable(score.name)) for score in found]
         perfect = sum(not is_finite(score) for score in scores)
         if 0 < perfect < len(scores):

@@ -15,9 +15,9 @@ from hasn_cli.errors import OutputError, UsageError
 @click.option("--onnx", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
 @click.option("-s", "--scale", cls=GroupedOption, type=Whole(2, 4), default=4, show_default=True, metavar="N",
               help="2, 3 or 4.")  # fmt: skip
-@click.option("-w", "--weights", default="hasn", show_default=True, metavar="WEIGHTS",
+@click.option("-w", "--weights", default="clean", show_default=True, metavar="WEIGHTS",
               type=click.Path(readable=False, path_type=str),
-              help="hasn, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
+              help="clean, photo, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
 @click.option(
     "--opset",
     cls=GroupedOption,

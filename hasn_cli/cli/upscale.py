@@ -84,7 +84,8 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @option("-0", "--null", group=FILES, is_flag=True, help="The inputs in that file end in NUL, as from find -print0.")
 @limit_option(FILES)
 @option("-w", "--weights", group=NETWORK, default="hasn", show_default=True, metavar="WEIGHTS", type=FILES_ARGUMENT,
-        help="hasn, released, a file, or OWNER/REPO on the Hugging Face Hub.")  # fmt: skip
+        help="hasn (clean or photo, as each file needs), clean, photo, released, a file, or OWNER/REPO on the Hugging "
+        "Face Hub.")  # fmt: skip
 @device_option(several=True)
 @precision_option
 @memory_option

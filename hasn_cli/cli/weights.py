@@ -38,9 +38,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 def command() -> None:
     """List, inspect, download, verify and publish weights.
 
-    WEIGHTS is what `hasn upscale -w` takes: hasn (in the package, the default), released (the x4 weights of HASN's
-    authors), a file, a folder, or a repository on the Hugging Face Hub: OWNER/REPO[@REVISION] or
-    hf://OWNER/REPO[@REVISION]/FILE.
+    WEIGHTS is what `hasn upscale -w` takes: hasn (the default: clean or photo, whichever fits the picture), clean and
+    photo (both in the package), released (the x4 weights of HASN's authors), a file, a folder, or a repository on the
+    Hugging Face Hub: OWNER/REPO[@REVISION] or hf://OWNER/REPO[@REVISION]/FILE.
     """
 
 
@@ -53,10 +53,10 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
     Multiply-adds are for an output of 1280×720. PSNR-Y is in dB, from the model card. Without a terminal the table is
     tab-separated.
     """
-    from hasn_cli.weights import NAMES
+    from hasn_cli.weights import LISTED
     from hasn_cli.weights.catalogue import entries
 
-    found = list(entries(names or NAMES))
+    found = list(entries(names or LISTED))
     if as_json:
         _print_json([entry.to_dict() for entry in found])
     elif sys.stdout.isatty():
@@ -120,10 +120,10 @@ def verify_command(names: tuple[str, ...]) -> int:
     """
     from hasn_cli.console import show_error
     from hasn_cli.errors import DownloadError
-    from hasn_cli.weights import NAMES, expected_sha256, files_of, verify
+    from hasn_cli.weights import LISTED, expected_sha256, files_of, verify
 
     failed = 0
-    for name in names or NAMES:
+    for name in names or LISTED:
         try:
             files = files_of(name)
         except DownloadError:

@@ -15,6 +15,7 @@ from hasn_cli.images import Picture
 from hasn_cli.images.color import profile_of
 
 if TYPE_CHECKING:
+    from hasn_cli.choice import Limit
     from hasn_cli.enlarge import Size
 
 Image = NDArray[Any]
@@ -146,11 +147,14 @@ def bicubic(size: Size) -> Method:
     return Method("Bicubic", "interpolation", run)
 
 
-def network(label: str, detail: str, upscaler_for: Callable[[int], Any], size: Size) -> Method:
+def network(label: str, detail: str, upscaler_for: Callable[[int], Any], size: Size, limit: Limit = "none") -> Method:
     """The method that runs the network, with loaded upscalers, so that only the network is timed."""
     from hasn_cli.enlarge import enlarge
 
-    return Method(label, detail, lambda picture, progress: enlarge(picture, upscaler_for, size, progress=progress))
+    def run(picture: Picture, progress: Progress) -> Picture:
+        return enlarge(picture, upscaler_for, size, limit=limit, progress=progress)
+
+    return Method(label, detail, run)
 
 
 def compare(

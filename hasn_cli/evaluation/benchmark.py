@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.batch.folders import OnSkip
+from hasn_cli.choice import EIGHTHS, choose
+from hasn_cli.enlarge import limited
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_b, psnr_y, ssim_y
 from hasn_cli.evaluation.pictures import as_jpeg, list_pictures, read_rgb
+from hasn_cli.images.picture import Compression, Frame, Picture
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler
@@ -43,9 +46,47 @@ class Score:
     jpeg: int | None = None
 
 
+class ChosenUpscaler:
+    """Enlarges pictures as `hasn upscale` does by default: with the weights that fit each of them.
+
+    Args:
+        scale: 2, 3 or 4.
+        device: see `hasn_cli.inference.Upscaler`.
+        jpeg: the pictures come from JPEGs (4:2:0) of this quality; None: from lossless files.
+    """
+
+    def __init__(self, scale: int, device: str, jpeg: int | None) -> None:
+        self.scale, self._device = scale, device
+        self._compression = None if jpeg is None else Compression("JPEG", jpeg, "4:2:0")
+        self._upscalers: dict[int, Upscaler] = {}
+
+    def upscale(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """H×W×C → sH×sW×C."""
+        choice = choose(self._opened(lr))
+        large: NDArray[np.uint8] = self._loaded(choice.photo).upscale(lr)
+        return large if choice.limit == "none" else limited(large, lr, choice.limit)
+
+    def _opened(self, lr: NDArray[np.uint8]) -> Picture:
+        """The picture as it is when it is read from its file."""
+        size, format = (lr.shape[0], lr.shape[1]), "png" if self._compression is None else "jpeg"
+        lossless = self._compression is None
+        frames = [Frame(lr)]
+        return Picture(
+            "", format, size, lr.shape[2], lr.dtype, frames, lossless=lossless, compression=self._compression
+        )
+
+    def _loaded(self, photo: int) -> Upscaler:
+        from hasn_cli.inference import Upscaler
+        from hasn_cli.weights import load_blend
+
+        if photo not in self._upscalers:
+            self._upscalers[photo] = Upscaler(load_blend(self.scale, photo / EIGHTHS), device=self._device)
+        return self._upscalers[photo]
+
+
 def benchmark(
     hr_folder: Path,
-    upscaler: Upscaler,
+    upscaler: Upscaler | ChosenUpscaler,
     lr_folder: Path | None = None,
     *,
     jpeg: int | None = None,
@@ -96,7 +137,7 @@ def whole_multiple(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     return image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
 
 
-def _score(name: str, hr: NDArray[np.uint8], lr: NDArray[np.generic], upscaler: Upscaler) -> Score:
+def _score(name: str, hr: NDArray[np.uint8], lr: NDArray[np.uint8], upscaler: Upscaler | ChosenUpscaler) -> Score:
     began = perf_counter()
     sr = upscaler.upscale(lr)
     seconds = perf_counter() - began

@@ -11,9 +11,13 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.JpegImagePlugin import JpegImageFile
 
 _DQT = 0xDB
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # baseline, sequential, progressive, and both with arithmetic coding
@@ -60,6 +64,20 @@ def jpeg_compression(segments: Segments) -> Compression:
             components = _components(body)
     luma = tables.get(components[0][2] if components else 0)
     return Compression("JPEG", None if luma is None else jpeg_quality(luma), _subsampling(components))
+
+
+def jpeg_compression_of(image: JpegImageFile) -> Compression:
+    """The same for a JPEG that Pillow has opened."""
+    from PIL.JpegImagePlugin import get_sampling, zigzag_index
+
+    luma = image.layer[0][3] if getattr(image, "layer", None) else 0
+    natural = image.quantization.get(luma)  # row by row
+    quality = None
+    if natural is not None and len(natural) == _TABLE_VALUES:
+        table = np.empty(_TABLE_VALUES, np.int64)
+        table[list(zigzag_index)] = natural
+        quality = jpeg_quality(table.tolist())
+    return Compression("JPEG", quality, {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(get_sampling(image)))
 
 
 def jpeg_quality(table: Sequence[int]) -> int | None:

@@ -2,7 +2,8 @@
 
 What `-w` takes, in the order in which it is tried:
 
-* `hasn`: the weights in the package. They need no connection.
+* `clean` and `photo`: the two sets of weights in the package. They need no connection.
+* `hasn`: the same, chosen for each picture (see `hasn_cli.choice`); where there is no picture, `clean`.
 * `released`: the authors' x4 checkpoint, from one commit of their repository, with a known SHA-256.
 * `hf://OWNER/REPO[@REVISION][/FILE]`: a repository on the Hugging Face Hub.
 * the path of a file, or of a folder with the layout of such a repository.
@@ -30,8 +31,10 @@ Progress = Callable[[str, int, int | None], None]
 """Called with the name of the download, the bytes received so far, and the bytes in all (None: not known yet)."""
 
 BUNDLED = "hasn"
+CLEAN, PHOTO = "clean", "photo"
 RELEASED = "released"
-NAMES = (BUNDLED, RELEASED)
+NAMES = (BUNDLED, CLEAN, PHOTO, RELEASED)
+LISTED = (CLEAN, PHOTO, RELEASED)  # the names that stand for files of their own
 SCALES = (2, 3, 4)  # the same as in `network`, which would import torch
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHECKSUMS = "SHA256SUMS"
@@ -82,8 +85,8 @@ def resolve(weights: str, scale: int, *, progress: Progress | None = None, downl
         WeightsError: there are no such weights, or none for this scale.
         DownloadError: the download failed; with `download=False`, the file is not on this machine.
     """
-    if weights == BUNDLED:
-        return WeightsFile(weights, scale, bundled_path(scale), "bundled")
+    if weights in (BUNDLED, CLEAN, PHOTO):
+        return WeightsFile(weights, scale, bundled_path(scale, weights), "bundled")
     if weights == RELEASED:
         return WeightsFile(weights, scale, _released_path(scale, progress, download), "released")
     if not weights.startswith(hub.SCHEME):
@@ -141,6 +144,25 @@ def files_of(
     return files
 
 
+def digest(weights: str, scale: int) -> str:
+    """What decides, with a picture's file, what the network for `scale` gives: the SHA-256 of its file.
+
+    For `hasn` it is that of both sets, joined by `&`.
+
+    Raises:
+        WeightsError: there are no such weights, or they cannot be read.
+    """
+    digests = []
+    for name in (CLEAN, PHOTO) if weights == BUNDLED else (weights,):
+        found = resolve(name, scale)
+        try:
+            digests.append(found.sha256)
+        except OSError as error:
+            message = f"cannot read weights {found.path}: {error.strerror or error}"
+            raise WeightsError(message, "check the path given to -w") from error
+    return "&".join(digests)
+
+
 def hub_id(weights: str) -> hub.HubId | None:
     """Read `weights` as the name of a hub repository; None if it cannot be one."""
     if weights in NAMES or (_looks_like_a_path(weights) and not weights.startswith(hub.SCHEME)):
@@ -160,14 +182,29 @@ def load_network(weights: str, scale: int, *, progress: Progress | None = None) 
     return network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=scale)
 
 
-def bundled_path(scale: int) -> Path:
-    """The file in the package: inside an installed wheel, or in `weights/` of a checkout.
+def load_blend(scale: int, photo: float) -> HASN:
+    """The mean of the package's clean and photo weights, with a share of `photo`, from 0 to 1, of the latter.
+
+    Raises:
+        WeightsError: as from `load_network`.
+    """
+    import torch
+
+    network = load_network(CLEAN, scale)
+    other = load_network(PHOTO, scale).state_dict()
+    state = {name: torch.lerp(value, other[name], photo) for name, value in network.state_dict().items()}
+    network.load_state_dict(state)
+    return network
+
+
+def bundled_path(scale: int, weights: str = CLEAN) -> Path:
+    """The file in the package, `clean` or `photo`: inside an installed wheel, or in `weights/` of a checkout.
 
     Raises:
         WeightsError: there is none for this scale.
     """
     package = Path(__file__).parents[1]
-    name = f"hasn_x{scale}.safetensors"
+    name = f"{PHOTO if weights == PHOTO else 'hasn'}_x{scale}.safetensors"
     for folder in (package / "bundled", package.parent / "weights"):
         if (folder / name).is_file():
             return folder / name

@@ -66,7 +66,7 @@ class Entry:
         return {**asdict(self), "psnr": dict(self.psnr), "path": path, "present": self.present}
 
 
-def entries(names: Iterable[str] = w.NAMES) -> Iterator[Entry]:
+def entries(names: Iterable[str] = w.LISTED) -> Iterator[Entry]:
     """A row for each scale of each of `names`, without network access.
 
     Raises:

@@ -1,0 +1,107 @@
+"""How good each blend of the clean and photo weights is for each kind of file. `hasn_cli/choice.py` follows the result.
+
+    python benchmarks/blends.py PICTURES/ -s 4 --side 384
+
+PICTURES are large pictures that were not trained on. Each is reduced, saved as the row says, and enlarged by every
+blend. Prints PSNR-Y in dB, the mean over the pictures: one row for each kind of file, one column for each share of the
+photo weights in eighths, the best one in bold, and the share that `-w hasn` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hasn_cli.choice import EIGHTHS, LOSSLESS_SHARE, OTHER_SHARE, photo_share
+from hasn_cli.evaluation.benchmark import whole_multiple
+from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.evaluation.metrics import psnr_y
+from hasn_cli.evaluation.pictures import list_pictures, read_rgb
+from hasn_cli.images.compression import Compression
+from hasn_cli.inference import Upscaler
+from hasn_cli.network import HASN
+from hasn_cli.training.degrade import box_average
+from hasn_cli.training.graphics import graphic
+from hasn_cli.weights import load_network
+
+Pixels = np.ndarray
+QUALITIES = (100, 98, 97, 95, 94, 92, 90, 85, 80, 75, 70, 60, 50, 40, 30)
+GRAPHICS = 24
+BORDER = 4
+
+
+def saved(lr: Pixels, format: str, **options: int) -> Pixels:
+    """H×W×3 as a program reads it from a file of this format."""
+    file = io.BytesIO()
+    Image.fromarray(lr).save(file, format, **options)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def reduced(hr: Pixels, scale: int, method: str) -> Pixels:
+    """HR made smaller: by MATLAB's bicubic, the box average, or one of Pillow's filters."""
+    if method == "bicubic":
+        return resize(hr, scale=1 / scale)
+    if method == "box":
+        return box_average(hr, scale)
+    size = (hr.shape[1] // scale, hr.shape[0] // scale)
+    return np.asarray(Image.fromarray(hr).resize(size, Image.Resampling[method.upper()]))
+
+
+def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple[Pixels, Pixels]]]]:
+    """Kind of file → the share that is chosen for it, and its pairs of LR and HR."""
+    found = {}
+    for method in ("bicubic", "lanczos", "bilinear", "box"):
+        found[f"lossless, {method}"] = LOSSLESS_SHARE, [(reduced(hr, scale, method), hr) for hr in pictures]
+    drawn = [graphic(96, scale, np.random.default_rng(seed)) for seed in range(GRAPHICS)]
+    found["lossless graphics"] = EIGHTHS, drawn
+    clean = [(reduced(hr, scale, "bicubic"), hr) for hr in pictures]
+
+    def kind(name: str, share: int, save: Callable[[Pixels], Pixels]) -> None:
+        found[name] = share, [(save(lr), hr) for lr, hr in clean]
+
+    for code, sampling in ((0, "4:4:4"), (2, "4:2:0")):
+        for quality in QUALITIES:
+            share = photo_share(Compression("JPEG", quality, sampling))
+            kind(f"JPEG {quality}, {sampling}", share, lambda lr, q=quality, c=code: saved(lr, "JPEG", quality=q, subsampling=c))  # fmt: skip # noqa: E501
+    for format, quality in (("WEBP", 90), ("WEBP", 75), ("AVIF", 80), ("AVIF", 60)):
+        kind(f"{format} {quality}", OTHER_SHARE, lambda lr, f=format, q=quality: saved(lr, f, quality=q))
+    return found
+
+
+def blend(scale: int, clean: HASN, photo: HASN, share: int) -> Upscaler:
+    network = HASN(scale)
+    mixed = {k: v.lerp(photo.state_dict()[k], share / EIGHTHS) for k, v in clean.state_dict().items()}
+    network.load_state_dict(mixed)
+    return Upscaler(network.eval(), device="cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("-s", "--scale", type=int, choices=(2, 3, 4), default=4)
+    parser.add_argument("--side", type=int, default=384, help="use the middle of each picture, so many pixels wide")
+    parser.add_argument("--photo", default="photo", help="photo weights: a name or a file")
+    args = parser.parse_args()
+    pictures = []
+    for path in list_pictures(args.pictures, lambda path, why: print(f"left out {path}: {why}")):
+        whole = read_rgb(path)
+        top, left = (max(0, (length - args.side) // 2) for length in whole.shape[:2])
+        pictures.append(whole_multiple(whole[top : top + args.side, left : left + args.side], args.scale))
+    networks = load_network("clean", args.scale), load_network(args.photo, args.scale)
+    blends = [blend(args.scale, *networks, share) for share in range(EIGHTHS + 1)]
+    print(f"| ×{args.scale} | bicubic | " + " | ".join(f"{share}/8" for share in range(EIGHTHS + 1)) + " | chosen |")
+    print("|---" * (EIGHTHS + 4) + "|")
+    for name, (chosen, pairs) in cases(pictures, args.scale).items():
+        plain = np.mean([psnr_y(resize(lr, scale=args.scale), hr, BORDER) for lr, hr in pairs])
+        values = [np.mean([psnr_y(by.upscale(lr), hr, BORDER) for lr, hr in pairs]) for by in blends]
+        shown = [f"**{value:.2f}**" if value == max(values) else f"{value:.2f}" for value in values]
+        print(f"| {name} | {plain:.2f} | {' | '.join(shown)} | {chosen}/8 |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

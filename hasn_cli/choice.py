@@ -1,0 +1,116 @@
+"""Which weights a picture gets, by what its file says about how it was compressed.
+
+The package has two sets of weights: clean, for pictures that were reduced and never compressed, and photo, for files
+that were compressed with loss. Between them lie blends: each weight is a mean of both. `-w hasn` takes the blend that
+fits. `benchmarks/blends.py` measures how good each blend is for each kind of file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasn_cli.images.compression import Compression
+from hasn_cli.images.picture import Picture
+
+EIGHTHS = 8
+AUTOMATIC = "hasn"  # the name of the weights that are chosen for each picture
+
+JPEG_SHARES = ((97, 1), (95, 2), (93, 3), (88, 4), (84, 5), (72, 6), (56, 7), (0, 8))
+"""The lowest JPEG quality for each share of the photo weights, in eighths. The first that fits counts."""
+FINE_COLOUR = ((99, 0), (97, 1), (94, 2), (91, 3), (88, 4), (82, 5), (68, 6), (50, 7), (0, 8))
+"""The same for JPEGs with colour at full resolution (4:4:4), and for grey ones."""
+OTHER_SHARE = 4  # for lossy WebP, AVIF, HEIC, JPEG XL and JPEG 2000, which do not say their quality
+LOSSLESS_SHARE = 1  # for lossless photographs: better where they were not reduced by bicubic
+
+FLAT = 0.4  # a graphic has at least this share of pixels that equal their neighbours right and below
+COLOURS = 0.08  # and at most this many different colours for each pixel
+LOOKED_AT = 1 << 20  # about so many pixels are looked at
+
+Limit = Literal["none", "loose", "tight"]
+"""How far a result may leave the range of the input pixels around it; see `enlarge.limited`."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The weights for a picture.
+
+    Attributes:
+        photo: the share of the photo weights in eighths: 0 is clean, 8 is photo. Other weights have 0.
+        limit: how far the result may leave the range of the input pixels around it.
+        why: what the file says, in a few words; empty if the weights were given by name.
+    """
+
+    photo: int = 0
+    limit: Limit = "none"
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        """For people: `photo weights: JPEG, quality about 60, 4:2:0`."""
+        return f"{blend_name(self.photo)}: {self.why}" if self.why else ""
+
+
+def blend_name(photo: int) -> str:
+    """`clean weights`, `photo weights`, or `weights 5/8 photo, 3/8 clean`."""
+    if photo in (0, EIGHTHS):
+        return "photo weights" if photo else "clean weights"
+    return f"weights {photo}/8 photo, {EIGHTHS - photo}/8 clean"
+
+
+def choose(picture: Picture, weights: str = AUTOMATIC, *, look: bool = True) -> Choice:
+    """The weights for a picture.
+
+    Args:
+        picture: as it was opened.
+        weights: as in `-w`; anything but `hasn` leaves nothing to choose.
+        look: decode the first frame of a lossless file, to tell graphics from photographs. Otherwise it counts as a
+            photograph, and `why` says so.
+
+    Raises:
+        ImageError: the first frame is broken.
+    """
+    if weights != AUTOMATIC:
+        return Choice()
+    if picture.format in ("ppm", "pfm"):  # from a pipe, it may have been anything
+        return Choice(why="PNM, which does not say how it was compressed")
+    if picture.compression is not None:
+        return Choice(photo_share(picture.compression), "none", describe(picture.compression))
+    if not look:
+        return Choice(LOSSLESS_SHARE, "loose", "lossless; photo weights if it is a graphic")
+    if is_graphic(next(iter(picture.frames)).pixels):
+        return Choice(EIGHTHS, "tight", "a lossless graphic")
+    return Choice(LOSSLESS_SHARE, "loose", "lossless")
+
+
+def photo_share(compression: Compression) -> int:
+    """The share of the photo weights for a file, in eighths."""
+    if compression.kind != "JPEG":
+        return OTHER_SHARE
+    table = FINE_COLOUR if compression.subsampling in ("4:4:4", None) else JPEG_SHARES
+    quality = 75 if compression.quality is None else compression.quality
+    return next(share for lowest, share in table if quality >= lowest)
+
+
+def describe(compression: Compression) -> str:
+    """`JPEG, quality about 75, 4:2:0`."""
+    return ", ".join(filter(None, (str(compression), compression.subsampling)))
+
+
+def is_graphic(pixels: NDArray[np.generic]) -> bool:
+    """Whether H×W×C pixels are drawn rather than photographed: large parts are exactly flat, and colours are few."""
+    step = max(1, round((pixels.shape[0] * pixels.shape[1] / LOOKED_AT) ** 0.5))
+    bands = [pixels[top : top + 64] for top in range(0, pixels.shape[0], 64 * step)]  # whole rows, so neighbours stay
+    equal = [
+        (band[:-1, :-1] == band[1:, :-1]).all(-1) & (band[:-1, :-1] == band[:-1, 1:]).all(-1)
+        for band in bands
+        if min(band.shape[:2]) > 1
+    ]
+    if not equal or np.concatenate([part.ravel() for part in equal]).mean() < FLAT:
+        return False
+    seen = np.concatenate([band.reshape(-1, band.shape[-1]) for band in bands])
+    rows = np.ascontiguousarray(seen).view(np.dtype((np.void, seen.dtype.itemsize * seen.shape[1]))).ravel()
+    return bool(len(np.unique(rows)) <= COLOURS * len(rows))
