@@ -587,9 +587,9 @@ def test_two_weights_are_compared_with_each_other(small, tmp_path):
     other = tmp_path / "mine.safetensors"
     shutil.copy(bundled_path(3), other)
     target = tmp_path / "two.html"
-    assert run(["compare", str(small), "-s", "3", "-w", "hasn", "-w", str(other), "-o", str(target)]) == 0
+    assert run(["compare", str(small), "-s", "3", "-w", "clean", "-w", str(other), "-o", str(target)]) == 0
     data = data_of(target.read_text(encoding="utf-8"))
-    assert [view["label"] for view in data["views"]] == ["HASN", "mine"]
+    assert [view["label"] for view in data["views"]] == ["clean", "mine"]
     assert data["spots"] == []  # the same weights under two names
 
 

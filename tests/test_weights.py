@@ -370,9 +370,7 @@ def test_list_is_tab_separated_without_a_terminal():
     lines = [line.split("\t") for line in hasn_weights("list").splitlines()]
     assert [(cells[0], cells[1], cells[-1]) for cells in lines] == [
         ("name", "scale", "here"),
-        ("hasn", "x2", "yes"),
-        ("hasn", "x3", "yes"),
-        ("hasn", "x4", "yes"),
+        *((name, f"x{scale}", "yes") for name in ("clean", "photo") for scale in (2, 3, 4)),
         ("released", "x4", "no"),
     ]
     assert lines[3][2:4] == ["435,272", "23.28 G"]
@@ -394,7 +392,7 @@ def test_list_on_a_terminal_fits_80_columns(monkeypatch, capsys):
 def test_list_as_json_contains_every_number():
     rows = json.loads(hasn_weights("list", "--json"))
     by_name = {(row["name"], row["scale"]): row for row in rows}
-    x4, released = by_name["hasn", 4], by_name["released", 4]
+    x4, released = by_name["clean", 4], by_name["released", 4]
     assert x4["sha256"] == hashlib.sha256(weights.bundled_path(4).read_bytes()).hexdigest()
     assert x4["size"] == weights.bundled_path(4).stat().st_size
     assert (x4["parameters"], x4["licence"], x4["present"]) == (435_272, "apache-2.0", True)
@@ -453,7 +451,7 @@ def test_path_lists_a_single_file_only_for_its_own_scale(tmp_path, state):
 
 def test_verify_accepts_the_bundled_weights():
     text = hasn_weights("verify")
-    assert text.count("SHA-256 and tensors are correct") == 3
+    assert text.count("SHA-256 and tensors are correct") == 6
     assert "released: not on this machine" in text
 
 

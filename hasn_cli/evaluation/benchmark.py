@@ -19,6 +19,7 @@ from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_b, psnr_y, ssim_y
 from hasn_cli.evaluation.pictures import as_jpeg, list_pictures, read_rgb
+from hasn_cli.images import open_picture
 from hasn_cli.images.picture import Compression, Frame, Picture
 
 if TYPE_CHECKING:
@@ -60,9 +61,12 @@ class ChosenUpscaler:
         self._compression = None if jpeg is None else Compression("JPEG", jpeg, "4:2:0")
         self._upscalers: dict[int, Upscaler] = {}
 
-    def upscale(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """H×W×C → sH×sW×C."""
-        choice = choose(self._opened(lr))
+    def upscale(self, lr: NDArray[np.uint8], source: Picture | None = None) -> NDArray[np.uint8]:
+        """H×W×C → sH×sW×C. `source` is the file that the pixels come from, unless `jpeg` says how they were saved."""
+        opened = self._opened(lr)
+        if source is not None and self._compression is None:
+            opened = replace(source, frames=opened.frames)
+        choice = choose(opened)
         large: NDArray[np.uint8] = self._loaded(choice.photo).upscale(lr)
         return large if choice.limit == "none" else limited(large, lr, choice.limit)
 
@@ -112,11 +116,12 @@ def benchmark(
         hr = whole_multiple(read_rgb(path), upscaler.scale)
         if not hr.size:
             raise ImageError(f"{path} is too small to be reduced {upscaler.scale} times")
+        source = None
         if lr_folder is None:
             lr = resize(hr, scale=1 / upscaler.scale)
         else:
-            lr = _matching_lr(path, hr, upscaler.scale, lr_by_name)
-        yield replace(_score(path.name, hr, lr if jpeg is None else as_jpeg(lr, jpeg), upscaler), jpeg=jpeg)
+            lr, source = _matching_lr(path, hr, upscaler.scale, lr_by_name)
+        yield replace(_score(path.name, hr, lr if jpeg is None else as_jpeg(lr, jpeg), upscaler, source), jpeg=jpeg)
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
@@ -137,9 +142,15 @@ def whole_multiple(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     return image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
 
 
-def _score(name: str, hr: NDArray[np.uint8], lr: NDArray[np.uint8], upscaler: Upscaler | ChosenUpscaler) -> Score:
+def _score(
+    name: str,
+    hr: NDArray[np.uint8],
+    lr: NDArray[np.uint8],
+    upscaler: Upscaler | ChosenUpscaler,
+    source: Picture | None,
+) -> Score:
     began = perf_counter()
-    sr = upscaler.upscale(lr)
+    sr = upscaler.upscale(lr, source) if isinstance(upscaler, ChosenUpscaler) else upscaler.upscale(lr)
     seconds = perf_counter() - began
     border = upscaler.scale
     plain = resize(lr, scale=upscaler.scale)
@@ -151,7 +162,10 @@ def _score(name: str, hr: NDArray[np.uint8], lr: NDArray[np.uint8], upscaler: Up
     return Score(name, psnr, ssim, plain_psnr, plain_ssim, blocky, plain_blocky, seconds)
 
 
-def _matching_lr(path: Path, hr: NDArray[np.uint8], scale: int, lr_paths: dict[str, Path]) -> NDArray[np.uint8]:
+def _matching_lr(
+    path: Path, hr: NDArray[np.uint8], scale: int, lr_paths: dict[str, Path]
+) -> tuple[NDArray[np.uint8], Picture]:
+    """The pixels of the LR picture, H×W×3, and its file."""
     lr_path = lr_paths.get(path.stem) or lr_paths.get(f"{path.stem}x{scale}")
     if lr_path is None:
         raise UsageError(f"no LR picture for {path.name}", f"it should be called {path.stem} or {path.stem}x{scale}")
@@ -159,4 +173,4 @@ def _matching_lr(path: Path, hr: NDArray[np.uint8], scale: int, lr_paths: dict[s
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
         sizes = f"{lr.shape[1]}×{lr.shape[0]} and {hr.shape[1]}×{hr.shape[0]}"
         raise ImageError(f"{lr_path} is no x{scale} reduction of {path}: {sizes}")
-    return lr
+    return lr, open_picture(lr_path)
