@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw
 import hasn_cli
 from hasn_cli.choice import EIGHTHS, FINE_COLOUR, JPEG_SHARES, choose, is_graphic, photo_share
 from hasn_cli.images import open_picture
-from hasn_cli.images.compression import jpeg_compression_of
-from hasn_cli.images.compression import Compression
+from hasn_cli.images.compression import Compression, jpeg_compression_of
 from hasn_cli.training import degrade
 
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}

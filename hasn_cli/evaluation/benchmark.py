@@ -20,7 +20,8 @@ from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_b, psnr_y, ssim_y
 from hasn_cli.evaluation.pictures import as_jpeg, list_pictures, read_rgb
 from hasn_cli.images import open_picture
-from hasn_cli.images.picture import Compression, Frame, Picture
+from hasn_cli.images.compression import Compression
+from hasn_cli.images.picture import Frame, Picture
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler
@@ -73,11 +74,7 @@ class ChosenUpscaler:
     def _opened(self, lr: NDArray[np.uint8]) -> Picture:
         """The picture as it is when it is read from its file."""
         size, format = (lr.shape[0], lr.shape[1]), "png" if self._compression is None else "jpeg"
-        lossless = self._compression is None
-        frames = [Frame(lr)]
-        return Picture(
-            "", format, size, lr.shape[2], lr.dtype, frames, lossless=lossless, compression=self._compression
-        )
+        return Picture("", format, size, lr.shape[2], lr.dtype, [Frame(lr)], compression=self._compression)
 
     def _loaded(self, photo: int) -> Upscaler:
         from hasn_cli.inference import Upscaler
