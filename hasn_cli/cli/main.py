@@ -134,7 +134,7 @@ def _names_input(word: str) -> bool:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=f"Most used:\n\n{EXAMPLES}",
+    epilog=EXAMPLES,
 )
 @click.version_option(__version__, "--version", prog_name="hasn")
 @click.option("-v", "--verbose", count=True, help="Show the traceback of an error.")
