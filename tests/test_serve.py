@@ -42,7 +42,7 @@ def real(tmp_path_factory):
     """A server that computes."""
     engine = Engine(Settings(max_pixels=100_000), 2)
     limits = Limits(upload=200_000, input_pixels=100_000, output_pixels=400_000)
-    with served(tmp_path_factory.mktemp("real"), engine, limits=limits, weights=("hasn",)) as server:
+    with served(tmp_path_factory.mktemp("real"), engine, limits=limits, weights=("clean", "photo")) as server:
         yield server
 
 
@@ -106,6 +106,19 @@ def test_a_form_with_a_file_does_the_same_as_a_body(real):
     assert answer.status_code == 200 and answer.headers["content-type"] == "image/webp"
     assert read(answer.content).shape == (32, 40, 3)
     assert "caf%C3%A9_x2.webp" in answer.headers["content-disposition"]
+
+
+def test_weights_are_chosen_for_each_picture_or_by_name_as_on_the_command_line(real, hasn, tmp_path):
+    save(tmp_path / "a.jpg", size=(32, 24), quality=50)
+    data, results = (tmp_path / "a.jpg").read_bytes(), {}
+    for asked, option in (("auto", "hasn"), ("clean", "clean"), ("photo", "photo")):
+        assert hasn("a.jpg", "-s", "2", "-w", option, "-o", f"{asked}.png").code == 0
+        results[asked] = real.upscale(data, scale=2, weights=asked, format="png").content
+        assert results[asked] == (tmp_path / f"{asked}.png").read_bytes()
+    assert results["clean"] != results["photo"]
+    job = real.wait(real.create(data, scale=2)["id"])
+    assert "JPEG, quality about 50" in job["weights"]
+    assert real.client.delete(f"/jobs/{job['id']}").status_code == 204
 
 
 def test_nothing_remains_on_the_disk_after_an_answer(real):

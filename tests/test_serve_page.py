@@ -69,7 +69,7 @@ class Page:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A server that computes."""
-    with served(tmp_path_factory.mktemp("server"), Engine(Settings(), 2)) as running:
+    with served(tmp_path_factory.mktemp("server"), Engine(Settings(), 2), weights=("clean", "photo")) as running:
         yield running
 
 
@@ -166,6 +166,24 @@ def test_settings_apply_to_what_is_added_next_and_are_remembered(page):
     assert page["format"].get_attribute("value") == "webp" and page["strip"].is_selected()
     page.choose("format", "png")
     assert not page["quality"].is_enabled()
+
+
+def test_weights_can_be_chosen_and_the_automatic_choice_is_explained(page):
+    from selenium.webdriver.support.ui import Select
+
+    assert [each.text for each in Select(page["weights"]).options] == [
+        "Automatic",
+        "Clean pictures",
+        "Compressed photos",
+    ]
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png(32, 24))).save(buffer, "JPEG", quality=50)
+    page.drop([("a.jpg", buffer.getvalue())])
+    page.until(lambda: page.cards("done"))
+    page.until(lambda: "quality about 50" in page["shown-facts"].text)
+    page.choose("weights", "clean")
+    page.all(".card [aria-label^=Again]")[0].click()
+    page.until(lambda: page.cards("done") and "quality about 50" not in page["shown-facts"].text)
 
 
 def test_tab_reaches_every_control_and_each_has_a_name(page):

@@ -361,7 +361,7 @@ class Jobs:
         if isinstance(event, Started):
             task.format = event.format
             task.facts = {"size": list(event.size), "target_size": list(event.target_size), "frames": event.frames,
-                          "format": event.format}  # fmt: skip
+                          "format": event.format, "weights": event.weights}  # fmt: skip
         else:
             task.fraction = max(task.fraction, event.fraction)
         self._tell(task)

@@ -102,6 +102,7 @@ _JOB = {
         "target_size": _size("height and width of the result, once the input is open"),
         "frames": {"type": "integer"},
         "format": {"type": "string"},
+        "weights": {"type": "string", "description": "which weights were chosen and why, if that was left to hasn"},
         "seconds": {"type": "number", "description": "how long it took, when it is done"},
         "notices": {
             "type": "array",

@@ -371,7 +371,7 @@ function open_(entry, { quietly = false } = {}) {
   at("viewer").hidden = false;
   at("viewer-title").textContent = entry.name;
   at("shown-facts").replaceChildren(make("b", { textContent: pixels(job.size) }), " → ",
-    make("b", { textContent: pixels(job.target_size) }), ` pixels, ${seconds(job.seconds)}`);
+    make("b", { textContent: pixels(job.target_size) }), ` pixels, ${seconds(job.seconds)}${job.weights ? `; ${job.weights}` : ""}`);
   at("shown-save").href = entry.parts.save.href;
   at("shown-save").download = entry.parts.save.download;
   entry.url ??= entry.viewable ? URL.createObjectURL(entry.file) : null;
