@@ -113,6 +113,28 @@ def test_other_lossy_files_get_a_blend_and_say_their_format(tmp_path):
         assert choice.photo == 4 and choice.why == kind
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG XL", "HEIC", "JPEG 2000"])
+def test_formats_with_and_without_loss_are_told_apart_by_their_headers(kind):
+    import imagecodecs
+
+    pixels = np.asarray(photograph())
+    if kind == "AVIF":
+        lossy, exact = saved(photograph(), kind, quality=80), imagecodecs.avif_encode(pixels, level=100)
+    elif kind == "JPEG XL":
+        lossy, exact = imagecodecs.jpegxl_encode(pixels, level=85), imagecodecs.jpegxl_encode(pixels, lossless=True)
+    elif kind == "JPEG 2000":
+        lossy = imagecodecs.jpeg2k_encode(pixels, level=40, codecformat="jp2", reversible=False)
+        exact = imagecodecs.jpeg2k_encode(pixels, codecformat="jp2", reversible=True)
+    else:
+        pillow_heif = pytest.importorskip("pillow_heif")
+        files = io.BytesIO(), io.BytesIO()
+        pillow_heif.from_pillow(photograph()).save(files[0], quality=60)
+        pillow_heif.from_pillow(photograph()).save(files[1], quality=-1, chroma=444, matrix_coefficients=0)
+        lossy, exact = (file.getvalue() for file in files)
+    assert choice_for(bytes(lossy)).why == kind
+    assert choice_for(bytes(exact)).why == "lossless"
+
+
 @pytest.mark.parametrize(
     ("format", "options"),
     [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("TGA", {})],
