@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hasn_cli.choice import EIGHTHS, LOSSLESS_SHARE, OTHER_SHARE, photo_share
+from hasn_cli.choice import EIGHTHS, GRAPHIC_SHARE, LOSSLESS_SHARE, OTHER_SHARE, photo_share
 from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
@@ -58,7 +58,7 @@ def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple
     for method in ("bicubic", "lanczos", "bilinear", "box"):
         found[f"lossless, {method}"] = LOSSLESS_SHARE, [(reduced(hr, scale, method), hr) for hr in pictures]
     drawn = [graphic(96, scale, np.random.default_rng(seed)) for seed in range(GRAPHICS)]
-    found["lossless graphics"] = EIGHTHS, drawn
+    found["lossless graphics"] = GRAPHIC_SHARE, drawn
     clean = [(reduced(hr, scale, "bicubic"), hr) for hr in pictures]
 
     def kind(name: str, share: int, save: Callable[[Pixels], Pixels]) -> None:

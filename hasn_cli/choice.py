@@ -8,7 +8,7 @@ fits. `benchmarks/blends.py` measures how good each blend is for each kind of fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,12 @@ FINE_COLOUR = ((99, 0), (97, 1), (94, 2), (91, 3), (88, 4), (82, 5), (68, 6), (5
 OTHER_SHARE = 4  # for lossy WebP, AVIF, HEIC, JPEG XL and JPEG 2000, which do not say their quality
 LOSSLESS_SHARE = 1  # for lossless photographs: better where they were not reduced by bicubic
 
-FLAT = 0.4  # a graphic has at least this share of pixels that equal their neighbours right and below
-COLOURS = 0.08  # and at most this many different colours for each pixel
+GRAPHIC_SHARE = 5  # for lossless graphics
+
+BLOCK = 8
+EQUAL = 0.35  # in a graphic, at least this share of neighbours in blocks of several colours are equal
+CLOSE_LEVELS = 3  # and of those that differ by at most so many levels of 255,
+DIFFERENT = 0.2  # at most this share differ at all
 LOOKED_AT = 1 << 20  # about so many pixels are looked at
 
 Limit = Literal["none", "loose", "tight"]
@@ -80,9 +84,9 @@ def choose(picture: Picture, weights: str = AUTOMATIC, *, look: bool = True) -> 
     if picture.compression is not None:
         return Choice(photo_share(picture.compression), "none", describe(picture.compression))
     if not look:
-        return Choice(LOSSLESS_SHARE, "loose", "lossless; photo weights if it is a graphic")
+        return Choice(LOSSLESS_SHARE, "loose", f"lossless; {blend_name(GRAPHIC_SHARE)} if it is a graphic")
     if is_graphic(next(iter(picture.frames)).pixels):
-        return Choice(EIGHTHS, "tight", "a lossless graphic")
+        return Choice(GRAPHIC_SHARE, "tight", "a lossless graphic")
     return Choice(LOSSLESS_SHARE, "loose", "lossless")
 
 
@@ -100,17 +104,32 @@ def describe(compression: Compression) -> str:
     return ", ".join(filter(None, (str(compression), compression.subsampling)))
 
 
-def is_graphic(pixels: NDArray[np.generic]) -> bool:
-    """Whether H×W×C pixels are drawn rather than photographed: large parts are exactly flat, and colours are few."""
-    step = max(1, round((pixels.shape[0] * pixels.shape[1] / LOOKED_AT) ** 0.5))
-    bands = [pixels[top : top + 64] for top in range(0, pixels.shape[0], 64 * step)]  # whole rows, so neighbours stay
-    equal = [
-        (band[:-1, :-1] == band[1:, :-1]).all(-1) & (band[:-1, :-1] == band[:-1, 1:]).all(-1)
-        for band in bands
-        if min(band.shape[:2]) > 1
-    ]
-    if not equal or np.concatenate([part.ravel() for part in equal]).mean() < FLAT:
+def is_graphic(pixels: NDArray[Any]) -> bool:
+    """Whether H×W×C pixels are drawn rather than photographed.
+
+    Drawn areas are exactly flat, even close to edges. Photographs are not: where neighbours are alike there, they
+    usually differ a little. So this looks at neighbours in 8×8 blocks that are not of one colour: many are equal, and
+    few of those that are close to each other differ. Floats count as photographs.
+    """
+    if pixels.dtype.kind == "f" or min(pixels.shape[:2]) < BLOCK:
         return False
-    seen = np.concatenate([band.reshape(-1, band.shape[-1]) for band in bands])
-    rows = np.ascontiguousarray(seen).view(np.dtype((np.void, seen.dtype.itemsize * seen.shape[1]))).ravel()
-    return bool(len(np.unique(rows)) <= COLOURS * len(rows))
+    blocks = _blocks(pixels)
+    mixed = blocks[(blocks != blocks[:, :1, :1]).any((1, 2, 3))]
+    if not len(mixed):
+        return True
+    differences = np.abs(np.diff(mixed.astype(np.int32), axis=2)).max(3)
+    equal = float((differences == 0).mean())
+    close = float((differences <= CLOSE_LEVELS * (np.iinfo(pixels.dtype).max // 255)).mean())
+    return equal >= EQUAL and equal >= (1 - DIFFERENT) * close
+
+
+def _blocks(pixels: NDArray[Any]) -> NDArray[Any]:
+    """N×8×8×C blocks, of a large picture every few rows of blocks. The colour of invisible pixels is left out."""
+    rows, columns = (side // BLOCK for side in pixels.shape[:2])
+    step = -(-pixels.shape[0] * pixels.shape[1] // LOOKED_AT)
+    shape = (rows, BLOCK, columns, BLOCK, pixels.shape[2])
+    picked = pixels[: rows * BLOCK, : columns * BLOCK].reshape(shape)[::step]
+    if pixels.shape[2] in (2, 4):
+        picked = picked[..., :-1] * (picked[..., -1:] > 0)
+    blocks: NDArray[Any] = picked.swapaxes(1, 2).reshape(-1, BLOCK, BLOCK, picked.shape[-1])
+    return blocks

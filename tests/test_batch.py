@@ -85,6 +85,9 @@ class FakeUpscaler:
     def plan(self, size, channels=3, itemsize=1):
         return plan_on_cpu(size, channels, itemsize, self.scale)
 
+    def close(self):
+        """Its threads would end."""
+
     def upscale(self, image, progress=None):
         self.calls += 1
         self.threads.add(threading.get_ident())
@@ -102,7 +105,7 @@ def fake(monkeypatch):
     def install(**options):
         made: dict[str, FakeUpscaler] = {}
 
-        def load(pool, scale, device):
+        def load(pool, scale, device, photo):
             return made.setdefault(device, FakeUpscaler(**options))
 
         monkeypatch.setattr(UpscalerPool, "_load", load)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 import hasn_cli
-from hasn_cli.choice import EIGHTHS, FINE_COLOUR, JPEG_SHARES, choose, is_graphic, photo_share
+from hasn_cli.choice import EIGHTHS, FINE_COLOUR, GRAPHIC_SHARE, JPEG_SHARES, choose, is_graphic, photo_share
 from hasn_cli.images import open_picture
 from hasn_cli.images.compression import Compression, jpeg_compression_of
 from hasn_cli.training import degrade
@@ -150,9 +150,9 @@ def test_a_tiff_that_holds_a_jpeg_counts_as_compressed():
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF", "WEBP", "TIFF"])
-def test_lossless_graphics_get_the_photo_weights_and_a_tight_limit(format):
+def test_lossless_graphics_get_a_blend_and_a_tight_limit(format):
     choice = choice_for(saved(drawing(), format, **({"lossless": True} if format == "WEBP" else {})))
-    assert (choice.photo, choice.limit, choice.why) == (EIGHTHS, "tight", "a lossless graphic")
+    assert (choice.photo, choice.limit, choice.why) == (GRAPHIC_SHARE, "tight", "a lossless graphic")
 
 
 def test_pnm_gets_the_clean_weights():

@@ -125,7 +125,7 @@ class Nearest:
 
 @pytest.fixture
 def no_network(monkeypatch) -> None:
-    monkeypatch.setattr(UpscalerPool, "_load", lambda self, scale, device: Nearest(scale))
+    monkeypatch.setattr(UpscalerPool, "_load", lambda self, scale, device, photo: Nearest(scale))
 
 
 @contextmanager

@@ -192,7 +192,7 @@ def test_damaged_weights_are_a_failure_and_everything_else_is_still_shown(monkey
     whole = weights.bundled_path
     damaged = tmp_path / "hasn_x4.safetensors"
     damaged.write_bytes(whole(4).read_bytes()[:1000])
-    monkeypatch.setattr(weights, "bundled_path", lambda scale: damaged if scale == 4 else whole(scale))
+    monkeypatch.setattr(weights, "bundled_path", lambda scale, *_: damaged if scale == 4 else whole(scale))
     assert run(["doctor", "--json", "--seconds", "0"]) == 1
     found = json.loads(capsys.readouterr().out)
     (concern,) = [concern for concern in found["concerns"] if concern["fatal"]]

@@ -216,10 +216,10 @@ def test_a_format_that_would_lose_data_in_alpha_is_refused_before_the_work(tmp_p
 def test_a_data_texture_keeps_its_colour_on_the_command_line_and_in_python(tmp_path, format):
     source, target = tmp_path / "texture.png", tmp_path / f"large.{format}"
     Image.fromarray(texture()).save(source)
-    arguments = ["upscale", str(source), "-s", "2", "-o", str(target), "--alpha", "separate", "--lossless", "-q"]
-    assert run(arguments) == 0
+    arguments = ["upscale", str(source), "-s", "2", "-o", str(target), "--alpha", "separate", "--lossless"]
+    assert run([*arguments, "-w", "clean", "-q"]) == 0
     found = shown(target.read_bytes())
     with Image.open(source) as image:
-        np.testing.assert_array_equal(found, np.asarray(hasn_cli.upscale(image, 2, alpha="separate")))
+        np.testing.assert_array_equal(found, np.asarray(hasn_cli.upscale(image, 2, alpha="separate", weights="clean")))
     back = np.asarray(Image.fromarray(found[..., :3]).resize((50, 40), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(back - texture()[..., :3]).mean() < 4

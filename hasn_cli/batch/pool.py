@@ -136,17 +136,20 @@ class UpscalerPool:
         """Whether the network runs on something other than the CPU. Known once an upscaler is loaded."""
         return any(upscaler.device.type != "cpu" for upscaler in self._upscalers.values())
 
-    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> list[Plan]:
+    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int, photo: int = 0) -> list[Plan]:
         """The plan for a picture of `size` (height, width), one for each pass.
 
         Args:
             scale: one of `enlarge.PASSES`.
+            photo: see `loaded`. The plan is the same for all, but only one network is then loaded.
 
         Raises:
             WeightsError, DeviceError: as from `loaded`.
             BudgetError: one of the passes does not fit into the memory budget.
         """
-        return [self.loaded(step.scale).plan(step.size, channels, itemsize) for step in passes(scale, size)]
+        return [
+            self.loaded(step.scale, photo=photo).plan(step.size, channels, itemsize) for step in passes(scale, size)
+        ]
 
     def upscale(
         self, scale: int, image: Image, progress: Progress | None = None, photo: int = 0
@@ -248,7 +251,7 @@ class Planner:
         self._pool = UpscalerPool(settings)
         self._checked: dict[int, bool] = {}  # scale → whether its weights could be checked without PyTorch
 
-    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int) -> list[Plan]:
+    def plan(self, scale: int, size: tuple[int, int], channels: int, itemsize: int, photo: int = 0) -> list[Plan]:
         """See `UpscalerPool.plan`."""
         wanted = self._settings
         quick = wanted.device == "cpu" or (wanted.device == "auto" and not may_have_gpu())

@@ -143,7 +143,8 @@ def plan_job(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool 
     if settings.alpha == "separate" and picture.has_alpha:
         _check_data_alpha(picture, format, settings)
     channels = 1 if picture.channels < 3 else 3
-    plans = pool.plan(scale, picture.size, channels, picture.dtype.itemsize)
+    choice = choose(picture, settings.weights, look=False)
+    plans = pool.plan(scale, picture.size, channels, picture.dtype.itemsize, choice.photo)
     plan, details = plan_in_words(PASSES[scale], plans)
     return Started(
         job,
@@ -154,7 +155,7 @@ def plan_job(job: Job, picture: Picture, settings: Settings, pool: UpscalerPool 
         plan,
         details,
         tiles=max(p.tiles for p in plans),
-        weights=choose(picture, settings.weights, look=False).text,
+        weights=choice.text,
     )
 
 

@@ -16,6 +16,8 @@ from hasn_cli.evaluation.bicubic import resize, to_type
 from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.evaluation.pictures import as_jpeg
 from hasn_cli.inference import Upscaler
+from hasn_cli.inference.planning import BORDER
+from hasn_cli.inference.upscaler import extended
 from hasn_cli.network import HASN
 from hasn_cli.training.degrade import VALIDATION_QUALITIES, photo_share
 from hasn_cli.training.patches import Image
@@ -61,9 +63,13 @@ def _blend(network: HASN, partner: Sequence[Tensor], share: float) -> HASN:
 
 @torch.no_grad()
 def _enlarge(network: HASN, lr: Image, device: str) -> Image:
-    """H×W×3 → sH×sW×3 uint8 by the plain module, which runs on every device."""
-    sr = network(torch.from_numpy(lr.transpose(2, 0, 1)[None].copy()).to(device).float() / 255)
-    return to_type(sr[0].permute(1, 2, 0).cpu().numpy() * 255, np.dtype(np.uint8))
+    """H×W×3 → sH×sW×3 uint8 by the plain module, which runs on every device, with the border of `Upscaler`."""
+    wide = extended(lr, BORDER)
+    sr = network(torch.from_numpy(wide.transpose(2, 0, 1)[None].copy()).to(device).float() / 255)
+    top = BORDER * network.scale
+    height, width = (side * network.scale for side in lr.shape[:2])
+    inside = sr[0, :, top : top + height, top : top + width]
+    return to_type(inside.permute(1, 2, 0).cpu().numpy() * 255, np.dtype(np.uint8))
 
 
 def mean_deviations(pieces: Sequence[Sequence[Tensor]]) -> tuple[float, ...]:
