@@ -33,7 +33,7 @@ from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
 from hasn_cli.images import unfinished  # noqa: E402
 from hasn_cli.machine import count_cores  # noqa: E402
-from hasn_cli.weights import bundled_path, resolve  # noqa: E402
+from hasn_cli.weights import bundled_path, digest  # noqa: E402
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_picture_finished_by_a_worker_that_died_is_not_done_again(task):
     answer = cluster.run_task("run", job, before=None, overwrite=False)  # there was no output when the batch started
     assert answer["done"]["sr_size"] == (32, 40) and identity(job.target) == before
     assert answer["receipt"]["target"] == mark_output(job.target, target_state(job.target))
-    assert answer["receipt"]["weights"] == resolve("hasn", 2).sha256
+    assert answer["receipt"]["weights"] == digest("hasn", 2)
 
 
 @pytest.mark.parametrize("meanwhile", ["gone", "a note", "another picture"])
