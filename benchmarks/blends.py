@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +60,15 @@ def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple
     found["lossless graphics"] = GRAPHIC_SHARE, drawn
     clean = [(reduced(hr, scale, "bicubic"), hr) for hr in pictures]
 
-    def kind(name: str, share: int, save: Callable[[Pixels], Pixels]) -> None:
-        found[name] = share, [(save(lr), hr) for lr, hr in clean]
+    def add(name: str, share: int, format: str, **options: int) -> None:
+        found[name] = share, [(saved(lr, format, **options), hr) for lr, hr in clean]
 
     for code, sampling in ((0, "4:4:4"), (2, "4:2:0")):
         for quality in QUALITIES:
             share = photo_share(Compression("JPEG", quality, sampling))
-            kind(f"JPEG {quality}, {sampling}", share, lambda lr, q=quality, c=code: saved(lr, "JPEG", quality=q, subsampling=c))  # fmt: skip # noqa: E501
+            add(f"JPEG {quality}, {sampling}", share, "JPEG", quality=quality, subsampling=code)
     for format, quality in (("WEBP", 90), ("WEBP", 75), ("AVIF", 80), ("AVIF", 60)):
-        kind(f"{format} {quality}", OTHER_SHARE, lambda lr, f=format, q=quality: saved(lr, f, quality=q))
+        add(f"{format} {quality}", OTHER_SHARE, format, quality=quality)
     return found
 
 

@@ -24,6 +24,7 @@ PASSES = {2: (2,), 3: (3,), 4: (4,), 6: (2, 3), 8: (2, 4), 9: (3, 3), 12: (3, 4)
 networks then process 5 pixels for each input pixel, and in the other order 17."""
 LARGEST = max(PASSES)
 PLANE_BYTES = 12  # bytes per pixel: float planes that resizing and --consistent use for one channel at a time
+AROUND = 2  # input pixels on each side of one that limit overshoots
 ROWS = 64  # rows that are processed in double precision at a time
 ASKED = 1 << 20  # about this many samples are enough to find the range of most values
 PLAIN = 1 / 16  # floats within [0, 1] that span at least this much go to the network unchanged
@@ -288,28 +289,33 @@ def limited(large: Pixels, small: Pixels, limit: Limit) -> Pixels:
         limit: "loose" for photographs: d is the smaller of 2r and 16 grey levels + r/2; "tight" for graphics: d is the
             smaller of r and 16 grey levels. A grey level is a 255th of the range.
     """
-    level = top(small) / 255
-    low, high = _extreme(small, np.minimum).astype(np.float32), _extreme(small, np.maximum).astype(np.float32)
-    span = high - low
-    room = np.minimum(2 * span, 16 * level + span / 2) if limit == "loose" else np.minimum(span, 16 * level)
-    low, high = ((edge).clip(0, top(small)).astype(small.dtype) for edge in (low - room, high + room))
     rows, columns = (
-        (2 * np.arange(new) + 1) * length // (2 * new)
+        (2 * np.arange(new) + 1) * length // (2 * new)  # the input pixel under each pixel of the result
         for new, length in zip(large.shape[:2], small.shape[:2], strict=True)
     )
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        np.clip(
-            large[start : start + ROWS], low[part][:, columns], high[part][:, columns], out=large[start : start + ROWS]
-        )
+    for start in range(0, len(rows), ROWS):  # in bands, to save memory
+        band, under = large[start : start + ROWS], rows[start : start + ROWS]
+        first = max(0, int(under[0]) - AROUND)
+        low, high = _bounds(small[first : int(under[-1]) + AROUND + 1], limit)
+        np.clip(band, low[under - first][:, columns], high[under - first][:, columns], out=band)
     return large
+
+
+def _bounds(pixels: Pixels, limit: Limit) -> tuple[Pixels, Pixels]:
+    """The lowest and highest value that `limited` allows at each pixel of H×W×C integers."""
+    level = top(pixels) / 255
+    low, high = (_extreme(pixels, choose).astype(np.float32) for choose in (np.minimum, np.maximum))
+    span = high - low
+    room = np.minimum(2 * span, 16 * level + span / 2) if limit == "loose" else np.minimum(span, 16 * level)
+    lowest, highest = (edge.clip(0, top(pixels)).astype(pixels.dtype) for edge in (low - room, high + room))
+    return lowest, highest
 
 
 def _extreme(pixels: Pixels, choose: np.ufunc) -> Pixels:
     """The minimum or maximum of the 5×5 pixels around each pixel of H×W×C, as far as they are in the picture."""
     for axis in (0, 1):
         found = pixels.copy()
-        for step in (1, 2):
+        for step in range(1, AROUND + 1):
             if pixels.shape[axis] > step:
                 after, before = (np.s_[:, step:], np.s_[:, :-step]) if axis else (np.s_[step:], np.s_[:-step])
                 choose(found[after], pixels[before], out=found[after])

@@ -70,6 +70,17 @@ def test_a_screenshots_text_keeps_its_brightness(hasn, tmp_path):
     assert (comment.reshape(-1, 3).max(0) <= np.array([106, 153, 85]) + 16).all()
 
 
+def slowly_limited(large: np.ndarray, small: np.ndarray, scale: int, limit: str) -> np.ndarray:
+    """What `limited` should give, for the whole picture at once."""
+    low, high = (around(small, choose).astype(float) for choose in (np.minimum, np.maximum))
+    span = high - low
+    room = np.minimum(2 * span, 16 + span / 2) if limit == "loose" else np.minimum(span, 16)
+    bounds = (
+        edge.clip(0, 255).astype(np.uint8).repeat(scale, 0).repeat(scale, 1) for edge in (low - room, high + room)
+    )
+    return large.clip(*bounds)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     small=arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))),
@@ -81,11 +92,17 @@ def test_the_limit_is_as_documented_for_any_picture(small, scale, limit, seed):
     height, width, channels = small.shape
     shape = (height * scale, width * scale, channels)
     large = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    low, high = (around(small, choose).astype(float) for choose in (np.minimum, np.maximum))
-    span = high - low
-    room = np.minimum(2 * span, 16 + span / 2) if limit == "loose" else np.minimum(span, 16)
-    lowest, highest = (edge.clip(0, 255).astype(np.uint8).repeat(scale, 0).repeat(scale, 1) for edge in (low - room, high + room))  # fmt: skip # noqa: E501
-    assert np.array_equal(limited(large.copy(), small, limit), large.clip(lowest, highest))
+    assert np.array_equal(limited(large.copy(), small, limit), slowly_limited(large, small, scale, limit))
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_tall_picture_is_limited_alike_everywhere(scale):
+    """It is computed in bands of rows."""
+    random = np.random.default_rng(scale)
+    small = random.integers(0, 256, (150, 5, 3), dtype=np.uint8)
+    small[20:110] //= 16
+    large = random.integers(0, 256, (150 * scale, 5 * scale, 3), dtype=np.uint8)
+    assert np.array_equal(limited(large.copy(), small, "tight"), slowly_limited(large, small, scale, "tight"))
 
 
 def test_16_bits_have_the_same_limit_in_proportion():

@@ -117,12 +117,12 @@ def _map_bytes(task: Task, height: int, width: int, strip: int, keep: bool) -> i
 
 
 def fixed_bytes(task: Task) -> int:
-    """Memory for the picture and its result."""
+    """Memory for the picture, its copy with a border, and its result."""
     if not task.on_host:
         return 0
     lr = task.height * task.width * task.channels
     sr = lr * task.scale**2
-    return lr * task.itemsize + sr * task.itemsize + (sr * 4 if task.turns else 0)
+    return lr * task.itemsize * (2 if task.border else 1) + sr * task.itemsize + (sr * 4 if task.turns else 0)
 
 
 def tile_bytes(task: Task, tile: int, overlap: int, strip: int) -> int:
