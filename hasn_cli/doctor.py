@@ -374,12 +374,13 @@ def _existing(path: Path) -> Path:
 def _load(scales: Sequence[int]) -> tuple[dict[int, Upscaler], list[Concern]]:
     """An upscaler for each scale whose weights can be loaded, and a concern for each of the others."""
     from hasn_cli.inference import Upscaler
-    from hasn_cli.weights import load_network
+    from hasn_cli.weights import CLEAN, PHOTO, load_network
 
     upscalers, concerns = {}, []
     for scale in scales:
         try:
-            upscalers[scale] = Upscaler(load_network("hasn", scale))
+            clean, _ = (load_network(name, scale) for name in (CLEAN, PHOTO))  # blends of both are used
+            upscalers[scale] = Upscaler(clean)
         except HasnError as error:
             concerns.append(Concern(error.message, "install hasn-cli again", fatal=True))
     return upscalers, concerns

@@ -200,6 +200,20 @@ def test_damaged_weights_are_a_failure_and_everything_else_is_still_shown(monkey
     assert [reach["scale"] for reach in found["reach"]] == [2, 3]
 
 
+def test_damaged_photo_weights_are_a_failure_too(monkeypatch, capsys, tmp_path):
+    from hasn_cli import weights
+
+    whole = weights.bundled_path
+    damaged = tmp_path / "photo_x3.safetensors"
+    damaged.write_bytes(whole(3, "photo").read_bytes()[:1000])
+    spoilt = (3, "photo")
+    found = lambda scale, name="clean": damaged if (scale, name) == spoilt else whole(scale, name)  # noqa: E731
+    monkeypatch.setattr(weights, "bundled_path", found)
+    assert run(["doctor", "--json", "--seconds", "0"]) == 1
+    (concern,) = [concern for concern in json.loads(capsys.readouterr().out)["concerns"] if concern["fatal"]]
+    assert "photo_x3.safetensors" in concern["what"]
+
+
 def test_missing_weights_are_a_failure(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "bundled_weights", lambda scale: None)
     assert run(["doctor"]) == 1
