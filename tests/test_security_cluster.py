@@ -65,7 +65,8 @@ def test_only_clients_with_the_runs_certificate_can_connect_to_a_local_cluster(p
             (f"tls://127.0.0.1:{port}", Security(tls_ca_file=private.security.tls_ca_file, require_encryption=True)),
         ]
         for where, security in strangers:
-            with pytest.raises((OSError, TypeError, ValueError)), client(where, security):
+            # now and then, Dask's client fails an assertion of its own while it gives up
+            with pytest.raises((OSError, TypeError, ValueError, AssertionError)), client(where, security):
                 pytest.fail(f"{where} accepted a stranger")
 
 
