@@ -23,10 +23,9 @@ from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.evaluation.pictures import list_pictures, read_rgb
 from hasn_cli.images.compression import Compression
 from hasn_cli.inference import Upscaler
-from hasn_cli.network import HASN
 from hasn_cli.training.degrade import box_average
 from hasn_cli.training.graphics import graphic
-from hasn_cli.weights import load_network
+from hasn_cli.weights import load_blend
 
 Pixels = np.ndarray
 QUALITIES = (100, 98, 97, 95, 94, 92, 90, 85, 80, 75, 70, 60, 50, 40, 30)
@@ -72,13 +71,6 @@ def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple
     return found
 
 
-def blend(scale: int, clean: HASN, photo: HASN, share: int) -> Upscaler:
-    network = HASN(scale)
-    mixed = {k: v.lerp(photo.state_dict()[k], share / EIGHTHS) for k, v in clean.state_dict().items()}
-    network.load_state_dict(mixed)
-    return Upscaler(network.eval(), device="cpu")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pictures", type=Path)
@@ -91,8 +83,8 @@ def main() -> None:
         whole = read_rgb(path)
         top, left = (max(0, (length - args.side) // 2) for length in whole.shape[:2])
         pictures.append(whole_multiple(whole[top : top + args.side, left : left + args.side], args.scale))
-    networks = load_network("clean", args.scale), load_network(args.photo, args.scale)
-    blends = [blend(args.scale, *networks, share) for share in range(EIGHTHS + 1)]
+    networks = [load_blend(args.scale, share / EIGHTHS, args.photo) for share in range(EIGHTHS + 1)]
+    blends = [Upscaler(network, device="cpu") for network in networks]
     print(f"| ×{args.scale} | bicubic | " + " | ".join(f"{share}/8" for share in range(EIGHTHS + 1)) + " | chosen |")
     print("|---" * (EIGHTHS + 4) + "|")
     for name, (chosen, pairs) in cases(pictures, args.scale).items():

@@ -60,16 +60,6 @@ def test_quality_of_a_grey_jpeg_and_of_cmyk_is_known_too():
     assert open_picture(saved(photograph().convert("CMYK"), "JPEG", quality=60)).compression.quality == 60
 
 
-def test_quality_of_an_arithmetically_coded_jpeg_is_known():
-    import imagecodecs
-
-    try:
-        data = imagecodecs.jpeg8_encode(np.asarray(photograph()), level=70, optimize=False, bitspersample=8)
-    except (imagecodecs.DelayedImportError, TypeError):
-        pytest.skip("this imagecodecs cannot write it")
-    assert abs(open_picture(data).compression.quality - 70) <= 2
-
-
 def test_a_resaved_jpeg_counts_as_what_it_was_saved_as_last():
     first = Image.open(io.BytesIO(saved(photograph(), "JPEG", quality=40)))
     assert open_picture(saved(first, "JPEG", quality=90)).compression.quality == 90

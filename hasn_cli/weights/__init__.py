@@ -182,8 +182,10 @@ def load_network(weights: str, scale: int, *, progress: Progress | None = None) 
     return network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=scale)
 
 
-def load_blend(scale: int, photo: float) -> HASN:
+def load_blend(scale: int, photo: float, photo_weights: str = PHOTO) -> HASN:
     """The mean of the package's clean and photo weights, with a share of `photo`, from 0 to 1, of the latter.
+
+    `photo_weights` names others to take in place of the package's photo weights.
 
     Raises:
         WeightsError: as from `load_network`.
@@ -191,7 +193,7 @@ def load_blend(scale: int, photo: float) -> HASN:
     import torch
 
     network = load_network(CLEAN, scale)
-    other = load_network(PHOTO, scale).state_dict()
+    other = load_network(photo_weights, scale).state_dict()
     state = {name: torch.lerp(value, other[name], photo) for name, value in network.state_dict().items()}
     network.load_state_dict(state)
     return network
@@ -262,13 +264,13 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
         WeightsError: there are no such files in `folder`, or one of them fails `verify`.
         DownloadError: the hub could not be reached or refused the upload.
     """
-    files = {scale: f"hasn_x{scale}.safetensors" for scale in SCALES}
-    files = {scale: name for scale, name in files.items() if (folder / name).is_file()}
+    files, photo = (
+        {scale: name for scale in SCALES if (folder / (name := f"{set_name}_x{scale}.safetensors")).is_file()}
+        for set_name in (BUNDLED, PHOTO)
+    )
     if not files:
         raise WeightsError(f"{folder} contains no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
     networks = [verify(WeightsFile(str(folder), scale, folder / name, "file")) for scale, name in files.items()]
-    photo = {scale: f"photo_x{scale}.safetensors" for scale in SCALES}
-    photo = {scale: name for scale, name in photo.items() if (folder / name).is_file()}
     for scale, name in photo.items():
         verify(WeightsFile(str(folder), scale, folder / name, "file"))
     contents: dict[str, Path | bytes] = {name: folder / name for name in (*files.values(), *photo.values())}
