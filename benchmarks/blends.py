@@ -1,6 +1,8 @@
 """How good each blend of the clean and photo weights is for each kind of file. `hasn_cli/choice.py` follows the result.
 
     python benchmarks/blends.py PICTURES/ -s 4 --side 384
+    python benchmarks/blends.py PICTURES/ -s 2 --only video
+
 
 PICTURES are large pictures that were not trained on. Each is reduced, saved as the row says, and enlarged by every
 blend. Prints PSNR-Y in dB, the mean over the pictures: one row for each kind of file, one column for each share of the
@@ -11,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import tempfile
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
-from hasn_cli.choice import EIGHTHS, GRAPHIC_SHARE, LOSSLESS_SHARE, OTHER_SHARE, photo_share
+from hasn_cli.choice import EIGHTHS, GRAPHIC_SHARE, LOSSLESS_SHARE, OTHER_SHARE, VIDEO_SHARE, photo_share
 from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
@@ -25,11 +29,14 @@ from hasn_cli.images.compression import Compression
 from hasn_cli.inference import Upscaler
 from hasn_cli.training.degrade import box_average
 from hasn_cli.training.graphics import graphic
+from hasn_cli.video.still import still
 from hasn_cli.weights import load_blend
 
 Pixels = np.ndarray
 QUALITIES = (100, 98, 97, 95, 94, 92, 90, 85, 80, 75, 70, 60, 50, 40, 30)
 GRAPHICS = 24
+FILMS = (("libx264", 18), ("libx264", 23), ("libx264", 28), ("libx265", 28), ("libsvtav1", 35))
+FILM_FRAMES, FILM_SAMPLES = 16, (5, 10)
 BORDER = 4
 
 
@@ -50,6 +57,26 @@ def reduced(hr: Pixels, scale: int, method: str) -> Pixels:
     return np.asarray(Image.fromarray(hr).resize(size, Image.Resampling[method.upper()]))
 
 
+def filmed(hr: Pixels, scale: int, codec: str, options: dict[str, str]) -> list[tuple[Pixels, Pixels]]:
+    """Two frames of a video in which a camera moves over a picture, as decoded, and the same frames at full size."""
+    step, side = 2 * scale, min(hr.shape[:2]) - FILM_FRAMES * 2 * scale
+    side -= side % (2 * scale)  # H.264 needs even sides
+    large = [hr[step * i : step * i + side, step * i : step * i + side] for i in range(FILM_FRAMES)]
+    path = Path(tempfile.mkdtemp()) / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = large[0].shape[0] // scale, large[0].shape[1] // scale
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.options = options | ({"x265-params": "log-level=error"} if codec == "libx265" else {})
+        for number, frame in enumerate(large):
+            small = av.VideoFrame.from_ndarray(np.ascontiguousarray(reduced(frame, scale, "bicubic")), "rgb24")
+            small = small.reformat(format="yuv420p", dst_colorspace="smpte170m", interpolation="BICUBIC")
+            small.pts = number
+            container.mux(stream.encode(small))
+        container.mux(stream.encode(None))
+    return [(next(iter(still(path, seconds=i / 25).frames)).pixels, large[i]) for i in FILM_SAMPLES]
+
+
 def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple[Pixels, Pixels]]]]:
     """Kind of file → the share that is chosen for it, and its pairs of LR and HR."""
     found = {}
@@ -66,6 +93,9 @@ def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple
         for quality in QUALITIES:
             share = photo_share(Compression("JPEG", quality, sampling))
             add(f"JPEG {quality}, {sampling}", share, "JPEG", quality=quality, subsampling=code)
+    for codec, crf in FILMS:
+        pairs = [pair for hr in pictures for pair in filmed(hr, scale, codec, {"crf": str(crf)})]
+        found[f"video, {codec} {crf}"] = VIDEO_SHARE, pairs
     for format, quality in (("WEBP", 90), ("WEBP", 75), ("AVIF", 80), ("AVIF", 60)):
         add(f"{format} {quality}", OTHER_SHARE, format, quality=quality)
     return found
@@ -77,6 +107,7 @@ def main() -> None:
     parser.add_argument("-s", "--scale", type=int, choices=(2, 3, 4), default=4)
     parser.add_argument("--side", type=int, default=384, help="use the middle of each picture, so many pixels wide")
     parser.add_argument("--photo", default="photo", help="photo weights: a name or a file")
+    parser.add_argument("--only", default="", help="only the kinds of file whose names begin like this")
     args = parser.parse_args()
     pictures = []
     for path in list_pictures(args.pictures, lambda path, why: print(f"left out {path}: {why}")):
@@ -88,6 +119,8 @@ def main() -> None:
     print(f"| ×{args.scale} | bicubic | " + " | ".join(f"{share}/8" for share in range(EIGHTHS + 1)) + " | chosen |")
     print("|---" * (EIGHTHS + 4) + "|")
     for name, (chosen, pairs) in cases(pictures, args.scale).items():
+        if not name.startswith(args.only):
+            continue
         plain = np.mean([psnr_y(resize(lr, scale=args.scale), hr, BORDER) for lr, hr in pairs])
         values = [np.mean([psnr_y(by.upscale(lr), hr, BORDER) for lr, hr in pairs]) for by in blends]
         shown = [f"**{value:.2f}**" if value == max(values) else f"{value:.2f}" for value in values]

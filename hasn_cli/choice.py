@@ -24,6 +24,8 @@ JPEG_SHARES = ((97, 1), (95, 2), (93, 3), (88, 4), (84, 5), (72, 6), (56, 7), (0
 FINE_COLOUR = ((99, 0), (97, 1), (94, 2), (91, 3), (88, 4), (82, 5), (68, 6), (50, 7), (0, 8))
 """The same for JPEGs with colour at full resolution (4:4:4), and for grey ones."""
 OTHER_SHARE = 4  # for lossy WebP, AVIF, HEIC, JPEG XL and JPEG 2000, which do not say their quality
+VIDEO_SHARE = 4  # for videos whose frames build on one another: H.264, H.265, VP9, AV1, …
+INTRA_SHARE = 2  # for videos whose frames were compressed alone, as for editing: ProRes, DNxHD, …
 LOSSLESS_SHARE = 1  # for lossless photographs: better where they were not reduced by bicubic
 
 GRAPHIC_SHARE = 5  # for lossless graphics
@@ -90,8 +92,27 @@ def choose(picture: Picture, weights: str = AUTOMATIC, *, look: bool = True) -> 
     return Choice(LOSSLESS_SHARE, "loose", "lossless")
 
 
+def choose_for_video(compression: Compression | None, weights: str = AUTOMATIC, *, raw: bool = False) -> Choice:
+    """The weights for all frames of a video.
+
+    Args:
+        compression: of the video; None if it is lossless.
+        weights: as in `-w`; anything but `hasn` leaves nothing to choose.
+        raw: the frames are not compressed at all, as in a pipe. They may have been anything.
+    """
+    if weights != AUTOMATIC:
+        return Choice()
+    if raw:
+        return Choice(OTHER_SHARE, why="uncompressed video, which does not say how it was compressed before")
+    if compression is None:
+        return Choice(LOSSLESS_SHARE, "loose", "lossless video")
+    return Choice(photo_share(compression), why=describe(compression))
+
+
 def photo_share(compression: Compression) -> int:
     """The share of the photo weights for a file, in eighths."""
+    if compression.video:
+        return INTRA_SHARE if compression.intra else VIDEO_SHARE
     if compression.kind != "JPEG":
         return OTHER_SHARE
     table = FINE_COLOUR if compression.subsampling in ("4:4:4", None) else JPEG_SHARES

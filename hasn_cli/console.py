@@ -20,7 +20,7 @@ from hasn_cli.errors import HasnError, OutputExistsError
 from hasn_cli.redaction import redacted, redacted_traceback, without_secrets
 
 if TYPE_CHECKING:
-    from hasn_cli.batch.events import Event, Failed, Started, Stopped
+    from hasn_cli.batch.events import Done, Event, Failed, Started, Stopped
 
 INTERRUPTED = 130
 LONGEST_NAME = 100  # characters; longer names are shortened in the middle, so that the text after them stays in view
@@ -296,7 +296,8 @@ def outcome_line(event: Event, *, verbose: int) -> str | None:
         height, width = event.sr_size
         name = shortened(event.job.target_name, LONGEST_NAME)
         warning = f"  warning: {'; '.join(event.notices)}" if event.notices else ""
-        return f"{name}  {width}×{height}  done in {duration(event.seconds)}{warning}"
+        frames = f", {frames_text(event)}" if event.frames is not None else ""
+        return f"{name}  {width}×{height}{frames}  done in {duration(event.seconds)}{warning}"
     if isinstance(event, events.Skipped):
         return f"{shortened(event.job.name, LONGEST_NAME)}  skipped: {event.reason}"
     if isinstance(event, events.Stopped):
@@ -306,10 +307,20 @@ def outcome_line(event: Event, *, verbose: int) -> str | None:
     return None
 
 
+def frames_text(event: Done) -> str:
+    """`250 frames`, `250 frames (12 repeated)`: how many a video has, and what was not computed."""
+    parts = [
+        f"{count} {what}" for count, what in ((event.repeated, "repeated"), (event.resumed, "done before")) if count
+    ]
+    return f"{event.frames} frames" + (f" ({', '.join(parts)})" if parts else "")
+
+
 def plan_text(event: Started, *, verbose: int = 0) -> str:
     """`512×384 → 2048×1536  whole picture, 132 MB of 12.2 GB`, and the details if `verbose` is above 1."""
     size, target_size = (f"{width}×{height}" for height, width in (event.size, event.target_size))
     frames = f", {event.frames} frames" if event.frames > 1 else ""
+    frames += f", {duration(event.length)}" if event.length is not None else ""
+    frames += f", about {duration(event.estimate)} to compute" if event.estimate is not None else ""
     details = f"  ({event.details})" if verbose > 1 else ""
     weights = f"  {event.weights}" if event.weights else ""
     return f"{size} → {target_size}{frames}  {event.plan}{weights}{details}"

@@ -23,6 +23,7 @@ NEVER = [
     ("hasn_cli.inference", ("PIL", "click", "rich", "hasn_cli.weights", "hasn_cli.images"), "arrays in, arrays out"),
     ("hasn_cli.images", ("torch", "hasn_cli.network", "hasn_cli.inference"), "pictures are independent of the network"),
     ("hasn_cli.enlarge", ("torch", "hasn_cli.inference", "hasn_cli.weights"), "gets its upscaler as an argument"),
+    ("hasn_cli.video", ("torch", "hasn_cli.inference", "hasn_cli.batch", "hasn_cli.enlarge"), "frames in, frames out"),
     ("hasn_cli.console", ("torch", "numpy", "hasn_cli.cli"), "only shows"),
     ("hasn_cli.evaluation", ("hasn_cli.training", "hasn_cli.cli"), "is independent of training"),
     ("hasn_cli.training", ("hasn_cli.cli",), "is used by the command"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from clips import Recipe, make_clip, smooth_frames
 from pictures import dng, photo
 from PIL import Image
 
@@ -61,6 +62,7 @@ def sandbox(tmp_path):
     for name in ("photo.jpg", "a.png", "scan.tiff", "holiday/beach.jpg", "holiday/2019/wood.jpg"):
         picture(tmp_path / name, "camera.jpg", (48, 40))
     (tmp_path / "IMG_0001.CR2").write_bytes(dng(photo()))
+    make_clip(tmp_path / "clip.mp4", smooth_frames(3, 16, 24), Recipe(sound=True))
     for folder in ("pictures", "validation"):
         for source in ("forest.jpg", "camera.jpg"):
             picture(tmp_path / folder / source, source, (260, 220))

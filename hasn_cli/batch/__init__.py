@@ -21,7 +21,7 @@ from hasn_cli.batch.inputs import Job
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, Planner, UpscalerPool
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import disk_is_full, do_job, is_taken, meets_every_picture, open_source, plan_job
+from hasn_cli.batch.work import disk_is_full, do_job, is_taken, meets_every_picture, open_job, plan_job
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import MissingExtraError, UsageError
 from hasn_cli.images import unfinished
@@ -120,12 +120,20 @@ def plan_batch(
                     event: Event = Skipped(job, reason)
                 else:
                     with in_use(decoders):
-                        event = plan_job(job, open_source(job.source, settings, job.name)[0], settings, planner)
+                        event = _plan(job, settings, planner)
             except Exception as error:
                 if meets_every_picture(error, settings):
                     raise
                 event = Failed(job, error)
             yield event
+
+
+def _plan(job: Job, settings: Settings, planner: Planner) -> Started:
+    if job.video and not settings.encode.first_frame:
+        from hasn_cli.batch.clips import plan_clip  # here, because it imports FFmpeg
+
+        return plan_clip(job, settings, planner)
+    return plan_job(job, open_job(job, settings)[0], settings, planner)
 
 
 def _check_resume(resume: bool, journal: bool) -> None:
@@ -259,6 +267,12 @@ class _Crew:
                 self._outputs.begin(job)
             self._outbox.put(event)
 
-        done, receipt = do_job(job, self._settings, self._pool, self._memory, tell, verdict.overwrite)
+        if job.video and not self._settings.encode.first_frame:
+            from hasn_cli.batch.clips import do_clip  # here, because it imports FFmpeg
+
+            resume = self._outputs.resume
+            done, receipt = do_clip(job, self._settings, self._pool, self._memory, tell, verdict.overwrite, resume)
+        else:
+            done, receipt = do_job(job, self._settings, self._pool, self._memory, tell, verdict.overwrite)
         self._outputs.finish(job, receipt)
         return done

@@ -44,7 +44,7 @@ from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
-from hasn_cli.errors import HasnError, UsageError
+from hasn_cli.errors import HasnError, ImageError, UsageError
 from hasn_cli.images import unfinished
 from hasn_cli.images.unfinished import Overwrite
 
@@ -329,6 +329,8 @@ def run_task(run: str, job: Job, before: Mark | None, overwrite: Overwrite) -> d
         found = target_state(job.target)
         changed = found if found != before else None
         with in_use(state.decoders):
+            if job.video and not state.settings.encode.first_frame:
+                raise ImageError(f"{job.name}: a cluster enlarges no videos", "run it without --cluster")
             finished = changed and finished_before(job, changed, state.settings, state.pool)
             done, receipt = finished or do_job(job, state.settings, state.pool, state.memory, tell, overwrite)
     except (Cancelled, Closed):

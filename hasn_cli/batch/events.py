@@ -21,6 +21,8 @@ class Started:
         details: device, precision and strips, in one line.
         tiles: the number of tiles that the picture is cut into. 1: it is computed whole.
         weights: which weights were chosen and why, in a few words; empty if the user named them.
+        length: of a video, in seconds; None for pictures, and if it is not known.
+        estimate: of a video in a dry run: about how many seconds it would take; None if that is not known.
     """
 
     job: Job
@@ -32,6 +34,8 @@ class Started:
     details: str = ""
     tiles: int = 1
     weights: str = ""
+    length: float | None = None
+    estimate: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
@@ -44,6 +48,7 @@ class Started:
             "details": self.details,
             "tiles": self.tiles,
             "weights": self.weights,
+            **_given(length=self.length, estimate=self.estimate),
         }
 
 
@@ -54,16 +59,20 @@ class Progress:
     Attributes:
         fraction: the part that is done, 0 to 1.
         megapixels: the input megapixels that are done, all frames together.
+        frames: of a video: how many are done.
+        seconds: of a video: how much of its time is done.
     """
 
     job: Job
     fraction: float
     megapixels: float
+    frames: int | None = None
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
         done = {"fraction": round(self.fraction, 4), "megapixels": round(self.megapixels, 4)}
-        return _header("progress", self.job) | done
+        return _header("progress", self.job) | done | _given(frames=self.frames, seconds=self.seconds)
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,9 @@ class Done:
         sr_size: (height, width) of the output's first frame.
         bytes: length of the output.
         notices: what was damaged in the input or could not be kept, in a few words each.
+        frames: of a video: how many there are.
+        repeated: of a video: how many of them equal the frame before, and were not computed again.
+        resumed: of a video: how many of them an earlier run had finished.
     """
 
     job: Job
@@ -86,6 +98,9 @@ class Done:
     sr_size: tuple[int, int]
     bytes: int
     notices: tuple[str, ...] = ()
+    frames: int | None = None
+    repeated: int | None = None
+    resumed: int | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The event as JSON-able values."""
@@ -96,6 +111,7 @@ class Done:
             "seconds": round(self.seconds, 4),
             "network_seconds": round(self.network_seconds, 4),
             "notices": list(self.notices),
+            **_given(frames=self.frames, repeated=self.repeated, resumed=self.resumed),
         }
 
 
@@ -143,6 +159,11 @@ class Stopped:
 
 
 Event = Started | Progress | Done | Skipped | Failed | Stopped
+
+
+def _given(**values: float | None) -> dict[str, object]:
+    """The values that are not None; pictures have none of them."""
+    return {name: round(value, 3) for name, value in values.items() if value is not None}
 
 
 def _header(event: str, job: Job) -> dict[str, object]:

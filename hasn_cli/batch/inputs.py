@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from hasn_cli.batch import remote
 from hasn_cli.batch.clashes import refuse_clashes, without_repeats
 from hasn_cli.batch.folders import OWN_OUTPUT, OnSkip, Walk, sniffed, unreachable, without_own_outputs
 from hasn_cli.batch.lists import read_list as read_list
 from hasn_cli.errors import HasnError, ImageError, UsageError
+from hasn_cli.video import containers
 
 if TYPE_CHECKING:
     from hasn_cli.enlarge import Size
@@ -36,6 +38,7 @@ class Job:
         root: the folder or URL of the outputs that share a journal; None: no journal.
         problem: why it cannot be processed at all.
         follow_links: whether folders between `root` and the output may be links.
+        video: it is a video, by its name or its first bytes.
     """
 
     index: int
@@ -45,6 +48,7 @@ class Job:
     root: Place | None = None
     problem: HasnError | None = None
     follow_links: bool = False
+    video: bool = False
 
     @property
     def target_name(self) -> str:
@@ -63,6 +67,8 @@ def find_jobs(
     suffix: str | None = None,
     default_suffix: str = "_x4",
     format: str | None = None,
+    container: str | None = None,
+    stills: bool = False,
     follow_links: bool = False,
     on_skip: OnSkip | None = None,
 ) -> list[Job]:
@@ -83,6 +89,8 @@ def find_jobs(
         suffix: added to the name of each output.
         default_suffix: added to outputs beside their inputs if there is no `suffix` (see `size_suffix`).
         format: the output format. By default it follows from the output's name, else from the input.
+        container: the same for videos, one of `video.containers.CONTAINERS`.
+        stills: make a picture of the first frame of each video.
         follow_links: follow links out of a folder, and links to folders.
         on_skip: called with what is left out.
 
@@ -96,7 +104,7 @@ def find_jobs(
     named = [remote.local_path(entry) for entry in inputs]
     listed = ["./-" if entry == "-" else remote.local_path(entry) for entry in listed]
     output = None if output is None else remote.local_path(output)
-    naming = _Naming(output, named, listed, suffix, default_suffix, format)
+    naming = _Naming(output, named, listed, suffix, default_suffix, format, container, stills)
     walk = Walk(
         readable=readable_suffixes(),
         recursive=recursive,
@@ -131,10 +139,35 @@ def size_suffix(size: Size) -> str:
 
 
 def readable_suffixes() -> frozenset[str]:
-    """The file suffixes that `hasn_cli.images` reads, in lower case and with the dot."""
+    """The file suffixes of pictures and videos that can be read, in lower case and with the dot."""
     from hasn_cli.images.formats import SUFFIXES
 
-    return frozenset(SUFFIXES)
+    return frozenset(SUFFIXES) | (containers.SUFFIXES - containers.AMBIGUOUS)
+
+
+def is_video(source: Place) -> bool:
+    """Whether an input is a video: by its name, else by its first bytes. Pictures come first."""
+    from hasn_cli.images.formats import HEAD, SUFFIXES, sniff
+
+    if source == "-":
+        head = peeked(sys.stdin.buffer)
+    elif isinstance(source, str) or not source.is_file():
+        return containers.has_video_name(str(source))
+    else:
+        if source.suffix.lower() in SUFFIXES:
+            return False
+        try:
+            with source.open("rb") as stream:
+                head = stream.read(max(HEAD, containers.HEAD))
+        except OSError:
+            return False
+    return containers.has_video_name(str(source)) or (sniff(head[:HEAD]) is None and containers.is_video(head))
+
+
+def peeked(stream: BinaryIO) -> bytes:
+    """The first bytes of a stream, which stay in it. None, if it cannot keep them."""
+    peek = getattr(stream, "peek", None)
+    return bytes(peek(containers.HEAD)) if peek is not None else b""
 
 
 class _Naming:
@@ -148,6 +181,8 @@ class _Naming:
         suffix: str | None,
         default_suffix: str,
         format: str | None,
+        container: str | None = None,
+        stills: bool = False,
     ) -> None:
         self.output = None if output is None else str(output)
         if suffix is not None and (not suffix.isprintable() or "/" in suffix or "\\" in suffix):
@@ -155,6 +190,8 @@ class _Naming:
         self.suffix = suffix
         self.default_suffix = default_suffix
         self.format = format
+        self.container = container
+        self.stills = stills
         self._entries = [str(entry) for entry in (*inputs, *listed)]
         self._many = len(self._entries) > 1 or any(_is_folder(entry) for entry in self._entries)
         if self._many and self.output == "-":
@@ -193,7 +230,12 @@ class _Naming:
 
         if own := READ_ONLY.get(SUFFIXES.get(Path(self.output or "").suffix.lower(), "")):
             raise UsageError(f"{self.output}: {own.title} cannot be written", f"use an ending such as .{own.output}")
-        if self.format is None and format_for_name(self.output or "") is None:
+        if containers.container_for_name(self.output or "") is not None:
+            return
+        if other := containers.READ_ONLY.get(Path(self.output or "").suffix.lower()):
+            message = f"{self.output}: {Path(self.output or '').suffix.lower()} can be read, but not written"
+            raise UsageError(message, f"use an ending such as .{other}")
+        if self.format is None and self.container is None and format_for_name(self.output or "") is None:
             ending = Path(self.output or "").suffix
             what = f"unknown format {ending}" if ending else "the name has no ending that tells the format"
             raise UsageError(f"{self.output}: {what}", "use an ending such as .png or .jpg, or give a format: -f png")
@@ -233,21 +275,34 @@ class _Naming:
 
         path = PurePosixPath(name)
         own = SUFFIXES.get(path.suffix.lower())
+        if own is None and is_video(source) and not self.stills:
+            return self._video_name(path, suffix)
+        if own is None and containers.has_video_name(name):
+            return PurePosixPath(f"{path.stem}{suffix}{suffix_for_format(self.format or 'png')}")
         stem, ending = (path.stem, path.suffix) if own else (name, "")
         format = self.format or default_output(own or sniffed(source))
         return PurePosixPath(f"{stem}{suffix}{ending if own == format else suffix_for_format(format)}")
 
+    def _video_name(self, path: PurePosixPath, suffix: str) -> PurePosixPath:
+        named = containers.has_video_name(path.name)
+        container = self.container or containers.default_container(path.name)
+        own = containers.BY_SUFFIX.get(path.suffix.lower())
+        ending = path.suffix if own == container else containers.CONTAINERS[container].suffixes[0]
+        return PurePosixPath(f"{path.stem if named else path.name}{suffix}{ending}")
+
 
 def _names_a_picture(name: str) -> bool:
+    """Whether a name ends like that of a picture or a video."""
     from hasn_cli.images.formats import SUFFIXES
 
-    return Path(name).suffix.lower() in SUFFIXES
+    return Path(name).suffix.lower() in SUFFIXES or containers.has_video_name(name)
 
 
 def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = False) -> Iterator[Job]:
     text = str(entry)
     if text == "-":
-        yield Job(0, "-", naming.target("-", PurePosixPath("stdin")), "standard input")
+        video = is_video("-")
+        yield Job(0, "-", naming.target("-", PurePosixPath("stdin")), "standard input", video=video)
     elif remote.is_url(text):
         yield from _jobs_of_url(text, walk, naming)
     elif problem := unreachable(Path(text), naming.hint_if_missing(text)):
@@ -258,7 +313,7 @@ def _jobs_of(entry: str | Path, walk: Walk, naming: _Naming, listed: bool = Fals
         path = Path(text)
         relative = PurePosixPath(path.as_posix() if listed and _is_inside(path) else path.name)
         target = naming.target(path, relative)
-        yield Job(0, path, target, text, _journal_root(naming, target))
+        yield Job(0, path, target, text, _journal_root(naming, target), video=is_video(path))
 
 
 def _is_inside(path: Path) -> bool:
@@ -291,7 +346,7 @@ def _jobs_of_folder(folder: Path, walk: Walk, naming: _Naming, listed: bool) -> 
     for path in files:
         target = naming.target(path, kept / path.relative_to(folder).as_posix())
         root = folder if naming.folder is None else _journal_root(naming, target)
-        yield Job(0, path, target, str(path), root)
+        yield Job(0, path, target, str(path), root, video=is_video(path))
 
 
 def _nothing_in(folder: Place, walk: Walk, own_outputs: bool) -> ImageError:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hasn_cli.enlarge import Size
 from hasn_cli.images import DEFAULT_MAX_PIXELS, EncodeOptions
+from hasn_cli.video.containers import Codec
 
 # These change where and in how much memory a result is computed, or whether there is one, but not the result itself.
 # Weights are compared by their content instead of their name.
@@ -25,6 +26,7 @@ class Settings:
         size: the size of the output.
         weights: see `hasn_cli.weights.resolve`.
         format: the output format; None: by the output's name, else the input's format.
+        container, codec: of videos; see `hasn_cli.video.containers`. None: by the output's name, and its usual codec.
         encode: how to encode the output.
         consistent, alpha: see `hasn_cli.enlarge.enlarge`.
         keep_times: give the output the input's modification time.
@@ -39,6 +41,8 @@ class Settings:
     size: Size = field(default_factory=Size)
     weights: str = "hasn"
     format: str | None = None
+    container: str | None = None
+    codec: Codec | None = None
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     consistent: bool = False
     alpha: str = "blend"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from hasn_cli.batch import remote
 from hasn_cli.batch.events import Done, Progress, Started
 from hasn_cli.batch.inputs import Job, Place
-from hasn_cli.batch.marks import Mark, mark_output, mark_written
+from hasn_cli.batch.marks import Mark, mark_input, mark_output, mark_written
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
 from hasn_cli.batch.reading import open_input
@@ -65,7 +65,7 @@ def do_job(
         Cancelled: the pool was stopped or the memory limit was closed; nothing was written.
     """
     began = time.perf_counter()
-    picture, mark = open_source(job.source, settings, job.name)
+    picture, mark = open_job(job, settings)
     target_size = settings.size.target(picture.size)
     upscaler = PooledUpscaler(pool)
     asked = time.perf_counter()
@@ -111,7 +111,7 @@ def _make(
 
 def finished_before(job: Job, found: Mark, settings: Settings, pool: UpscalerPool) -> tuple[Done, Receipt] | None:
     """The result of `do_job`, if the file at the output may come from it: a picture of the right size. Else None."""
-    picture, mark = open_source(job.source, settings, job.name)
+    picture, mark = open_job(job, settings)
     target_size = settings.size.target(picture.size)
     try:
         output, _ = open_source(job.target, replace(settings, max_pixels=None), job.target_name)
@@ -210,6 +210,17 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+def open_job(job: Job, settings: Settings) -> tuple[Picture, Mark]:
+    """Open the picture of a job; of a video, the first frame."""
+    if not job.video:
+        return open_source(job.source, settings, job.name)
+    if not isinstance(job.source, Path):
+        raise ImageError(f"{job.name}: a frame can only be taken from a video file", "save it as a file first")
+    from hasn_cli.video.still import still
+
+    return still(job.source, job.name), mark_input(job.source)
+
+
 def open_source(source: Place, settings: Settings, name: str) -> tuple[Picture, Mark]:
     """Open the picture at a path, a URL, or on the standard input (`-`); returns it and the fingerprint of its file."""
     picture, mark = open_input(source, settings.max_pixels, name)
@@ -283,11 +294,22 @@ def write_result(picture: Picture, job: Job, format: str, settings: Settings, ov
 def _write_file(
     picture: Picture, job: Job, target: Path, format: str, settings: Settings, overwrite: Overwrite
 ) -> tuple[int, Mark]:
-    root = job.root if isinstance(job.root, Path) and not job.follow_links else None
     try:
-        make_folder(target.parent, root)
+        make_folder(target.parent, root_of(job))
     except OSError as error:
         raise OutputError(f"{target.parent}: {error.strerror}") from error
+    try:
+        written = write_picture(picture, target, format, settings.encode, placing=placing_of(job, settings, overwrite))
+    except OutputError as error:
+        if is_taken(error):
+            raise exists_already(target) from error.__cause__
+        raise
+    assert written is not None
+    return written.size, mark_written(written)
+
+
+def placing_of(job: Job, settings: Settings, overwrite: Overwrite) -> Placing:
+    """How the finished output is moved to its place: with the permissions, and perhaps the times, of the input."""
     models: tuple[os.stat_result, ...] | None = ()
     if isinstance(job.source, Path):
         try:
@@ -295,15 +317,12 @@ def _write_file(
         except OSError:  # the input is gone
             models = None
     times = (models[0].st_atime_ns, models[0].st_mtime_ns) if models and settings.keep_times else None
-    placing = Placing(overwrite, models, times, root)
-    try:
-        written = write_picture(picture, target, format, settings.encode, placing=placing)
-    except OutputError as error:
-        if is_taken(error):
-            raise exists_already(target) from error.__cause__
-        raise
-    assert written is not None
-    return written.size, mark_written(written)
+    return Placing(overwrite, models, times, root_of(job))
+
+
+def root_of(job: Job) -> Path | None:
+    """The folder below which links are not followed; None if they are."""
+    return job.root if isinstance(job.root, Path) and not job.follow_links else None
 
 
 def _write_stream(stream: BinaryIO, encoded: io.BytesIO) -> None:

@@ -23,11 +23,11 @@ from rich.text import Text
 from hasn_cli.console import LineView, Report, printable, shortened
 
 if TYPE_CHECKING:
-    from hasn_cli.batch.events import Event
+    from hasn_cli.batch.events import Event, Progress, Started
     from hasn_cli.batch.inputs import Job
     from hasn_cli.weights import Progress as Fetching
 
-WIDE, MEDIUM = 80, 56  # the width from which on amounts and bars are shown, beside a name of 16 characters
+WIDEST, WIDE, MEDIUM = 110, 80, 56  # the width from which on amounts and bars are shown, beside a name of 16 characters
 FORGET = 30.0  # seconds after which an observed speed counts only a third
 FIRST = 1.0  # seconds to observe before the time left is shown
 
@@ -85,6 +85,7 @@ class BarView(LineView):
         self.bars = make_bars()
         self.overall: TaskID | None = add_bar(self.bars, f"{jobs} pictures", jobs) if jobs > 1 else None
         self.megapixels: dict[int, float] = {}  # job index → input megapixels of pictures opened and not finished
+        self.videos: dict[int, Started] = {}  # job index → a video that was opened and is not finished
         self.under_way: dict[int, tuple[TaskID, float]] = {}  # job index → its bar and the fraction done
         self.finished = 0
         self.bars.start()
@@ -94,25 +95,33 @@ class BarView(LineView):
 
         if isinstance(event, events.Started):
             self.megapixels[event.job.index] = event.frames * event.size[0] * event.size[1] / 1e6
+            if event.job.video:
+                self.videos[event.job.index] = event
         elif isinstance(event, events.Progress):
-            self._move(event.job, event.fraction)
+            self._move(event)
         elif isinstance(event, events.Done | events.Skipped | events.Failed):
             self._end(event.job)
         super().show(event)
 
-    def _move(self, job: Job, fraction: float) -> None:
+    def _move(self, event: Progress) -> None:
         """Show a picture's progress. Its bar appears with the first call, so that waiting pictures have no bar."""
-        megapixels = self.megapixels.get(job.index, 0.0)
+        job = event.job
+        video = self.videos.get(job.index)
+        total, unit = (video.frames or None, "frames") if video else (self.megapixels.get(job.index, 0.0), "MP")
         if job.index in self.under_way:
             task, _ = self.under_way[job.index]
         else:
-            task = add_bar(self.bars, shortened(printable(job.name), 32), megapixels, "MP")
-        self.under_way[job.index] = task, fraction
-        move_bar(self.bars, task, fraction * megapixels)
+            task = add_bar(self.bars, shortened(printable(job.name), 32), total, unit)
+        self.under_way[job.index] = task, event.fraction
+        if video is None:
+            move_bar(self.bars, task, event.fraction * (total or 0.0))
+        else:
+            move_bar(self.bars, task, event.frames or 0, clip_time(event.seconds or 0.0, video.length))
         self._move_overall()
 
     def _end(self, job: Job) -> None:
         self.megapixels.pop(job.index, None)
+        self.videos.pop(job.index, None)
         task, _ = self.under_way.pop(job.index, (None, 0.0))
         if task is not None:
             self.bars.remove_task(task)
@@ -161,7 +170,8 @@ class _Rest(ProgressColumn):
     def render(self, task: Task) -> Text:
         width, total, unit = self._console.width, task.total, task.fields["unit"]
         if total is None:
-            return Text(f"{task.completed:.1f} {unit}")
+            done = f"{task.completed:.0f}" if unit == "frames" else f"{task.completed:.1f}"
+            return Text("  ".join(filter(None, (f"{done} {unit}", task.fields["note"]))))
         fraction = min(1.0, task.completed / total) if total else 0.0
         parts = [Text(f"{math.floor(100 * fraction):3d} %")]
         if width >= MEDIUM:
@@ -169,6 +179,10 @@ class _Rest(ProgressColumn):
         clock: TimeLeft = task.fields["clock"]
         if width >= WIDE:
             parts.append(Text(_amount(task.completed, total, unit)))
+        if width >= WIDEST and task.fields["note"]:
+            parts.append(Text(task.fields["note"]))
+        if unit == "frames" and clock.speed is not None and width >= WIDE:
+            parts.append(Text(f"{clock.speed:.{2 if clock.speed < 10 else 0}f} fps"))
         left = clock.seconds(total, time.monotonic())
         if left is not None and fraction < 1:
             parts.append(Text(time_left(left)))
@@ -181,8 +195,8 @@ class _Rest(ProgressColumn):
 
 
 def _amount(done: float, total: float, unit: str) -> str:
-    if unit == "":
-        return f"{int(done)}/{total:.0f}"
+    if unit in ("", "frames"):
+        return f"{int(done)}/{total:.0f} {unit}".rstrip()
     digits = 2 if total < 10 else 1 if total < 100 else 0
     return f"{done:.{digits}f}/{total:.{digits}f} {unit}"
 
@@ -222,14 +236,20 @@ def make_bars() -> Bars:
 
 def add_bar(bars: Bars, name: str, total: float | None, unit: str = "") -> TaskID:
     """Add a bar for an amount of `total` in a unit, or for a number of things if there is no unit."""
-    return bars.add_task(name, total=total, unit=unit, clock=TimeLeft())
+    return bars.add_task(name, total=total, unit=unit, clock=TimeLeft(), note="")
 
 
-def move_bar(bars: Bars, bar: TaskID, done: float) -> None:
-    """Show that the amount `done` is finished."""
+def move_bar(bars: Bars, bar: TaskID, done: float, note: str = "") -> None:
+    """Show that the amount `done` is finished. A wide terminal also shows the note."""
     task = next(task for task in bars.tasks if task.id == bar)
     task.fields["clock"].update(done, time.monotonic())
-    bars.update(bar, completed=done)
+    bars.update(bar, completed=done, note=note)
+
+
+def clip_time(seconds: float, length: float | None) -> str:
+    """How much of a video is done, in its own time: `0:12 of 1:30`."""
+    done, *whole = (f"{int(one) // 60}:{int(one) % 60:02d}" for one in (seconds, length) if one is not None)
+    return f"{done} of {whole[0]}" if whole else done
 
 
 @contextlib.contextmanager

@@ -59,16 +59,24 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @option("-o", "--output", group=OUTPUT, metavar="OUT", type=FILES_ARGUMENT,
         help="A file, a folder, or - for stdout.  [default: beside INPUT]")  # fmt: skip
 @option("-f", "--format", group=OUTPUT, metavar="FORMAT", shell_complete=complete_formats,
-        help="png, jpg, webp, tiff, …  [default: by the name of OUT, else like INPUT]")  # fmt: skip
+        help="png, jpg, webp, tiff, …; mp4, mov, mkv, …  [default: by the name of OUT, else like INPUT]")  # fmt: skip
+@option("--codec", group=OUTPUT, type=click.Choice(["h264", "h265", "av1", "prores", "ffv1"]),
+        help="Codec of videos.  [default: h264, or what OUT can hold]")  # fmt: skip
 @option("--quality", group=OUTPUT, type=Quality(), metavar="N",
-        help="Quality for lossy formats, 1 to 100.  [default: 95, or lossless if the input was lossless]")  # fmt: skip
+        help="Quality for lossy formats, 1 to 100.  [default: 95, or lossless if the input was lossless; 80 for "
+        "videos]")  # fmt: skip
 @option("--lossless", group=OUTPUT, is_flag=True, help="Lossless, in formats with the choice: WebP, AVIF, JPEG 2000, "
-        "JPEG XL.")  # fmt: skip
+        "JPEG XL, H.264, H.265.")  # fmt: skip
 @option("--background", group=OUTPUT, metavar="COLOUR",
         help="Background colour, for formats without transparency: white, '#ff8800', …")  # fmt: skip
 @option("--alpha", group=OUTPUT, type=click.Choice(["blend", "separate"]), default="blend", show_default=True,
         help="What alpha is: transparency (blend), or data, as in game textures (separate).")  # fmt: skip
-@option("--first-frame", group=OUTPUT, is_flag=True, help="Only the first frame of an animation, or the first page.")
+@option(
+    "--first-frame",
+    group=OUTPUT,
+    is_flag=True,
+    help="Only the first frame of an animation or video, or the first page.",
+)
 @option("--strip", group=OUTPUT, is_flag=True, help="Write no metadata.")
 @option("--keep-times", group=OUTPUT, is_flag=True, help="Give the output the modification time of the input.")
 @option("--suffix", group=OUTPUT, metavar="TEXT", help="Add TEXT to each file name.  [default: _x4 beside the input]")
@@ -111,13 +119,14 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
         help="Show the plan for each picture, and tracebacks of errors. -vv shows more.")  # fmt: skip
 @click.pass_context
 def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int:
-    """Upscale pictures, folders, or a pipe.
+    """Upscale pictures, videos, folders, or a pipe.
 
     INPUT is a file, a folder, a URL (with the cluster extra), or - for stdin.
 
     \b
       hasn upscale photo.jpg                    writes photo_x4.jpg beside it
       hasn upscale scans/ -r -o large/ -s 2     a folder and its subfolders
+      hasn upscale clip.mp4 -s 2                a video, with its sound
       cat a.png | hasn upscale - > b.png        in a pipeline
 
     Exit codes: 0 all written, 1 some failed, 2 wrong usage, 130 interrupted.
@@ -137,7 +146,8 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
             batch = _after_fetching(settings, batch)
         else:
             fetch_weights(settings)
-    resumable = len(jobs) > 1 and not given["no_journal"] and not given["dry_run"]
+    videos = any(job.video for job in jobs)
+    resumable = (videos or (len(jobs) > 1 and not given["no_journal"])) and not given["dry_run"]
     report = console.show_batch(batch, make_views(len(jobs), given), resumable=resumable)
     if ctx.obj.implied and all(isinstance(job.source, Path) and not job.source.exists() for job in jobs):
         hint = "without a command, hasn means hasn upscale; hasn --help lists the commands"
@@ -169,12 +179,15 @@ def make_settings(given: dict[str, Any]) -> Settings:
     from hasn_cli.enlarge import Size
     from hasn_cli.images import EncodeOptions, format_for_name
     from hasn_cli.images.formats import format_names
+    from hasn_cli.video.containers import CONTAINERS, container_for_name
 
-    format = None
+    format = container = None
     if given["format"] is not None:
         format = format_for_name(given["format"])
-        if format is None:
-            raise UsageError(f"unknown format '{given['format']}'", f"use one of {', '.join(format_names())}")
+        container = None if format else container_for_name(given["format"])
+        if format is None and container is None:
+            names = (*format_names(), *CONTAINERS)
+            raise UsageError(f"unknown format '{given['format']}'", f"use one of {', '.join(names)}")
     shared = (
         "weights",
         "consistent",
@@ -198,6 +211,8 @@ def make_settings(given: dict[str, Any]) -> Settings:
             stretch=given["stretch"],
         ),
         format=format,
+        container=container,
+        codec=given["codec"],
         encode=EncodeOptions(
             quality=given["quality"] or EncodeOptions.quality,
             lossless=given["lossless"] or (None if given["quality"] is None else False),
@@ -229,6 +244,8 @@ def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]
         suffix=given["suffix"],
         default_suffix=size_suffix(settings.size),
         format=settings.format,
+        container=settings.container,
+        stills=settings.encode.first_frame,
         follow_links=given["follow_links"],
         on_skip=skips,
     )

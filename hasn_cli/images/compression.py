@@ -42,15 +42,20 @@ class Compression:
     Attributes:
         kind: the name of the method: "JPEG", "WebP", "AVIF", …
         quality: of a JPEG, 1 to 100 on libjpeg's scale, estimated; None if the file does not say.
+        video: whether it is the compression of a video.
+        intra: of a video: each frame was compressed alone.
         subsampling: of a JPEG's colour: "4:4:4", "4:2:2", "4:2:0", …; None if it is gray, or the file does not say.
     """
 
     kind: str
     quality: int | None = None
     subsampling: str | None = None
+    video: bool = False
+    intra: bool = False
 
     def __str__(self) -> str:
-        return self.kind if self.quality is None else f"{self.kind}, quality about {self.quality}"
+        kind = f"{self.kind} video" if self.video else self.kind
+        return kind if self.quality is None else f"{kind}, quality about {self.quality}"
 
 
 def jpeg_compression(segments: Segments) -> Compression:
