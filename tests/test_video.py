@@ -353,10 +353,11 @@ def _noise(count: int) -> list[np.ndarray]:
     return [rng.integers(0, 255, (64, 96, 3), dtype=np.uint8) for _ in range(count)]
 
 
-@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts", "avi"])
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi", "mpg"])
 def test_a_video_that_was_cut_short_is_an_error_and_leaves_no_output(tmp_path: Path, ending: str) -> None:
     options = {"movflags": "faststart"} if ending == "mp4" else {}
-    whole = make_clip(tmp_path / f"whole.{ending}", _noise(60))
+    codec = "mpeg2video" if ending == "mpg" else "libx264"
+    whole = make_clip(tmp_path / f"whole.{ending}", _noise(60), Recipe(codec))
     if options:
         with av.open(str(whole)) as original, av.open(str(tmp_path / "fast.mp4"), "w", options=options) as container:
             video = container.add_stream_from_template(original.streams.video[0], opaque=True)
@@ -373,6 +374,26 @@ def test_a_video_that_was_cut_short_is_an_error_and_leaves_no_output(tmp_path: P
         upscale(source, target)
     assert str(source) in raised.value.message
     assert not target.exists()
+
+
+def test_a_recording_that_begins_between_key_frames_starts_with_the_first_whole_one(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.ts", _noise(40), Recipe(options={"g": "10", "crf": "12"}))
+    data = source.read_bytes()
+    cut = tmp_path / "cut.ts"
+    cut.write_bytes(data[len(data) // 3 // 188 * 188 :])
+    result = upscale(cut, tmp_path / "b.mkv")
+    assert 15 <= result.frames < 40
+
+
+@pytest.mark.parametrize(("codec", "format"), [("mjpeg", "yuvj420p"), ("prores_ks", "yuv422p10le")])
+def test_a_damaged_frame_is_an_error_with_its_time(tmp_path: Path, codec: str, format: str) -> None:
+    source = make_clip(tmp_path / "a.mkv", _noise(40), Recipe(codec, format))
+    data = bytearray(source.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 300] = np.random.default_rng(0).bytes(300)
+    source.write_bytes(data)
+    with pytest.raises(ImageError, match=r"broken after 0:0[01]\.\d"):
+        upscale(source, tmp_path / "b.mkv")
 
 
 def test_sound_alone_text_and_an_empty_file_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as Kind
 from av.video.format import VideoFormat
@@ -153,17 +154,46 @@ def probe(source: Path, name: str = "") -> Clip:
     name = name or str(source)
     with opened(source, name) as container:
         stream = video_stream(container, name)
-        return describe(container, stream, list(_first_frames(container, stream, name)), name)
+        try:
+            frames = first_frames(container.demux(stream), stream, _PROBED_FRAMES, name)
+        except av.FFmpegError as error:
+            raise ImageError(f"{name}: cannot be read: {reason(error)}") from error
+        return describe(container, stream, frames, name)
 
 
-def _first_frames(container: InputContainer, stream: VideoStream, name: str) -> Iterator[VideoFrame]:
-    try:
-        for number, frame in enumerate(container.decode(stream), 1):
-            yield frame
-            if number == _PROBED_FRAMES:
-                return
-    except av.FFmpegError as error:
-        raise ImageError(f"{name}: the first frames cannot be decoded: {reason(error)}") from error
+def first_frames(
+    packets: Iterable[Packet[Any]], stream: VideoStream, count: int, name: str, others: list[Packet[Any]] | None = None
+) -> list[VideoFrame]:
+    """Decode packets until there are `count` frames, or the end is reached. Packets of other tracks go to `others`.
+
+    Raises:
+        ImageError: they cannot be decoded.
+    """
+    found: list[VideoFrame] = []
+    failure: av.FFmpegError | None = None
+    for packet in packets:
+        if packet.stream_index != stream.index:
+            if others is not None:
+                others.append(packet)
+            continue
+        try:
+            found += stream.codec_context.decode(packet)
+        except av.EOFError:
+            break
+        except av.FFmpegError as error:
+            failure = failure or error
+            if found or not begins_anywhere(stream.container.format.name):
+                break
+        if len(found) >= count:
+            break
+    if not found and failure is not None:
+        raise ImageError(f"{name}: the first frames cannot be decoded: {reason(failure)}") from failure
+    return found
+
+
+def begins_anywhere(container: str) -> bool:
+    """Whether recordings in this container may begin between two key frames, so that the first frames are missing."""
+    return container in ("mpegts", "mpeg")
 
 
 def reason(error: av.FFmpegError) -> str:
@@ -187,6 +217,7 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
     if stream.codec_context.codec_tag in ENCRYPTED:
         raise ImageError(f"{name}: is encrypted (DRM), so it cannot be decoded")
     stream.thread_type = "AUTO"
+    stream.codec_context.options = {"err_detect": "explode"}  # damaged frames are errors, and not made up
     return stream
 
 

@@ -18,10 +18,12 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from hasn_cli.errors import ImageError
-from hasn_cli.video.clip import Clip, Colour, reason
+from hasn_cli.video.clip import Clip, Colour, begins_anywhere, reason
 
 EXACT = "flags=accurate_rnd+full_chroma_int+full_chroma_inp+bicubic"
 """How FFmpeg's scaler converts colours: with exact rounding, and colour at full resolution."""
+COUNTING = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
+"""Containers that say how many frames there are. Matroska says how long it is; for others, FFmpeg only estimates it."""
 LEEWAY = Fraction(1, 2)  # seconds that a file may be shorter than it declares
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 """Matrix coefficients in ITU-T H.273 → the scaler's name for them."""
@@ -94,6 +96,8 @@ class Decoder:
         except av.EOFError:
             return
         except av.FFmpegError as error:
+            if self._last is None and packet is not None and begins_anywhere(self._clip.container):
+                return
             raise self.broken(reason(error)) from error
         for frame in decoded:
             yield from self.convert(frame)
@@ -197,14 +201,14 @@ def decoded_frames(container: InputContainer, stream: VideoStream, clip: Clip, s
             if packet.dts is not None and packet.time_base:
                 end = max(end, (max(packet.dts, packet.pts or 0) + (packet.duration or 0)) * packet.time_base)
             if packet.stream_index == clip.stream:
-                packets += packet.size > 0
+                packets += packet.dts is not None
                 yield from decoder.decode(packet)
     except av.FFmpegError as error:
         raise decoder.broken(reason(error)) from error
-    if clip.frames and packets < clip.frames and "mov" in clip.container:  # other containers only estimate it
+    if clip.frames and packets < clip.frames and clip.container in COUNTING:
         raise decoder.broken(f"only {packets} of {clip.frames} frames are there; the file was cut short")
-    declared = Fraction(container.duration or 0, av.time_base)  # Matroska writes it first, others estimate it
-    if "matroska" in clip.container and container.size > 0 and end + LEEWAY < declared:
+    declared = Fraction(container.duration or 0, av.time_base)
+    if clip.container == "matroska,webm" and end + LEEWAY < declared:
         raise decoder.broken(f"only {clock(end)} of {clock(declared)} are there; the file was cut short")
 
 
