@@ -9,12 +9,15 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import MAKER_NOTE, exif, photo, picture
 from PIL import Image
 
 from hasn_cli.cli.main import run
 from hasn_cli.errors import ImageError
 from hasn_cli.images import EncodeOptions, Frame, Metadata, check_can_hold, open_picture, write_picture
+from hasn_cli.images.sequence import pictures_in
 
 
 def encoded(shown, format: str, options: EncodeOptions | None = None) -> bytes:
@@ -106,6 +109,53 @@ def test_pam_channels_are_alpha_only_if_they_are_named_so(depth):
     assert (next(iter(cyan.frames)).pixels == np.array([0, 1, 1], dtype) * np.iinfo(dtype).max).all()
     assert (next(iter(unnamed.frames)).pixels == inks[..., :3]).all()
     assert (next(iter(alpha.frames)).pixels == inks).all()
+
+
+def start(*options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "hasn_cli", "upscale", "-", "-o", "-", "-s", "2", *options]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "ppm", "webp", "bmp"])
+def test_each_picture_of_a_pipe_is_enlarged_in_turn(format):
+    shown = [photo(16, 20), photo(9, 12), photo(16, 20)]
+    data = b"".join(encoded(picture(pixels), format) for pixels in shown)
+    out, err = start().communicate(data + b"something else", timeout=300)
+    alone = [start().communicate(encoded(picture(pixels), format), timeout=300)[0] for pixels in shown[:2]]
+    assert out == alone[0] + alone[1] + alone[0], err
+
+
+def test_the_first_result_of_a_pipe_comes_before_the_pipe_ends():
+    one = encoded(picture(photo(16, 20)), "png")
+    process = start()
+    assert process.stdin and process.stdout
+    process.stdin.write(one + one[:200])
+    process.stdin.flush()
+    assert process.stdout.read(8) == b"\x89PNG\r\n\x1a\n"
+    process.stdin.write(one[200:])
+    process.stdin.close()
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 0
+    assert rest.count(b"IEND") == 2
+
+
+def test_a_broken_picture_in_a_pipe_is_named():
+    one = encoded(picture(photo(16, 20)), "png")
+    process = start()
+    out, err = process.communicate(one + one[:-30], timeout=300)
+    assert (process.returncode, out.count(b"IEND")) == (1, 1)
+    assert b"picture 2" in err
+
+
+@given(st.lists(st.sampled_from(["png", "jpeg", "ppm", "bmp"]), min_size=1, max_size=4), st.integers(1, 400))
+def test_a_pipe_is_split_where_its_pictures_end(formats, piece):
+    files = [encoded(picture(photo(5 + i, 7)), format) for i, format in enumerate(formats)]
+
+    class Slow(io.BytesIO):
+        def read1(self, size=-1):
+            return super().read1(min(size, piece))
+
+    assert list(pictures_in(Slow(b"".join(files)))) == files
 
 
 STREAMS = ["png", "jpeg", "gif", "webp", "bmp", "avif", "jpegxl", "jpeg2000", "heic"]

@@ -492,6 +492,15 @@ def test_a_folder_takes_videos_too_and_a_second_run_skips_them(tmp_path: Path) -
     assert again.stderr.count(b"done already") == 2
 
 
+def test_a_frame_of_a_video_is_compared(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", smooth_frames(5, 16, 24))
+    assert run("compare", source, "-s", "2", "--at", "0:00.1", "-o", tmp_path / "b.png").returncode == 0
+    assert (tmp_path / "b.png").stat().st_size > 0
+    late = run("compare", source, "-s", "2", "--at", "9", "-o", tmp_path / "c.png")
+    assert late.returncode == 1
+    assert b"no frame at 0:09.0" in late.stderr
+
+
 def test_a_pipeline_of_the_command_gives_a_video(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.nut", smooth_frames(6, 16, 24))
     done = run("upscale", "-", "-o", "-", "-f", "nut", "-s", "2", input=source.read_bytes())

@@ -23,10 +23,12 @@ from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
 from hasn_cli.batch.reading import open_input
 from hasn_cli.batch.settings import Settings
 from hasn_cli.choice import choose
+from hasn_cli.decoding.pool import open_picture
 from hasn_cli.enlarge import PASSES, PLANE_BYTES, enlarge, passes
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, OutputExistsError, UsageError, WeightsError
 from hasn_cli.images import FORMATS, Picture, check_can_hold, default_output, format_for_name, notices_of, write_picture
 from hasn_cli.images.picture import Shape
+from hasn_cli.images.sequence import pictures_in
 from hasn_cli.images.unfinished import Overwrite, Placing, make_folder
 
 if TYPE_CHECKING:
@@ -64,8 +66,48 @@ def do_job(
         HasnError: the picture failed, and nothing was written.
         Cancelled: the pool was stopped or the memory limit was closed; nothing was written.
     """
-    began = time.perf_counter()
+    if job.source == job.target == "-":
+        return _do_sequence(job, settings, pool, memory, tell, overwrite)
     picture, mark = open_job(job, settings)
+    return _do_picture(job, picture, mark, settings, pool, memory, tell, overwrite)
+
+
+def _do_sequence(
+    job: Job, settings: Settings, pool: UpscalerPool, memory: MemoryLimit, tell: Tell, overwrite: Overwrite
+) -> tuple[Done, Receipt]:
+    """Enlarge each picture of a pipe as it comes. The times and bytes are those of all together."""
+    began = time.perf_counter()
+    result: tuple[Done, Receipt] | None = None
+    count = size = 0
+    network_seconds = 0.0
+    for data in pictures_in(sys.stdin.buffer, max_pixels=settings.max_pixels, name=job.name):
+        count += 1
+        name = job.name if count == 1 else f"{job.name}, picture {count}"
+        picture = open_picture(data, max_pixels=settings.max_pixels, name=name)
+        picture = picture.first() if settings.encode.first_frame else picture
+        result = _do_picture(job, picture, {}, settings, pool, memory, tell, overwrite)
+        size, network_seconds = size + result[0].bytes, network_seconds + result[0].network_seconds
+        if settings.encode.first_frame:
+            break
+    if result is None:
+        raise ImageError(f"{job.name}: there is nothing in it")
+    seconds = time.perf_counter() - began
+    frames = count if count > 1 else None
+    done = replace(result[0], seconds=seconds, network_seconds=network_seconds, bytes=size, frames=frames)
+    return done, result[1]
+
+
+def _do_picture(
+    job: Job,
+    picture: Picture,
+    mark: Mark,
+    settings: Settings,
+    pool: UpscalerPool,
+    memory: MemoryLimit,
+    tell: Tell,
+    overwrite: Overwrite,
+) -> tuple[Done, Receipt]:
+    began = time.perf_counter()
     target_size = settings.size.target(picture.size)
     upscaler = PooledUpscaler(pool)
     asked = time.perf_counter()

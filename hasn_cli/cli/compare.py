@@ -15,6 +15,7 @@ import click
 
 from hasn_cli.cli.options import (
     HELP_SETTINGS,
+    ClipTime,
     Factor,
     GroupedCommand,
     device_option,
@@ -73,6 +74,8 @@ class OnePicture(GroupedCommand):
     metavar="HR",
     help="The true large picture: adds PSNR, SSIM and error maps.",
 )
+@option("--at", group=WHAT, type=ClipTime(), metavar="TIME",
+        help="Which frame of a video: 12.5, or 1:02.5.  [default: the first]")  # fmt: skip
 @limit_option(WHAT)
 @option(
     "-o",
@@ -97,7 +100,7 @@ class OnePicture(GroupedCommand):
 def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
     """Compare the network's result with bicubic interpolation, or two sets of weights.
 
-    PICTURE is a file, or - for stdin.
+    PICTURE is a picture or video, or - for a picture from stdin.
 
     \b
       hasn compare photo.jpg                      photo_compare.html, with a slider
@@ -105,6 +108,7 @@ def command(ctx: click.Context, /, picture: Path, **given: Any) -> int:
       hasn compare small.png --reference big.png  with PSNR, SSIM and error maps
       hasn compare photo.jpg -o sheet.png         one labelled image
       hasn compare photo.jpg --terminal           in this terminal
+      hasn compare clip.mp4 --at 12.5             a frame of a video
     """
     ctx.obj.verbose |= given["verbose"]
     target = None if given["terminal"] and not given["output"] else _target(picture, given)
@@ -150,6 +154,7 @@ def _target(picture: Path, given: dict[str, Any]) -> Path:
 
 
 def _compare(path: Path, given: dict[str, Any]) -> Comparison:
+    from hasn_cli.batch.inputs import is_video
     from hasn_cli.compare import bicubic, compare
     from hasn_cli.enlarge import Size
     from hasn_cli.images import open_picture
@@ -157,6 +162,12 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
 
     def opened(source: Path) -> Picture:
         limit, name = most_pixels(given), printable(source.name)
+        if str(source) != "-" and is_video(source):
+            from hasn_cli.video.still import still  # here, because it imports FFmpeg
+
+            return still(source, name, given["at"])
+        if source == path and given["at"] is not None:
+            raise UsageError(f"{name} is not a video, so --at has no effect", "leave it out")
         data = read_stream(sys.stdin.buffer, max_pixels=limit, name=name) if str(source) == "-" else source
         return open_picture(data, max_pixels=limit, name=name)
 

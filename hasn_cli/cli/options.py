@@ -72,6 +72,22 @@ class Factor(click.ParamType[Fraction]):
         return factor
 
 
+class ClipTime(click.ParamType[float]):
+    """A time in a video: 12.5 for seconds, or 1:02.5, or 1:00:02."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        parts = str(value).split(":")
+        try:
+            numbers = [float(part) for part in parts]
+        except ValueError:
+            numbers = [-1.0]
+        if len(parts) > 3 or not all(0 <= number < 1e6 for number in numbers):
+            self.fail(f"{value!r} is not a time such as 12.5 or 1:02.5", param, ctx)
+        return sum(number * 60.0**power for power, number in enumerate(reversed(numbers)))
+
+
 _MOST_BYTES = 1 << 60
 
 

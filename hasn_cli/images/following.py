@@ -41,6 +41,16 @@ def split_first(source: Source, format: str) -> tuple[Source, int]:
         return (Source(bytes(data[:end]), source.name), count) if count else (source, 0)
 
 
+def first_end(data: bytes, format: str) -> int | None:
+    """Where the first picture ends and another begins; None if none begins, or the format does not say."""
+    if format not in _ENDS:
+        return None
+    end = _end(data, 0, format)
+    if end is None or (format == "jpeg" and _owns_rest(data, end)):
+        return None
+    return end
+
+
 def _kind(head: bytes) -> str | None:
     """The format announced by a signature that is long enough not to occur by chance, or None."""
     kind = sniff(head)

@@ -31,8 +31,8 @@ if sys.platform != "win32":
 FOLDER_SUFFIX = ".parts"
 _LONGEST_NAME = 200
 _PLAN = "plan.json"
-PIXELS = 50_000_000  # input pixels in a part: about a minute of work on a small CPU
-FEWEST, MOST = 24, 250  # frames in a part
+PIXELS = 10_000_000  # input pixels in a part: one to three minutes of work on a small CPU
+FEWEST, MOST = 12, 250  # frames in a part
 
 
 def frames_per_part(size: tuple[int, int]) -> int:
