@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from hasn_cli import files
 from hasn_cli.errors import HasnError, MissingExtraError
 from hasn_cli.network import HASN, MIN_SIDE
-from hasn_cli.weights.checkpoint import write_atomically
 
 OPSET = 18
 TOLERANCE = 1e-4  # of a sample in [0, 1]; rounding alone gives a hundredth of this
@@ -56,7 +56,7 @@ def export_onnx(network: HASN, path: Path, *, opset: int = OPSET, about: Mapping
         model.metadata_props.add(key=key, value=value)
     content = model.SerializeToString()
     worst = check_onnx(content, network)
-    write_atomically(path, content)
+    files.write(path, content)
     return worst
 
 

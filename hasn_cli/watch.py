@@ -27,7 +27,7 @@ from hasn_cli.batch.marks import Mark, input_state
 from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import disk_is_full, exists_already
 from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError, UsageError
-from hasn_cli.images.unfinished import Placing, make_folder, replacing
+from hasn_cli.files import Placing, make_folder, replacing
 
 STEP = 0.25  # seconds between two looks at files that are not complete yet
 RESCAN = 60.0  # seconds after which the folder is searched even if nothing was reported

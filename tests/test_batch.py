@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasn_cli import batch
+from hasn_cli import batch, files
 from hasn_cli.batch import (
     Done,
     Failed,
@@ -42,7 +42,7 @@ from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import ImageError, OutputError, WeightsError
-from hasn_cli.images import EncodeOptions, unfinished
+from hasn_cli.images import EncodeOptions
 from hasn_cli.images.picture import ReplayableFrames
 from hasn_cli.inference.planning import plan_on_cpu
 
@@ -584,7 +584,7 @@ def test_a_codec_that_cannot_be_stopped_is_abandoned_and_its_file_removed(folder
     writing, release = threading.Event(), threading.Event()
 
     def write(picture, target, format, options, placing):
-        for owner in (unfinished.owner(), "another"):
+        for owner in (files.owner(), "another"):
             target.with_name(f".hasn-{owner}-abc.part").write_text("half")
         writing.set()
         release.wait(100)

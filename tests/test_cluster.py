@@ -22,6 +22,7 @@ from test_batch import MEANWHILE, TWICE, appearing, no_halves, of_type, save, sa
 
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
+from hasn_cli import files  # noqa: E402
 from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402
 from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state  # noqa: E402
 from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
@@ -31,7 +32,6 @@ from hasn_cli.batch.memory_limit import MemoryLimit  # noqa: E402
 from hasn_cli.batch.pool import UpscalerPool  # noqa: E402
 from hasn_cli.enlarge import Size  # noqa: E402
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError, WeightsError  # noqa: E402
-from hasn_cli.images import unfinished  # noqa: E402
 from hasn_cli.machine import count_cores  # noqa: E402
 from hasn_cli.weights import bundled_path, digest  # noqa: E402
 
@@ -180,7 +180,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_done_twice(folder, process
 
 def test_a_dead_workers_unfinished_file_is_removed(folder, processes):
     jobs = save_many(2)
-    half = Path("out") / f"{unfinished.PREFIX}0123abcd-0{unfinished.SUFFIX}"
+    half = Path("out") / f"{files.PREFIX}0123abcd-0{files.SUFFIX}"
     half.parent.mkdir(exist_ok=True)
     half.write_bytes(b"half")
     list(run_batch(jobs, TWICE, cluster=processes.address))

@@ -16,13 +16,13 @@ import pytest
 from test_batch import TWICE, no_halves, of_type, save, save_many
 from zygote import runs
 
+from hasn_cli import files
 from hasn_cli.batch import Done, Failed, Settings, Skipped, Started, journal, run_batch
 from hasn_cli.batch.inputs import Job, find_jobs
 from hasn_cli.batch.journal import NAME, Journal
 from hasn_cli.batch.pool import UpscalerPool
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import OutputError, UsageError
-from hasn_cli.images import unfinished
 from hasn_cli.weights import bundled_path
 
 RUNS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes by POSIX signals")
@@ -206,7 +206,7 @@ def test_files_left_by_a_dead_run_are_removed(finished):
 
 
 def test_files_of_a_running_process_are_left_alone_even_with_the_same_process_id(finished):
-    with unfinished.replacing(Path("out/living.png")) as stream:
+    with files.replacing(Path("out/living.png")) as stream:
         stream.write(b"half, ")
         stream.flush()
         resume(finished)
@@ -217,8 +217,8 @@ def test_files_of_a_running_process_are_left_alone_even_with_the_same_process_id
 WRITES_ENDLESSLY = """
 import time
 from pathlib import Path
-from hasn_cli.images import unfinished
-with unfinished.replacing(Path("out/other.png")):
+from hasn_cli import files
+with files.replacing(Path("out/other.png")):
     print("writing", flush=True)
     time.sleep(600)
 """
@@ -234,29 +234,29 @@ def test_files_of_another_run_are_removed_once_it_is_killed(finished):
     assert no_halves(Path("out")) and not Path("out/other.png").exists()
 
 
-@pytest.mark.skipif(not unfinished.LOCKS, reason="needs locks")
+@pytest.mark.skipif(not files.LOCKS, reason="needs locks")
 def test_a_file_removed_before_it_is_locked_is_created_again(folder, monkeypatch):
-    real = unfinished._lock
+    real = files._lock
 
     def lock(stream, *, wait):
-        monkeypatch.setattr(unfinished, "_lock", real)
-        unfinished.clear_abandoned(folder)
+        monkeypatch.setattr(files, "_lock", real)
+        files.clear_abandoned(folder)
         real(stream, wait=wait)
 
-    monkeypatch.setattr(unfinished, "_lock", lock)
-    with unfinished.replacing(folder / "a.png") as stream:
+    monkeypatch.setattr(files, "_lock", lock)
+    with files.replacing(folder / "a.png") as stream:
         stream.write(b"whole")
     assert (folder / "a.png").read_bytes() == b"whole" and no_halves(folder)
 
 
-@pytest.mark.skipif(not unfinished.LOCKS, reason="needs locks")
+@pytest.mark.skipif(not files.LOCKS, reason="needs locks")
 def test_on_a_disk_without_locks_everything_is_written_and_nothing_removed(folder, monkeypatch):
     def lock(*args, **options):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(unfinished, "_lock", lock)
-    with unfinished.replacing(folder / "a.png") as stream:
-        unfinished.clear_abandoned(folder)
+    monkeypatch.setattr(files, "_lock", lock)
+    with files.replacing(folder / "a.png") as stream:
+        files.clear_abandoned(folder)
         stream.write(b"whole")
     assert (folder / "a.png").read_bytes() == b"whole" and no_halves(folder)
 

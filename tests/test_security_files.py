@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from test_batch import TWICE, FakeUpscaler, no_halves, of_type, save, save_many
 
+from hasn_cli import files
 from hasn_cli.batch import Done, Failed, Settings, Skipped, journal, marks, reading, run_batch, work
 from hasn_cli.batch.inputs import Job, find_jobs
 from hasn_cli.batch.journal import NAME, Journal
@@ -26,9 +27,8 @@ from hasn_cli.cli.main import run
 from hasn_cli.console import printable, traceback_text
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import HasnError, ImageError, OutputError, UsageError
-from hasn_cli.images import unfinished
+from hasn_cli.files import Placing, replacing
 from hasn_cli.images.encode import check_target
-from hasn_cli.images.unfinished import Placing, replacing
 from hasn_cli.redaction import redacted, without_secrets
 from hasn_cli.weights import bundled_path
 
@@ -360,8 +360,8 @@ def test_only_our_own_unfinished_files_are_deleted(folder):
     link.symlink_to("mine")
     os.mkfifo(pipe)
     below.mkdir()
-    unfinished.clear_abandoned(folder)
-    unfinished.clear_own(folder, "folder")
+    files.clear_abandoned(folder)
+    files.clear_own(folder, "folder")
     assert link.is_symlink() and pipe.is_fifo() and below.is_dir() and Path("mine").read_text() == "mine"
 
 

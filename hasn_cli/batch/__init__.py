@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from hasn_cli import files
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.batch.existing_outputs import ExistingOutputs, OnExists
 from hasn_cli.batch.inputs import Job
@@ -24,7 +25,6 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import disk_is_full, do_job, is_taken, meets_every_picture, open_job, plan_job
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import MissingExtraError, UsageError
-from hasn_cli.images import unfinished
 from hasn_cli.machine import count_cores
 
 __all__ = [
@@ -82,7 +82,7 @@ def run_batch(
     outputs.open(jobs)
     if resume:
         for folder in {job.target.parent for job in jobs if isinstance(job.target, Path) and job.problem is None}:
-            unfinished.clear_abandoned(folder)
+            files.clear_abandoned(folder)
     try:
         if cluster is not None:
             yield from _run_there(jobs, settings, outputs, cluster, workers)
@@ -219,7 +219,7 @@ class _Crew:
         self._pool.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             for folder in self._folders:
-                unfinished.clear_own(folder, unfinished.owner())
+                files.clear_own(folder, files.owner())
 
     def _limit(self) -> int:
         """The largest number of pictures to work on at once."""

@@ -25,8 +25,8 @@ from hasn_cli.batch.work import Receipt, Tell, exists_already, placing_of, plan_
 from hasn_cli.choice import Choice, choose_for_video
 from hasn_cli.enlarge import PASSES, Size, enlarge_pixels
 from hasn_cli.errors import ImageError, OutputError, UsageError
+from hasn_cli.files import Overwrite, make_folder, replacing, seal
 from hasn_cli.images.formats import FORMATS
-from hasn_cli.images.unfinished import Overwrite, make_folder, replacing, seal
 from hasn_cli.video.clip import Clip, probe
 from hasn_cli.video.containers import CONTAINERS, container_for_name, default_container
 from hasn_cli.video.encoding import TITLES, Encoding, choose_encoding

@@ -32,7 +32,7 @@ from distributed import CancelledError, Client, Future, KilledWorker, Worker, ge
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import silence_logging_cmgr
 
-from hasn_cli import errors
+from hasn_cli import errors, files
 from hasn_cli.batch import carried_weights, local_cluster
 from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
 from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state
@@ -45,8 +45,7 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import HasnError, ImageError, UsageError
-from hasn_cli.images import unfinished
-from hasn_cli.images.unfinished import Overwrite
+from hasn_cli.files import Overwrite
 
 GPU_SHARE = 1 / PICTURES_PER_WORKER  # the part of a worker's GPU that each picture claims
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -152,15 +151,15 @@ class _Run:
         _quietly(self._client.unregister_worker_plugin, self.id, within=within)
         alive: set[str] = set()
         if local is None:
-            _quietly(lambda: alive.update(self._client.run(unfinished.owner).values()), within=within)
+            _quietly(lambda: alive.update(self._client.run(files.owner).values()), within=within)
         _quietly(self._client.close, CLEANUP_TIMEOUT)
         if local is not None:
             _quietly(local_cluster.end, local, within=within)
         dead = self._processes - alive if alive or local else set()
         for folder in self._folders:
-            unfinished.clear_abandoned(folder)
+            files.clear_abandoned(folder)
             for process in dead:  # on a disk without locks, nothing else shows that its files are abandoned
-                unfinished.clear_own(folder, process)
+                files.clear_own(folder, process)
 
     def _workers(self) -> list[dict[str, Any]]:
         """The scheduler's information about its workers, at most a second old."""
@@ -297,7 +296,7 @@ class WorkerState(WorkerPlugin):  # type: ignore[misc]
         self.pool = UpscalerPool(settings)
         self.memory = MemoryLimit(settings.memory)
         self.decoders = Decoders(PICTURES_PER_WORKER)
-        worker.log_event(self.name, {"process": unfinished.owner()})
+        worker.log_event(self.name, {"process": files.owner()})
 
     def teardown(self, worker: Worker) -> None:
         """Stop what still runs. Dask calls this in each worker when the run is over."""

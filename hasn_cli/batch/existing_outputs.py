@@ -17,8 +17,8 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import Receipt, exists_already
 from hasn_cli.enlarge import PASSES
 from hasn_cli.errors import OutputError, WeightsError
+from hasn_cli.files import Overwrite
 from hasn_cli.images import check_target
-from hasn_cli.images.unfinished import Overwrite
 from hasn_cli.redaction import redacted
 
 OnExists = Literal["error", "overwrite", "skip"]
@@ -31,7 +31,7 @@ class Verdict:
     Attributes:
         reason: why to skip it; None: run it.
         found: the state of the existing output; None if there is none.
-        overwrite: whether writing may replace the existing output; see `images.unfinished.Overwrite`.
+        overwrite: whether writing may replace the existing output; see `files.Overwrite`.
     """
 
     reason: str | None

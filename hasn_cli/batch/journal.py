@@ -22,7 +22,7 @@ from typing import BinaryIO
 from hasn_cli.batch import remote
 from hasn_cli.batch.marks import Mark
 from hasn_cli.errors import OutputError
-from hasn_cli.images.unfinished import CREATE, READ_REGULAR
+from hasn_cli.files import CREATE, READ_REGULAR
 from hasn_cli.redaction import redacted
 
 NAME = ".hasn-journal.jsonl"

@@ -11,7 +11,7 @@ from typing import Any
 from hasn_cli.batch import remote
 from hasn_cli.decoding.pool import open_picture
 from hasn_cli.errors import HasnError
-from hasn_cli.images.unfinished import READ_REGULAR, Written
+from hasn_cli.files import READ_REGULAR, Written
 
 Mark = dict[str, Any]
 """JSON-able facts that identify a file's content: size, times, and (a fingerprint) its SHA-256."""

@@ -19,11 +19,11 @@ from hasn_cli.batch import remote
 from hasn_cli.batch.marks import READ_WHOLE, Mark, input_state, mark_input
 from hasn_cli.decoding.pool import open_picture
 from hasn_cli.errors import ImageError
+from hasn_cli.files import READ_REGULAR
 from hasn_cli.images import Picture
 from hasn_cli.images.formats import HEAD, sniff
 from hasn_cli.images.picture import Frame, ReplayableFrames
 from hasn_cli.images.stream import read_stream
-from hasn_cli.images.unfinished import READ_REGULAR
 
 if TYPE_CHECKING:
     from hasn_cli.batch.inputs import Place

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError, UsageError, install_packages
-from hasn_cli.images import unfinished
+from hasn_cli.files import PREFIX, SUFFIX
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVERS = {
@@ -154,7 +154,7 @@ def _moves(system: Any) -> bool:
 
 def _write_aside(system: Any, path: str, data: bytes) -> None:
     folder, slash, _ = path.rpartition("/")
-    temporary = f"{folder}{slash}{unfinished.PREFIX}{secrets.token_hex(6)}{unfinished.SUFFIX}"
+    temporary = f"{folder}{slash}{PREFIX}{secrets.token_hex(6)}{SUFFIX}"
     try:
         system.pipe_file(temporary, data)
         try:

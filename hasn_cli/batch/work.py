@@ -26,10 +26,10 @@ from hasn_cli.choice import choose
 from hasn_cli.decoding.pool import open_picture
 from hasn_cli.enlarge import PASSES, PLANE_BYTES, enlarge, passes
 from hasn_cli.errors import DeviceError, HasnError, ImageError, OutputError, OutputExistsError, UsageError, WeightsError
+from hasn_cli.files import Overwrite, Placing, make_folder
 from hasn_cli.images import FORMATS, Picture, check_can_hold, default_output, format_for_name, notices_of, write_picture
 from hasn_cli.images.picture import Shape
 from hasn_cli.images.sequence import pictures_in
-from hasn_cli.images.unfinished import Overwrite, Placing, make_folder
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Plan

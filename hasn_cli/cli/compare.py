@@ -282,7 +282,7 @@ def _models(*pictures: Path | None) -> tuple[os.stat_result, ...]:
 
 
 def _write(comparison: Comparison, target: Path, about: str, models: tuple[os.stat_result, ...]) -> None:
-    from hasn_cli.images.unfinished import Placing, replacing
+    from hasn_cli.files import Placing, replacing
 
     target.parent.mkdir(parents=True, exist_ok=True)
     placing = Placing(models=models)

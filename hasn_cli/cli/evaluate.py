@@ -65,12 +65,12 @@ def command(
     the table shows the mean over all pictures for each quality, and PSNR-B, which is below PSNR-Y if block edges are
     visible.
     """
+    from hasn_cli import files
     from hasn_cli.choice import AUTOMATIC
     from hasn_cli.console import printable, say_skipped
     from hasn_cli.evaluation.benchmark import ChosenUpscaler, benchmark, is_finite, mean_score
     from hasn_cli.inference import Upscaler
     from hasn_cli.weights import load_network
-    from hasn_cli.weights.checkpoint import write_atomically
 
     output = None if str(output) == "-" else output
     if output is not None:
@@ -93,7 +93,7 @@ def command(
         return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, f"{text}\n".encode())
+        files.write(output, f"{text}\n".encode())
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror}") from None
 

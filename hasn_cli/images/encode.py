@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hasn_cli.errors import HasnError, ImageError, OutputError
+from hasn_cli.files import Placing, Written, replacing, seal
 from hasn_cli.images import codecs
 from hasn_cli.images.adapt import adapt
 from hasn_cli.images.formats import FORMATS
 from hasn_cli.images.picture import EncodeOptions, Frame, Picture
-from hasn_cli.images.unfinished import Placing, Written, replacing, seal
 
 
 def write_picture(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hasn_cli import files
 from hasn_cli.errors import MissingExtraError
-from hasn_cli.weights.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from hasn_cli.training.recipe import Report
@@ -27,7 +27,7 @@ def write_csv(history: Sequence[Report], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    files.write(path, text.getvalue().encode())
 
 
 def _row(report: Report) -> dict[str, object]:
@@ -78,4 +78,4 @@ def plot(history: Sequence[Report], path: Path) -> None:
             axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=100)
-    write_atomically(path, image.getvalue())
+    files.write(path, image.getvalue())

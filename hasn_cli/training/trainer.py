@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hasn_cli import files
 from hasn_cli.errors import HasnError, OutputError, UsageError
 from hasn_cli.network import HASN
 from hasn_cli.training.forward import block_function, forward
@@ -27,7 +28,7 @@ from hasn_cli.training.recipe import Recipe, Report, schedule
 from hasn_cli.training.saved import load_finite, read_checkpoint, understood
 from hasn_cli.training.start import adopt, shut_channels, start
 from hasn_cli.training.validation import fingerprint, mean_deviations, mean_psnr
-from hasn_cli.weights.checkpoint import save_network, write_atomically
+from hasn_cli.weights.checkpoint import save_network
 
 LOG, CURVE = "log.csv", "curve.png"  # file names in a run's folder
 SLIGHT = (0.25 / 255) ** 2  # keeps the square root's gradient finite
@@ -291,7 +292,7 @@ class Trainer:
         }
         data = io.BytesIO()
         torch.save(state, data)
-        write_atomically(self.checkpoint, data.getvalue())
+        files.write(self.checkpoint, data.getvalue())
 
     def _refuse_strangers(self) -> None:
         names = [self.checkpoint.name, *(self._weights(scale).name for scale in self.recipe.scales), LOG, CURVE]

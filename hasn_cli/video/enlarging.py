@@ -26,7 +26,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from hasn_cli.errors import ImageError, OutputError
-from hasn_cli.images.unfinished import Placing, Written, replacing, seal
+from hasn_cli.files import Placing, Written, replacing, seal
 from hasn_cli.video.clip import Clip, describe, first_frames, opened, reason, video_stream
 from hasn_cli.video.containers import CONTAINERS
 from hasn_cli.video.encoding import Encoder, Encoding

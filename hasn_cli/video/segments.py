@@ -23,7 +23,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 
 from hasn_cli.errors import OutputError, OutputExistsError
-from hasn_cli.images.unfinished import replacing
+from hasn_cli.files import replacing
 
 if sys.platform != "win32":
     import fcntl

@@ -7,14 +7,13 @@ and that no tensor claims more than the file contains.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hasn_cli import files
 from hasn_cli.errors import WeightsError
 from hasn_cli.network import HASN, SCALES
 from hasn_cli.weights.header import open_weights
@@ -110,23 +109,7 @@ def save_network(network: HASN, path: Path, metadata: Mapping[str, str] | None =
 
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in network.state_dict().items()}
     about = {"architecture": "HASN", "scale": str(network.scale), "num_features": str(network.num_features)}
-    write_atomically(path, save(tensors, {**(metadata or {}), **about}))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file and move it to `path`, so that no crash leaves a part of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # the user knows this name, and not that of the temporary file
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write(path, save(tensors, {**(metadata or {}), **about}))
 
 
 def _read_safetensors(path: Path, head: bytes) -> object:

@@ -6,9 +6,7 @@ This is for files that are not on the hub. The standard library's client respect
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import secrets
 import ssl
 import time
 import urllib.error
@@ -18,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from hasn_cli import files
 from hasn_cli.errors import DownloadError
 from hasn_cli.weights.addresses import why_not_to_follow, without_secrets
 
@@ -44,20 +43,14 @@ def download(url: str, target: Path, *, sha256: str, size: int, progress: Callab
         DownloadError: the server refuses, cannot be reached, or sends another file. No partial file remains.
         OSError: `target` cannot be written.
     """
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            _fill(url, file, size, progress)
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+    with files.replacing(target) as file:
+        _fill(url, file, size, progress)
+        found = files.seal(file).sha256
         if found != sha256:
             raise DownloadError(
                 f"{without_secrets(url)} is not the file it should be: its SHA-256 is {found}, not {sha256}",
                 "nothing was kept; a proxy or mirror may have altered it",
             )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

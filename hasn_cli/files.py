@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from hasn_cli.errors import OutputError
-from hasn_cli.images.permissions import PRIVATE, set_permissions
+from hasn_cli.permissions import PRIVATE, set_permissions
 
 if sys.platform != "win32":
     import fcntl
@@ -105,6 +105,20 @@ def replacing(target: Path, placing: Placing | None = None) -> Iterator[BinaryIO
             with contextlib.suppress(OSError):
                 folder.unlink(name)
             raise
+
+
+def write(target: Path, content: bytes) -> None:
+    """Write a file with `replacing`. Errors name the target, and not the temporary file that nobody knows.
+
+    Raises:
+        OSError: it cannot be written. An existing file stays as it was.
+    """
+    try:
+        with replacing(target) as stream:
+            stream.write(content)
+    except OSError as error:
+        error.filename = str(target)
+        raise
 
 
 def seal(stream: BinaryIO, times: tuple[int, int] | None = None) -> Written:
