@@ -20,7 +20,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from hasn_cli.choice import EIGHTHS, GRAPHIC_SHARE, LOSSLESS_SHARE, OTHER_SHARE, VIDEO_SHARE, photo_share
+from hasn_cli.choice import EIGHTHS, GRAPHIC_SHARE, LOSSLESS_SHARE, OTHER_SHARE, choose_for_video, photo_share
 from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
@@ -29,13 +29,22 @@ from hasn_cli.images.compression import Compression
 from hasn_cli.inference import Upscaler
 from hasn_cli.training.degrade import box_average
 from hasn_cli.training.graphics import graphic
-from hasn_cli.video.still import still
+from hasn_cli.video.clip import probe
+from hasn_cli.video.still import compression_of, still
 from hasn_cli.weights import load_blend
 
 Pixels = np.ndarray
 QUALITIES = (100, 98, 97, 95, 94, 92, 90, 85, 80, 75, 70, 60, 50, 40, 30)
 GRAPHICS = 24
-FILMS = (("libx264", 18), ("libx264", 23), ("libx264", 28), ("libx265", 28), ("libsvtav1", 35))
+FILMS = (
+    ("libx264", 12),
+    ("libx264", 18),
+    ("libx264", 23),
+    ("libx264", 28),
+    ("libx264", 34),
+    ("libx265", 28),
+    ("libsvtav1", 35),
+)
 FILM_FRAMES, FILM_SAMPLES = 16, (5, 10)
 BORDER = 4
 
@@ -57,8 +66,8 @@ def reduced(hr: Pixels, scale: int, method: str) -> Pixels:
     return np.asarray(Image.fromarray(hr).resize(size, Image.Resampling[method.upper()]))
 
 
-def filmed(hr: Pixels, scale: int, codec: str, options: dict[str, str]) -> list[tuple[Pixels, Pixels]]:
-    """Two frames of a video in which a camera moves over a picture, as decoded, and the same frames at full size."""
+def filmed(hr: Pixels, scale: int, codec: str, options: dict[str, str]) -> tuple[int, list[tuple[Pixels, Pixels]]]:
+    """A video in which a camera moves over a picture: the share that is chosen, and pairs of LR and HR frames."""
     step, side = 2 * scale, min(hr.shape[:2]) - FILM_FRAMES * 2 * scale
     side -= side % (2 * scale)  # H.264 needs even sides
     large = [hr[step * i : step * i + side, step * i : step * i + side] for i in range(FILM_FRAMES)]
@@ -74,7 +83,8 @@ def filmed(hr: Pixels, scale: int, codec: str, options: dict[str, str]) -> list[
             small.pts = number
             container.mux(stream.encode(small))
         container.mux(stream.encode(None))
-    return [(next(iter(still(path, seconds=i / 25).frames)).pixels, large[i]) for i in FILM_SAMPLES]
+    pairs = [(next(iter(still(path, seconds=i / 25).frames)).pixels, large[i]) for i in FILM_SAMPLES]
+    return choose_for_video(compression_of(probe(path))).photo, pairs
 
 
 def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple[Pixels, Pixels]]]]:
@@ -94,8 +104,9 @@ def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple
             share = photo_share(Compression("JPEG", quality, sampling))
             add(f"JPEG {quality}, {sampling}", share, "JPEG", quality=quality, subsampling=code)
     for codec, crf in FILMS:
-        pairs = [pair for hr in pictures for pair in filmed(hr, scale, codec, {"crf": str(crf)})]
-        found[f"video, {codec} {crf}"] = VIDEO_SHARE, pairs
+        films = [filmed(hr, scale, codec, {"crf": str(crf)}) for hr in pictures]
+        share = round(float(np.mean([share for share, _ in films])))
+        found[f"video, {codec} {crf}"] = share, [pair for _, pairs in films for pair in pairs]
     for format, quality in (("WEBP", 90), ("WEBP", 75), ("AVIF", 80), ("AVIF", 60)):
         add(f"{format} {quality}", OTHER_SHARE, format, quality=quality)
     return found

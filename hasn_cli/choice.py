@@ -24,7 +24,9 @@ JPEG_SHARES = ((97, 1), (95, 2), (93, 3), (88, 4), (84, 5), (72, 6), (56, 7), (0
 FINE_COLOUR = ((99, 0), (97, 1), (94, 2), (91, 3), (88, 4), (82, 5), (68, 6), (50, 7), (0, 8))
 """The same for JPEGs with colour at full resolution (4:4:4), and for grey ones."""
 OTHER_SHARE = 4  # for lossy WebP, AVIF, HEIC, JPEG XL and JPEG 2000, which do not say their quality
-VIDEO_SHARE = 4  # for videos whose frames build on one another: H.264, H.265, VP9, AV1, …
+QP_SHARES = ((34, 8), (32, 7), (30, 6), (28, 5), (25, 4), (21, 3), (14, 2), (0, 1))
+"""The lowest QP of an H.264 video for each share of the photo weights, in eighths. The first that fits counts."""
+VIDEO_SHARE = 4  # for videos in H.265, VP9, AV1 and others, which do not say it
 INTRA_SHARE = 2  # for videos whose frames were compressed alone, as for editing: ProRes, DNxHD, …
 LOSSLESS_SHARE = 1  # for lossless photographs: better where they were not reduced by bicubic
 
@@ -112,6 +114,8 @@ def choose_for_video(compression: Compression | None, weights: str = AUTOMATIC, 
 def photo_share(compression: Compression) -> int:
     """The share of the photo weights for a file, in eighths."""
     if compression.video:
+        if compression.quantizer is not None:
+            return next(share for lowest, share in QP_SHARES if compression.quantizer >= lowest)
         return INTRA_SHARE if compression.intra else VIDEO_SHARE
     if compression.kind != "JPEG":
         return OTHER_SHARE

@@ -238,6 +238,7 @@ class _Watching:
         below = watch.output / path.relative_to(watch.folder).parent
         (job,) = find_jobs(
             [path], f"{below}{os.sep}", suffix=watch.suffix or None, format=watch.settings.format,
+            container=watch.settings.container, stills=watch.settings.encode.first_frame,
             follow_links=watch.follow_links,
         )  # fmt: skip
         self._next_index += 1

@@ -21,6 +21,7 @@ from clips import RATE, Recipe, frames_of, make_clip, smooth_frames, sound_packe
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasn_cli.choice import choose_for_video
 from hasn_cli.errors import HasnError, ImageError, OutputError, OutputExistsError, UsageError
 from hasn_cli.video import segments
 from hasn_cli.video.clip import Clip, probe
@@ -28,7 +29,7 @@ from hasn_cli.video.containers import container_for_name, default_container, is_
 from hasn_cli.video.encoding import choose_encoding, quality_options
 from hasn_cli.video.enlarging import Result, enlarge_file, enlarge_stream
 from hasn_cli.video.segments import decoding_times, folder_of
-from hasn_cli.video.still import still
+from hasn_cli.video.still import compression_of, still
 
 HASN = [sys.executable, "-m", "hasn_cli"]
 
@@ -448,6 +449,18 @@ def test_videos_are_known_by_their_first_bytes(tmp_path: Path) -> None:
         assert is_video(path.read_bytes()[:4096]), ending
     assert not is_video(b"\x89PNG\r\n\x1a\n" + bytes(100))
     assert not is_video(b"const a: number = 1;\n")
+
+
+def test_a_strongly_compressed_h264_video_gets_more_of_the_photo_weights(tmp_path: Path) -> None:
+    frames = _noise(10)
+    shares = []
+    for qp in (12, 26, 40):
+        clip = probe(make_clip(tmp_path / f"{qp}.mp4", frames, Recipe(options={"qp": str(qp)})))
+        choice = choose_for_video(compression_of(clip))
+        assert "H.264 video, QP about" in choice.text
+        shares.append(choice.photo)
+    assert shares == sorted(set(shares))
+    assert choose_for_video(compression_of(clip), "clean").photo == 0
 
 
 def test_a_still_is_turned_as_players_turn_it(tmp_path: Path) -> None:

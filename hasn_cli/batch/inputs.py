@@ -139,10 +139,15 @@ def size_suffix(size: Size) -> str:
 
 
 def readable_suffixes() -> frozenset[str]:
-    """The file suffixes of pictures and videos that can be read, in lower case and with the dot."""
+    """The file suffixes of pictures and videos that are taken from folders, in lower case and with the dot."""
+    return picture_suffixes() | (containers.SUFFIXES - containers.AMBIGUOUS)
+
+
+def picture_suffixes() -> frozenset[str]:
+    """The file suffixes that `hasn_cli.images` reads, in lower case and with the dot."""
     from hasn_cli.images.formats import SUFFIXES
 
-    return frozenset(SUFFIXES) | (containers.SUFFIXES - containers.AMBIGUOUS)
+    return frozenset(SUFFIXES)
 
 
 def is_video(source: Place) -> bool:

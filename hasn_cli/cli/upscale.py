@@ -28,6 +28,7 @@ from hasn_cli.cli.options import (
     precision_option,
 )
 from hasn_cli.errors import ImageError, UsageError
+from hasn_cli.video.containers import CODECS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -60,7 +61,7 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
         help="A file, a folder, or - for stdout.  [default: beside INPUT]")  # fmt: skip
 @option("-f", "--format", group=OUTPUT, metavar="FORMAT", shell_complete=complete_formats,
         help="png, jpg, webp, tiff, …; mp4, mov, mkv, …  [default: by the name of OUT, else like INPUT]")  # fmt: skip
-@option("--codec", group=OUTPUT, type=click.Choice(["h264", "h265", "av1", "prores", "ffv1"]),
+@option("--codec", group=OUTPUT, type=click.Choice(CODECS),
         help="Codec of videos.  [default: h264, or what OUT can hold]")  # fmt: skip
 @option("--quality", group=OUTPUT, type=Quality(), metavar="N",
         help="Quality for lossy formats, 1 to 100.  [default: 95, or lossless if the input was lossless; 80 for "

@@ -24,6 +24,7 @@ from hasn_cli.cli.options import (
     precision_option,
 )
 from hasn_cli.errors import UsageError
+from hasn_cli.video.containers import CODECS
 
 if TYPE_CHECKING:
     from hasn_cli.batch.events import Event
@@ -45,7 +46,8 @@ WITHOUT: dict[str, Any] = {
 @option("--move-done", group=OUTPUT, type=FOLDER, metavar="DIR",
         help="Move pictures to this folder when they are done. Nothing is replaced there.")  # fmt: skip
 @option("-f", "--format", group=OUTPUT, metavar="FORMAT", shell_complete=complete_formats,
-        help="png, jpg, webp, tiff, …  [default: like the picture]")  # fmt: skip
+        help="png, jpg, webp, tiff, …; mp4, mov, mkv, …  [default: like the picture]")  # fmt: skip
+@option("--codec", group=OUTPUT, type=click.Choice(CODECS), help="Codec of videos, as for hasn upscale.")
 @option("--quality", group=OUTPUT, type=Quality(), metavar="N", help="Quality for lossy formats, 1 to 100.")
 @option("--lossless", group=OUTPUT, is_flag=True, help="Lossless, in formats with the choice.")
 @option("--background", group=OUTPUT, metavar="COLOUR", help="Background colour, for formats without transparency.")
@@ -72,7 +74,7 @@ WITHOUT: dict[str, Any] = {
 )
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
-    """Upscale the pictures that appear in the folder IN, and those that are there.
+    """Upscale the pictures and videos that appear in the folder IN, and those that are there.
 
     \b
       hasn watch scans/ -o large/ -s 2

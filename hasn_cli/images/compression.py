@@ -43,6 +43,7 @@ class Compression:
         kind: the name of the method: "JPEG", "WebP", "AVIF", …
         quality: of a JPEG, 1 to 100 on libjpeg's scale, estimated; None if the file does not say.
         video: whether it is the compression of a video.
+        quantizer: of a video in H.264: QP, 0 to 51; None if it is not known.
         intra: of a video: each frame was compressed alone.
         subsampling: of a JPEG's colour: "4:4:4", "4:2:2", "4:2:0", …; None if it is gray, or the file does not say.
     """
@@ -52,10 +53,12 @@ class Compression:
     subsampling: str | None = None
     video: bool = False
     intra: bool = False
+    quantizer: int | None = None
 
     def __str__(self) -> str:
-        kind = f"{self.kind} video" if self.video else self.kind
-        return kind if self.quality is None else f"{kind}, quality about {self.quality}"
+        if self.video:
+            return f"{self.kind} video" + ("" if self.quantizer is None else f", QP about {self.quantizer}")
+        return self.kind if self.quality is None else f"{self.kind}, quality about {self.quality}"
 
 
 def jpeg_compression(segments: Segments) -> Compression:

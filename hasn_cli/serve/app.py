@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from hasn_cli import __version__
-from hasn_cli.batch.inputs import readable_suffixes
+from hasn_cli.batch.inputs import picture_suffixes
 from hasn_cli.compare.page import viewer
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.serve.archive import archive, unique_names
@@ -87,7 +87,7 @@ class _Handlers:
         self._asking = asking
 
     async def page(self, request: Request) -> Response:
-        endings = sorted(suffix.removeprefix(".") for suffix in readable_suffixes())
+        endings = sorted(suffix.removeprefix(".") for suffix in picture_suffixes())
         choices = {"weights": self._asking.weights, "endings": endings, "upload": self._jobs.limits.upload}
         return Response(page(choices), media_type="text/html")
 

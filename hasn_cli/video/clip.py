@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.encparams import VideoEncParams, VideoEncParamsType
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as Kind
 from av.video.format import VideoFormat
@@ -37,7 +38,7 @@ LOSSLESS = frozenset(
 """Decoders of codecs that compress without loss."""
 MASTER = frozenset(("prores", "dnxhd", "cfhd", "mjpeg", "dvvideo", "jpeg2000"))
 """Decoders of codecs that compress each frame alone, mostly for editing."""
-_PROBED_FRAMES = 8  # so many frames are looked at to tell whether a video is interlaced
+PROBED_FRAMES = 8  # so many frames are looked at to describe a video
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Clip:
         rate: frames a second, on average.
         time_base: the unit of all times, in seconds.
         stream: the index of the video among the file's streams.
+        quantizer: of H.264: QP, 0 to 51, the mean over the first frames; None for other codecs.
         notices: what will be lost, in a few words each.
     """
 
@@ -92,6 +94,7 @@ class Clip:
     rate: Fraction
     time_base: Fraction
     stream: int
+    quantizer: float | None = None
     notices: tuple[str, ...] = ()
 
     @property
@@ -155,7 +158,7 @@ def probe(source: Path, name: str = "") -> Clip:
     with opened(source, name) as container:
         stream = video_stream(container, name)
         try:
-            frames = first_frames(container.demux(stream), stream, _PROBED_FRAMES, name)
+            frames = first_frames(container.demux(stream), stream, PROBED_FRAMES, name)
         except av.FFmpegError as error:
             raise ImageError(f"{name}: cannot be read: {reason(error)}") from error
         return describe(container, stream, frames, name)
@@ -217,7 +220,8 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
     if stream.codec_context.codec_tag in ENCRYPTED:
         raise ImageError(f"{name}: is encrypted (DRM), so it cannot be decoded")
     stream.thread_type = "AUTO"
-    stream.codec_context.options = {"err_detect": "explode"}  # damaged frames are errors, and not made up
+    # damaged frames are errors, and not made up; and frames say how they were quantized
+    stream.codec_context.options = {"err_detect": "explode", "export_side_data": "venc_params"}
     return stream
 
 
@@ -255,6 +259,7 @@ def describe(container: InputContainer, stream: VideoStream, frames: list[VideoF
         rate=stream.average_rate or stream.guessed_rate or Fraction(25),
         time_base=stream.time_base or Fraction(1, 90_000),
         stream=stream.index,
+        quantizer=_quantizer(frames),
         notices=tuple(_losses(container, stream, first)),
     )
 
@@ -289,6 +294,17 @@ def _colour(frame: VideoFrame) -> Colour:
 
 def _side_data(frame: VideoFrame) -> Iterator[SideData]:
     return iter(frame.side_data)  # type: ignore[arg-type]  # PyAV's own hint takes it for a mapping
+
+
+def _quantizer(frames: list[VideoFrame]) -> float | None:
+    """The mean of H.264's quantization parameters over all blocks of all frames."""
+    found = [data for frame in frames for data in _side_data(frame) if data.type == Kind.VIDEO_ENC_PARAMS]
+    values = [
+        float(data.qp_map().mean())
+        for data in found
+        if isinstance(data, VideoEncParams) and data.codec_type == VideoEncParamsType.H264
+    ]
+    return float(np.mean(values)) if values else None
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from hasn_cli.errors import ImageError, OutputError
 from hasn_cli.files import Placing, Written, replacing, seal
-from hasn_cli.video.clip import Clip, describe, first_frames, opened, reason, video_stream
+from hasn_cli.video.clip import PROBED_FRAMES, Clip, describe, first_frames, opened, reason, video_stream
 from hasn_cli.video.containers import CONTAINERS
 from hasn_cli.video.encoding import Encoder, Encoding
 from hasn_cli.video.frames import Decoder, TimedFrame, decoded_frames
@@ -363,7 +363,7 @@ def enlarge_stream(
         stream = video_stream(original, name)
         packets = original.demux()
         early: list[Any] = []  # packets of other tracks that come before the first frame
-        first = _first_frame(packets, stream, early, name)
+        first = _first_frames(packets, stream, early, name)
         clip = describe(original, stream, first, name)
         encoding, enlarge = prepare(clip)
         copied = choose_copied(original, clip, container)
@@ -437,10 +437,10 @@ class _Clock:
         return packet
 
 
-def _first_frame(packets: Iterator[Any], stream: VideoStream, early: list[Any], name: str) -> list[VideoFrame]:
-    """The frames of the first packet that gives any. Packets of other tracks go to `early`."""
+def _first_frames(packets: Iterator[Any], stream: VideoStream, early: list[Any], name: str) -> list[VideoFrame]:
+    """The first frames of a pipe. Packets of other tracks go to `early`."""
     try:
-        return first_frames(packets, stream, 1, name, early)
+        return first_frames(packets, stream, PROBED_FRAMES, name, early)
     except (av.FFmpegError, ImageError) as error:
         if "mov" in stream.container.format.name:
             message = f"{name}: the index of this MP4 or MOV comes after its frames, so it cannot be read from a pipe"

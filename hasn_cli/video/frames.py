@@ -22,9 +22,10 @@ from hasn_cli.video.clip import Clip, Colour, begins_anywhere, reason
 
 EXACT = "flags=accurate_rnd+full_chroma_int+full_chroma_inp+bicubic"
 """How FFmpeg's scaler converts colours: with exact rounding, and colour at full resolution."""
-COUNTING = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
-"""Containers that say how many frames there are. Matroska says how long it is; for others, FFmpeg only estimates it."""
 LEEWAY = Fraction(1, 2)  # seconds that a file may be shorter than it declares
+COUNTING = {"mov,mp4,m4a,3gp,3g2,mj2": Fraction(0), "avi": LEEWAY}
+"""Containers that say how many frames there are, and how many seconds of them may be missing: AVI often counts one too
+many. Matroska says how long it is; for others, FFmpeg only estimates it."""
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 """Matrix coefficients in ITU-T H.273 → the scaler's name for them."""
 
@@ -205,7 +206,8 @@ def decoded_frames(container: InputContainer, stream: VideoStream, clip: Clip, s
                 yield from decoder.decode(packet)
     except av.FFmpegError as error:
         raise decoder.broken(reason(error)) from error
-    if clip.frames and packets < clip.frames and clip.container in COUNTING:
+    missing = (clip.frames or 0) - packets
+    if missing > COUNTING.get(clip.container, Fraction(1_000_000)) * clip.rate:
         raise decoder.broken(f"only {packets} of {clip.frames} frames are there; the file was cut short")
     declared = Fraction(container.duration or 0, av.time_base)
     if clip.container == "matroska,webm" and end + LEEWAY < declared:
