@@ -22,11 +22,11 @@ from PIL import Image
 
 from hasn_cli.choice import EIGHTHS, GRAPHIC_SHARE, LOSSLESS_SHARE, OTHER_SHARE, choose_for_video, photo_share
 from hasn_cli.evaluation.benchmark import whole_multiple
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.evaluation.pictures import list_pictures, read_rgb
 from hasn_cli.images.compression import Compression
 from hasn_cli.inference import Upscaler
+from hasn_cli.resize import resize
 from hasn_cli.training.degrade import box_average
 from hasn_cli.training.graphics import graphic
 from hasn_cli.video.clip import probe

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hasn_cli.enlarge import PASSES
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y, ssim_y
 from hasn_cli.inference import Upscaler
+from hasn_cli.resize import resize
 from hasn_cli.weights import load_network
 
 Pixels = NDArray[np.uint8]

@@ -16,6 +16,7 @@ from hasn_cli.choice import Limit
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images.color import bleed, is_opaque, rounded, top
 from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
+from hasn_cli.resize import resize
 from hasn_cli.stillness import Stillness
 
 SCALES = (2, 3, 4)
@@ -332,8 +333,6 @@ def _enlarge_floats(
     The range of most values is mapped to [0, 1] for the network. The parts of other values beyond that range (the sun
     in an HDR picture, heights that mean missing data) are enlarged by bicubic interpolation and added.
     """
-    from hasn_cli.evaluation.bicubic import resize
-
     low, high = _range(color)
     black, white = _bulk(color, low, high)
     if black == white:
@@ -402,8 +401,6 @@ def reduce_to(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 def _project(large: Pixels, small: Pixels) -> Pixels:
     """Correct the result by what its reduced version lacks, a few times: back-projection (Irani & Peleg 1991)."""
-    from hasn_cli.evaluation.bicubic import resize
-
     low, high = _range(small)
     result = np.empty_like(large)
     for channel in range(large.shape[2]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasn_cli.evaluation.bicubic import resize, taps
+from hasn_cli.resize import resize, taps
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from hasn_cli.cli.main import run
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.network import HASN
+from hasn_cli.resize import resize
 from hasn_cli.training import degrade
 from hasn_cli.training.degrade import COMPRESSIONS, KERNELS, MARGIN, compressed, degraded, reduced
 from hasn_cli.training.graphics import KINDS, graphic

@@ -18,9 +18,9 @@ from hasn_cli.batch.settings import Settings
 from hasn_cli.batch.work import bytes_needed
 from hasn_cli.enlarge import Size, enlarge, enlarge_pixels, reduce_to
 from hasn_cli.errors import ImageError, UsageError
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.images import Frame, open_picture
 from hasn_cli.images.color import bleed, over
+from hasn_cli.resize import resize
 
 sides = st.integers(1, 4000)
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hasn_cli.cli.main import run
-from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.resize import resize
 from hasn_cli.weights.catalogue import entries
 
 

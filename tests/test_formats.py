@@ -303,7 +303,7 @@ def test_an_unknown_format_is_refused():
 
 def test_the_hint_names_the_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr("hasn_cli.images.formats._has_heif", lambda: False)
+    monkeypatch.setattr("hasn_cli.images.adapt.has_heif", lambda: False)
     with pytest.raises(MissingExtraError) as caught:
         check_can_hold(picture(photo()), (9, 9), "heic", EncodeOptions())
     assert install_command("heic") in str(caught.value.hint)
@@ -312,7 +312,7 @@ def test_the_hint_names_the_missing_extra(monkeypatch):
 def test_without_the_extra_heic_is_read_and_becomes_png(monkeypatch):
     data = format_table.foreign_file("heic")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr("hasn_cli.images.formats._has_heif", lambda: False)
+    monkeypatch.setattr("hasn_cli.images.adapt.has_heif", lambda: False)
     found = open_picture(data).load()
     assert format_table.close(next(iter(found.frames)).pixels, photo())
     assert default_output("heic") == "png"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.resize import resize
 from hasn_cli.weights.checkpoint import load_state_dict_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

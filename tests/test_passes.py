@@ -148,7 +148,7 @@ def test_two_passes_are_announced_recorded_and_exact(hasn, tmp_path):
 def test_consistent_holds_for_two_passes(hasn, tmp_path):
     from PIL import Image
 
-    from hasn_cli.evaluation.bicubic import resize
+    from hasn_cli.resize import resize
 
     save(tmp_path / "a.png", (24, 20))
     for options in ([], ["--consistent"]):

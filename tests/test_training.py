@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 
 from hasn_cli.cli.main import run
 from hasn_cli.errors import HasnError, OutputError, UsageError, WeightsError
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.network import HASN
+from hasn_cli.resize import resize
 from hasn_cli.training.forward import forward
 from hasn_cli.training.log import plot, write_csv
 from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, set_rate

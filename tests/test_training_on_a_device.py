@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.network import HASN
+from hasn_cli.resize import resize
 from hasn_cli.training.forward import (
     block_function,
     forward,

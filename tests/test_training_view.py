@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hasn_cli.cli.train import _view
-from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.resize import resize
 from hasn_cli.training.patches import PatchPlan
 from hasn_cli.training.recipe import Recipe
 from hasn_cli.training.trainer import Trainer

@@ -129,7 +129,7 @@ class Bicubic:
 
     def upscale(self, image: Image, progress: Progress | None = None) -> Image:
         """H×W×C → sH×sW×C of the same dtype; integers are rounded and clipped."""
-        from hasn_cli.evaluation.bicubic import resize
+        from hasn_cli.resize import resize
 
         result = resize(image, scale=self.scale)
         if progress:

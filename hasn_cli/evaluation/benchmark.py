@@ -16,12 +16,12 @@ from hasn_cli.batch.folders import OnSkip
 from hasn_cli.choice import EIGHTHS, choose
 from hasn_cli.enlarge import limited
 from hasn_cli.errors import ImageError, UsageError
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.metrics import psnr_b, psnr_y, ssim_y
 from hasn_cli.evaluation.pictures import as_jpeg, list_pictures, read_rgb
 from hasn_cli.images import open_picture
 from hasn_cli.images.compression import Compression
 from hasn_cli.images.picture import Frame, Picture
+from hasn_cli.resize import resize
 
 if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler

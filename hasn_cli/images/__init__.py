@@ -1,13 +1,12 @@
 """Reads and writes pictures. Depth, transparency, colour profiles, frames and metadata are all kept."""
 
-from hasn_cli.images.adapt import notices_of
+from hasn_cli.images.adapt import check_can_hold, notices_of
 from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, open_picture
 from hasn_cli.images.encode import check_target, write_picture
 from hasn_cli.images.formats import (
     FORMATS,
     READ_ONLY,
     SUFFIXES,
-    check_can_hold,
     default_output,
     format_for_name,
     suffix_for_format,

@@ -1,4 +1,4 @@
-"""Adapts a picture to what a format can hold: depth, transparency, colour profile, frames and metadata."""
+"""Checks that a format can hold a picture, and adapts it: depth, transparency, colours, frames and metadata."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hasn_cli.errors import ImageError
-from hasn_cli.images.color import flatten, is_opaque, profile_of, to_dtype, to_srgb
-from hasn_cli.images.formats import FORMATS, Format
+from hasn_cli.errors import ImageError, MissingExtraError
+from hasn_cli.images.color import flatten, is_hdr, is_opaque, profile_of, to_dtype, to_srgb
+from hasn_cli.images.formats import FORMATS, Format, has_heif
 from hasn_cli.images.metadata import resized, without_extension
 from hasn_cli.images.picture import (
     EncodeOptions,
@@ -22,6 +22,82 @@ from hasn_cli.images.picture import (
     Shape,
     parse_color,
 )
+
+
+def check_can_hold(picture: Picture, size: tuple[int, int], format: str, options: EncodeOptions) -> None:
+    """Check that `format` can hold the picture enlarged to `size`, before anything is computed.
+
+    Args:
+        picture: as read. If the answer depends on its samples or its transparency, its first frame is decoded.
+        size: (height, width) of the enlarged picture.
+        format: name of the requested format.
+        options: how it will be written.
+
+    Raises:
+        ImageError: the format cannot hold the picture or its metadata; the hint says what to do.
+        MissingExtraError: the format needs an optional package.
+    """
+    entry = FORMATS.get(format)
+    if entry is None:
+        raise ImageError(f"{picture.name}: the format {format!r} cannot be written", "use -f png")
+    if max(size) > entry.max_side:
+        message = f"{picture.name}: {size[1]}×{size[0]} pixels are too many for {entry.title}"
+        raise ImageError(f"{message} (at most {entry.max_side} per side)", f"use -f {_roomier(size)}")
+    if entry.extra == "heic" and not has_heif():
+        raise MissingExtraError(f"{picture.name}: writing {entry.title}", entry.extra)
+    if options.first_frame:
+        picture = picture.first()
+    if picture.following:
+        message = f"{picture.name}: contains {picture.following + 1} pictures, one after the other"
+        raise ImageError(message, "use --first-frame to take only the first one, or split it into separate files")
+    if picture.broken:
+        raise ImageError(f"{picture.name}: {picture.broken}", "use --first-frame to take only the first one")
+    if picture.frame_count > 1:
+        _check_frames(picture, entry)
+    if format != "png" and is_hdr(picture.metadata):
+        raise ImageError(f"{picture.name}: {entry.title} cannot hold its HDR colours", "use -f png")
+    if format == "avif" and options.lossless and picture.frame_count > 1:
+        message = f"{picture.name}: a lossless animation cannot be written as {entry.title}"
+        raise ImageError(message, "use -f webp or png, or leave out --lossless")
+    if format == "jpeg":
+        _check_metadata(replace(picture, size=size), options)
+    if picture.dtype.kind == "f" and not entry.floats:
+        _check_range(picture, entry)
+    if picture.has_alpha and not entry.alpha and options.background is None and not _opaque(picture):
+        message = f"{picture.name}: {entry.title} cannot hold its transparency"
+        raise ImageError(message, "use --background white or -f png")
+
+
+def _check_frames(picture: Picture, entry: Format) -> None:
+    if picture.paged and not entry.pages:
+        message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} pages"
+        raise ImageError(message, "use -f tiff or ppm, or --first-frame to take only the first one")
+    if not picture.paged and not entry.animation:
+        message = f"{picture.name}: {entry.title} cannot hold its {picture.frame_count} frames"
+        raise ImageError(message, "use -f webp, png or gif, or --first-frame to take only the first one")
+
+
+def _check_metadata(picture: Picture, options: EncodeOptions) -> None:
+    from hasn_cli.images.codecs.jpeg import check_metadata
+
+    check_metadata(picture.name, metadata_for(picture, "jpeg", options))
+
+
+def _check_range(picture: Picture, entry: Format) -> None:
+    pixels = next(iter(picture.frames)).pixels
+    low, high = float(pixels.min()), float(pixels.max())
+    if not 0 <= low <= high <= 1:
+        message = f"{picture.name}: {entry.title} cannot hold its samples, which range from {low:.4g} to {high:.4g}"
+        raise ImageError(message, "use -f tiff or -f pfm")
+
+
+def _opaque(picture: Picture) -> bool:
+    return is_opaque(next(iter(picture.frames)).pixels)
+
+
+def _roomier(size: tuple[int, int]) -> str:
+    fitting = [name for name in ("jpeg", "png") if max(size) <= FORMATS[name].max_side]
+    return {2: "jpg, png or tiff", 1: "png or tiff", 0: "tiff"}[len(fitting)]
 
 
 def adapt(picture: Picture, format: str, options: EncodeOptions) -> Picture:

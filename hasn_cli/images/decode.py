@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
 
-from hasn_cli.errors import HasnError, ImageError
+from hasn_cli.errors import ImageError
 from hasn_cli.images import codecs
 from hasn_cli.images.codecs.raw_structure import is_raw
+from hasn_cli.images.faults import guarded
 from hasn_cli.images.following import split_first
 from hasn_cli.images.formats import FORMATS, READ_ONLY, sniff
-from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit, TooMuch
+from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit
 from hasn_cli.images.metadata import apply_orientation, orientation_of, upright
 from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
 from hasn_cli.images.source import Source
+from hasn_cli.images.stream import read_stream
 
 DEFAULT_MAX_PIXELS = MAX_PIXELS
-
-_HINTS = {
-    "heic": "copy it from the phone or camera again, or export it as JPEG there",
-    "raw": "copy it from the camera or its card again",
-    **dict.fromkeys(READ_ONLY.keys() - {"raw"}, "save it as PNG or TIFF in another program, and upscale that"),
-}
-"""Format → what to do about a file that is broken or not supported."""
 
 
 def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS, name: str = "") -> Picture:
@@ -47,8 +40,6 @@ def open_picture(source: Path | bytes, *, max_pixels: int | None = DEFAULT_MAX_P
         MissingExtraError: the format needs an optional package.
     """
     if isinstance(source, Path) and (source.is_fifo() or source.is_char_device()):
-        from hasn_cli.images.stream import read_stream  # here, because that module imports this one
-
         name = name or str(source)
         with source.open("rb") as stream:
             source = read_stream(stream, max_pixels=max_pixels, name=name)
@@ -91,31 +82,3 @@ def format_of(source: Source) -> str | None:
         with source.view() as data:
             return "raw" if is_raw(data) else "tiff"
     return format
-
-
-T = TypeVar("T")
-
-
-def guarded(name: str, read: Callable[[], T], format: str = "") -> T:
-    """Call a decoder and turn its exceptions into an `ImageError`. Decoders raise many kinds for a broken file.
-
-    Args:
-        name: for messages.
-        read: calls the decoder.
-        format: of the file, for the hint.
-    """
-    hint = _HINTS.get(format)
-    try:
-        return read()
-    except (HasnError, MemoryError):
-        raise
-    except TooMuch as error:
-        raise ImageError(f"{name}: {error}") from error
-    except Exception as error:
-        if isinstance(error, OSError) and error.strerror:  # decoders raise OSError too, but without an error number
-            raise ImageError(f"{name}: {error.strerror}") from error
-        if isinstance(error, struct.error | IndexError):  # a header was read beyond the end of what the file contains
-            raise ImageError(f"{name}: broken: the file ends too early, or its header is damaged", hint) from error
-        words = str(error).split()
-        detail = " ".join(words)[:200] if words else type(error).__name__
-        raise ImageError(f"{name}: broken or not supported ({detail})", hint) from error

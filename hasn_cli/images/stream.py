@@ -7,14 +7,14 @@ from typing import BinaryIO
 
 from hasn_cli.errors import ImageError
 from hasn_cli.images.codecs import netpbm
-from hasn_cli.images.decode import DEFAULT_MAX_PIXELS, guarded
+from hasn_cli.images.faults import guarded
 from hasn_cli.images.formats import HEAD, sniff
-from hasn_cli.images.limits import MAX_FILE_BYTES, Limit, TooMuch
+from hasn_cli.images.limits import MAX_FILE_BYTES, MAX_PIXELS, Limit, TooMuch
 
 _PIECE = 1 << 20
 
 
-def read_stream(stream: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS, name: str = "input") -> bytes:
+def read_stream(stream: BinaryIO, *, max_pixels: int | None = MAX_PIXELS, name: str = "input") -> bytes:
     """Read the bytes of the picture at the beginning of a stream, for `open_picture`.
 
     Netpbm pictures are read as far as their headers say, including further Netpbm pictures that follow. Other formats

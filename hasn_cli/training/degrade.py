@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageFilter
 
-from hasn_cli.evaluation.bicubic import resize
 from hasn_cli.evaluation.pictures import as_jpeg, saved_and_read
+from hasn_cli.resize import resize
 
 Image = NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hasn_cli.evaluation.bicubic import resize
+from hasn_cli.resize import resize
 from hasn_cli.training import degrade
 from hasn_cli.training.graphics import graphic
 

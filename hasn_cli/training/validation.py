@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from hasn_cli.evaluation.benchmark import whole_multiple
-from hasn_cli.evaluation.bicubic import resize, to_type
 from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.evaluation.pictures import as_jpeg
 from hasn_cli.inference import Upscaler
 from hasn_cli.inference.planning import BORDER
 from hasn_cli.inference.upscaler import extended
 from hasn_cli.network import HASN
+from hasn_cli.resize import resize, to_type
 from hasn_cli.training.degrade import VALIDATION_QUALITIES, photo_share
 from hasn_cli.training.patches import Image
 from hasn_cli.training.start import spatial_deviation
