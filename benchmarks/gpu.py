@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # hasn need not
 from hasn_cli.inference import Upscaler
 from hasn_cli.network import HASN, SCALES
 from hasn_cli.training.patches import PatchPlan
-from hasn_cli.training.recipe import Recipe, Report
+from hasn_cli.training.recipe import LogRow, Recipe
 from hasn_cli.training.trainer import Trainer
 from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict, save_network
 
@@ -188,7 +188,7 @@ def export(trainer: Trainer, folder: Path) -> None:
     write_csv(trainer.history, folder / "log.csv")
 
 
-def line(report: Report) -> str:
+def line(report: LogRow) -> str:
     psnr = "".join(f"  x{scale} {value:.3f} dB" for scale, value in report.psnr.items())
     dead = f"  dead {sum(report.shut)}" if report.shut else ""
     per_second = report.pixels / max(1e-9, report.seconds) / 1e6

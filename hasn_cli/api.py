@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli.choice import AUTOMATIC, EIGHTHS, Choice, choose, photo_share
-from hasn_cli.enlarge import Size, enlarge_pixels
+from hasn_cli.enlarge import Progress, Size, enlarge_pixels
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images import Metadata
 from hasn_cli.images.color import cmyk_to_srgb, profile_of, srgb_profile
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from hasn_cli.inference import Upscaler
 
 Sample = TypeVar("Sample", bound=np.generic)
-Progress = Callable[[float], None]
 
 # Pillow's modes that are enlarged as they are. I and the other kinds of I;16 become I;16, and all others the nearest of
 # the first four.

@@ -110,7 +110,7 @@ class Concern:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """Everything that was found. `packages`: name → version, or None if it is missing. Sizes are in bytes."""
 
     version: str
@@ -137,7 +137,7 @@ class Report:
         return asdict(self)
 
 
-def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = None) -> Report:
+def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = None) -> Findings:
     """Examine everything.
 
     Args:
@@ -164,7 +164,7 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
     free = free_memory()
     needed, extras = requirements()
     cache = cache_folder()
-    return Report(
+    return Findings(
         version=__version__,
         python=platform.python_version(),
         executable=sys.executable,

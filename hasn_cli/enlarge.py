@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Real
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hasn_cli.choice import Limit
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images.color import bleed, is_opaque, rounded, top
-from hasn_cli.images.picture import Frame, Picture, ReplayableFrames
+from hasn_cli.images.picture import Frame, Picture, Pixels, ReplayableFrames
 from hasn_cli.resize import resize
 from hasn_cli.stillness import Stillness
 
@@ -31,7 +30,6 @@ ASKED = 1 << 20  # about this many samples are enough to find the range of most 
 PLAIN = 1 / 16  # floats within [0, 1] that span at least this much go to the network unchanged
 PROJECTIONS = 5  # steps of --consistent; docs/pictures.md shows what each step achieves
 ALPHA = ("blend", "separate")  # what alpha means: the opacity of the colour, or an independent channel
-Pixels = NDArray[Any]
 Progress = Callable[[float], None]
 
 

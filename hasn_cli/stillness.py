@@ -8,15 +8,15 @@ the last frame in which something near it changed. Values are only copied, so er
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hasn_cli.images.picture import Pixels
+
 RADIUS = 8  # input pixels on each side that must be equal: the reach of one block of the network, 3 + 3 + 1 + 1
 RENEW = 0.25  # if a smaller part of a frame equals the first one, the scene has changed
 ROWS = 64  # rows of the result that are copied at a time
-Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True)

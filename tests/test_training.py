@@ -25,12 +25,12 @@ from hasn_cli.evaluation.metrics import psnr_y
 from hasn_cli.network import HASN
 from hasn_cli.resize import resize
 from hasn_cli.training.forward import forward
+from hasn_cli.training.initialization import DEVIATION, adopt, shut_channels, spatial_deviation, start
 from hasn_cli.training.log import plot, write_csv
 from hasn_cli.training.optimizer import LOOK, REFRESH, SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.recipe import Recipe, schedule
 from hasn_cli.training.session import prepare
-from hasn_cli.training.start import DEVIATION, adopt, shut_channels, spatial_deviation, start
 from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 from hasn_cli.weights import bundled_path

@@ -15,9 +15,9 @@ from hasn_cli.training.forward import (
     block_function,
     forward,
 )
+from hasn_cli.training.initialization import start
 from hasn_cli.training.patches import Patches, PatchPlan
 from hasn_cli.training.recipe import Recipe
-from hasn_cli.training.start import start
 from hasn_cli.training.trainer import Trainer
 from hasn_cli.training.validation import mean_psnr
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from hasn_cli.doctor import FormatState, Report
+    from hasn_cli.doctor import Findings, FormatState
 
 
 @click.command("doctor", context_settings=HELP_SETTINGS)
@@ -58,7 +58,7 @@ def _status() -> Iterator[Callable[[str], None] | None]:
         yield lambda what: status.update(f"checking {what}")
 
 
-def _show(report: Report) -> None:
+def _show(report: Findings) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -90,7 +90,7 @@ def _print_section(console: Console, title: str, rows: Iterator[tuple[str, str]]
     console.print(table)
 
 
-def _program(report: Report) -> Iterator[tuple[str, str]]:
+def _program(report: Findings) -> Iterator[tuple[str, str]]:
     from rich.markup import escape
 
     yield "hasn", report.version
@@ -107,7 +107,7 @@ def _program(report: Report) -> Iterator[tuple[str, str]]:
     yield "cache", escape(report.cache)
 
 
-def _devices(report: Report) -> Iterator[tuple[str, str]]:
+def _devices(report: Findings) -> Iterator[tuple[str, str]]:
     for device in report.devices:
         memory = f"{gibibytes(device.free)} of {gibibytes(device.memory)} free"
         chosen = "  [green]← auto[/]" if device.chosen else ""
@@ -115,7 +115,7 @@ def _devices(report: Report) -> Iterator[tuple[str, str]]:
     yield "threads", f"{report.threads} on {report.cores} cores"
 
 
-def _pictures(report: Report) -> Iterator[tuple[str, str]]:
+def _pictures(report: Findings) -> Iterator[tuple[str, str]]:
     both = [state.title for state in report.formats if state.read and state.write]
     yield "read and write", "; ".join(both)
     for state in report.formats:
@@ -138,7 +138,7 @@ def _how_to_write(state: FormatState) -> str:
     return f"read only; to write it: {escape(install_command(state.extra))}"
 
 
-def _memory_and_speed(report: Report) -> Iterator[tuple[str, str]]:
+def _memory_and_speed(report: Findings) -> Iterator[tuple[str, str]]:
     yield "memory", f"{gibibytes(report.free)} of {gibibytes(report.memory)} free"
     for reach in report.reach:
         height, width = reach.size

@@ -16,7 +16,7 @@ from hasn_cli.errors import UsageError, install_command
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from hasn_cli.training.recipe import Recipe, Report
+    from hasn_cli.training.recipe import LogRow, Recipe
     from hasn_cli.training.trainer import Trainer
 
 PATH = click.Path(path_type=Path)
@@ -180,7 +180,7 @@ def _write_log(trainer: Trainer, plots: bool) -> None:
 
 
 @contextmanager
-def _view(trainer: Trainer) -> Iterator[Callable[[Report], None]]:
+def _view(trainer: Trainer) -> Iterator[Callable[[LogRow], None]]:
     """Show reports on stderr: one line each, and a progress bar if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -208,7 +208,7 @@ def _state(trainer: Trainer) -> str:
     return f"step {trainer.step}" + ("" if left is None else f", {duration(left)} left")
 
 
-def _line(report: Report) -> str:
+def _line(report: LogRow) -> str:
     from hasn_cli.console import duration
 
     parts = [

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from hasn_cli.errors import UsageError
 from hasn_cli.images import Picture
 from hasn_cli.images.color import profile_of
+from hasn_cli.images.picture import Pixels
 
 if TYPE_CHECKING:
     from hasn_cli.choice import Limit
-    from hasn_cli.enlarge import Size
+    from hasn_cli.enlarge import Progress, Size
 
-Image = NDArray[Any]
-Progress = Callable[[float], None]
 
 SPOT_SIDE = 128  # side of a spot in SR pixels; at most a quarter of a small picture
 SPOTS = 6
@@ -43,7 +42,7 @@ class Method:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class Rendition:
     """One rendition of the picture.
 
     Attributes:
@@ -101,7 +100,7 @@ class Comparison:
     format: str
     lr_size: tuple[int, int]
     sr_size: tuple[int, int]
-    views: tuple[View, ...]
+    views: tuple[Rendition, ...]
     spots: tuple[Spot, ...]
     origin: tuple[int, int] = (0, 0)
     icc: bytes | None = field(default=None, repr=False)
@@ -127,7 +126,7 @@ class Bicubic:
     def __init__(self, scale: int) -> None:
         self.scale = scale
 
-    def upscale(self, image: Image, progress: Progress | None = None) -> Image:
+    def upscale(self, image: Pixels, progress: Progress | None = None) -> Pixels:
         """H×W×C → sH×sW×C of the same dtype; integers are rounded and clipped."""
         from hasn_cli.resize import resize
 
@@ -183,13 +182,13 @@ def compare(
     views = []
     for method in methods:
         seconds, pixels = _timed(method, picture, progress)
-        views.append(View(method.label, method.detail, pixels, seconds))
+        views.append(Rendition(method.label, method.detail, pixels, seconds))
     sr_size = _size(views[0].pixels)
     if reference is not None:
         truth = _reference_pixels(reference, picture, sr_size)
         border = round(sr_size[1] / picture.size[1])
         views = [_measured(view, truth, border) for view in views]
-        views.append(View("Reference", reference.name, truth))
+        views.append(Rendition("Reference", reference.name, truth))
     origin = (0, 0)
     if not whole and sr_size[0] * sr_size[1] > PART_PIXELS:
         origin, part = most_telling_part(views[0].rgb, views[1].rgb, PART_PIXELS)
@@ -292,7 +291,7 @@ def _reference_pixels(reference: Picture, picture: Picture, sr_size: tuple[int, 
     return pixels[: sr_size[0], : sr_size[1]]
 
 
-def _measured(view: View, truth: NDArray[np.uint8], border: int) -> View:
+def _measured(view: Rendition, truth: NDArray[np.uint8], border: int) -> Rendition:
     from hasn_cli.evaluation.metrics import WINDOW, luma, psnr_y, ssim_y
 
     rgb = view.rgb
@@ -305,17 +304,17 @@ def _measured(view: View, truth: NDArray[np.uint8], border: int) -> View:
     )
 
 
-def _cut(view: View, origin: tuple[int, int], size: tuple[int, int]) -> View:
+def _cut(view: Rendition, origin: tuple[int, int], size: tuple[int, int]) -> Rendition:
     part = np.s_[origin[0] : origin[0] + size[0], origin[1] : origin[1] + size[1]]
     return replace(view, pixels=view.pixels[part], error=None if view.error is None else view.error[part])
 
 
-def _size(pixels: Image) -> tuple[int, int]:
+def _size(pixels: Pixels) -> tuple[int, int]:
     height, width = pixels.shape[:2]
     return height, width
 
 
-def _eight_bits(pixels: Image) -> NDArray[np.uint8]:
+def _eight_bits(pixels: Pixels) -> NDArray[np.uint8]:
     """uint8 from uint8, uint16 or float32; floats are shown from 0 to 1."""
     if pixels.dtype == np.uint8:
         return pixels

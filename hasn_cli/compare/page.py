@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasn_cli import __version__
-from hasn_cli.compare.comparison import Comparison, View
+from hasn_cli.compare.comparison import Comparison, Rendition
 from hasn_cli.compare.heat import HEAT_END, heat, heat_css
 
 WEBP_SIDE = 16_383
@@ -75,7 +75,7 @@ def _data(comparison: Comparison, about: str) -> dict[str, object]:
     }
 
 
-def _view(view: View, megapixels: float, icc: bytes | None) -> dict[str, object]:
+def _view(view: Rendition, megapixels: float, icc: bytes | None) -> dict[str, object]:
     return {
         "label": view.label,
         "detail": view.detail,

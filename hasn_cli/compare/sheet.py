@@ -15,7 +15,7 @@ from hasn_cli.compare.comparison import around
 from hasn_cli.compare.heat import HEAT_END, heat
 
 if TYPE_CHECKING:
-    from hasn_cli.compare.comparison import Comparison, Spot, View
+    from hasn_cli.compare.comparison import Comparison, Rendition, Spot
 
 PAPER, INK, SOFT, ACCENT = "#ffffff", "#191a1b", "#5c5f62", "#0b62d6"
 MARGIN, GAP = 48, 14  # pixels of the sheet, like all lengths here
@@ -98,7 +98,7 @@ def _columns(comparison: Comparison) -> list[Column]:
     return views + errors
 
 
-def _facts(view: View) -> str:
+def _facts(view: Rendition) -> str:
     facts = [f"{view.seconds:.2f} s" if view.seconds is not None else view.detail]
     if view.psnr is not None:
         facts.append(f"{view.psnr:.2f} dB")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hasn_cli.inference.planning import Plan
-    from hasn_cli.inference.upscaler import Progress, Upscaler
+    from hasn_cli.inference.progress import Progress
+    from hasn_cli.inference.upscaler import Upscaler
 
 __all__ = ["Plan", "Progress", "Upscaler"]
 

@@ -46,7 +46,7 @@ class NonFinite(ArithmeticError):
     """Infinite or undefined values occurred: the features exceed the precision in use."""
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """A picture that is read by rows."""
 
     size: tuple[int, int]
@@ -189,7 +189,7 @@ class Evaluation:
     def __init__(
         self,
         network: FusedNetwork,
-        source: Source,
+        source: RowSource,
         held: torch.dtype,
         workers: Workers,
         strip: int,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +16,14 @@ from hasn_cli.inference.devices import resolve_device
 from hasn_cli.inference.fusion import FusedNetwork
 from hasn_cli.inference.kernels import keep_freed_memory
 from hasn_cli.inference.planning import Plan, Task
+from hasn_cli.inference.progress import Part, Progress, Whole
 from hasn_cli.inference.streaming import Evaluation, NonFinite, Sink
-from hasn_cli.inference.tiling import LARGE_TILE, Canvas, Output, check_tile, cut, quantised
+from hasn_cli.inference.tiling import LARGE_TILE, Canvas, Image, Output, check_tile, cut, quantised
 from hasn_cli.inference.workers import CPU_THREADS, Workers, alone
 from hasn_cli.network import HASN, MIN_SIDE, pad_to_min_side
 
 __all__ = ["Plan", "Progress", "Upscaler", "resolve_device"]
 
-Progress = Callable[[float], None]
-Image = NDArray[Any]
 TURNS = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 
@@ -110,13 +107,13 @@ class Upscaler:
             BudgetError: it does not fit into the memory budget, or memory ran out although it should fit.
         """
         _check_image(image)
-        report = Report(progress)
+        report = Whole(progress)
         with alone() if self.device.type == "cpu" else nullcontext():
             result = self._within_memory(image, extended(image, self._border), report)
         report.tell(1.0)
         return result
 
-    def _within_memory(self, image: Image, wide: Image, report: Report | Part) -> Image:
+    def _within_memory(self, image: Image, wide: Image, report: Whole | Part) -> Image:
         """Follow the plan. If memory runs out, retry with less; if the features exceed the precision, in float32.
 
         `wide` is the image with its border.
@@ -157,7 +154,7 @@ class Upscaler:
         plan: Plan,
         computing: torch.dtype,
         held: torch.dtype,
-        report: Report | Part,
+        report: Whole | Part,
     ) -> Image:
         """The part of the result that belongs to the picture, of `size`; `wide` is the picture with its border."""
         height, width, channels = wide.shape
@@ -175,7 +172,7 @@ class Upscaler:
         return quantised(total[margin : margin + size[0], margin : margin + size[1]], wide.dtype)
 
     def _cut(
-        self, image: Image, output: Output, plan: Plan, computing: torch.dtype, held: torch.dtype, report: Report | Part
+        self, image: Image, output: Output, plan: Plan, computing: torch.dtype, held: torch.dtype, report: Whole | Part
     ) -> None:
         """Evaluate `image` whole or tile by tile, into `output`."""
         height, width, channels = image.shape
@@ -265,44 +262,6 @@ class ArraySource:
         lo, hi = max(top, 0), min(bottom, height)
         np.multiply(self.image[lo:hi], self._unit, out=padded[lo - top : hi - top, 1:-1])
         return torch.from_numpy(padded).to(self.network.device, self.network.dtype)
-
-
-class Report:
-    """Progress that never goes back, even if work is repeated."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._told = progress, 0.0
-
-    def tell(self, fraction: float) -> None:
-        """Report the fraction done, 0 to 1, if it has grown."""
-        fraction = min(1.0, fraction)
-        if self._progress is not None and fraction > self._told:
-            self._told = fraction
-            self._progress(fraction)
-
-    def part(self, start: float, share: float) -> Part:
-        """Progress of a part of the work, which begins at `start` and is `share` of the whole."""
-        return Part(self, start, share)
-
-
-class Part:
-    """A part of the work with progress of its own."""
-
-    def __init__(self, whole: Report | Part, start: float, share: float) -> None:
-        self._whole, self._start, self._share, self._done = whole, start, share, 0.0
-
-    def tell(self, fraction: float) -> None:
-        """Report the fraction of this part that is done."""
-        self._whole.tell(self._start + self._share * fraction)
-
-    def add(self, fraction: float) -> None:
-        """Report that this much more of the part is done."""
-        self._done += fraction
-        self.tell(self._done)
-
-    def part(self, start: float, share: float) -> Part:
-        """A part of this part."""
-        return Part(self, start, share)
 
 
 def _check_image(image: Image) -> None:

@@ -90,7 +90,7 @@ def alone() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Stopped(Exception):
+class Abandoned(Exception):
     """Another job failed, or the caller cancelled."""
 
 
@@ -130,12 +130,12 @@ def _drive(job: Job[T], report: Callable[[float], None], stop: Event) -> T:
     except BaseException:
         stop.set()
         raise
-    raise Stopped
+    raise Abandoned
 
 
 def _settle(futures: Sequence[Future[T]]) -> None:
-    """Wait for all. Raise the error that made the others stop, not `Stopped`."""
+    """Wait for all. Raise the error that made the others stop, not `Abandoned`."""
     errors = [future.exception() for future in futures]
     for error in errors:
-        if error is not None and not isinstance(error, Stopped):
+        if error is not None and not isinstance(error, Abandoned):
             raise error

@@ -13,14 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from hasn_cli.errors import MissingExtraError
-from hasn_cli.training.degrade import box_average
+from hasn_cli.training.degrade import Image, box_average
 
-Image = NDArray[np.uint8]
 Canvas = ImageDraw.ImageDraw
 Colour = tuple[int, int, int]
 

@@ -12,10 +12,10 @@ from hasn_cli import files
 from hasn_cli.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from hasn_cli.training.recipe import Report
+    from hasn_cli.training.recipe import LogRow
 
 
-def write_csv(history: Sequence[Report], path: Path) -> None:
+def write_csv(history: Sequence[LogRow], path: Path) -> None:
     """Write one row for each report.
 
     The columns `deviation_0` (before the first block) to `deviation_6` are the spatial deviations, `psnr_y_xS` is the
@@ -30,7 +30,7 @@ def write_csv(history: Sequence[Report], path: Path) -> None:
     files.write(path, text.getvalue().encode())
 
 
-def _row(report: Report) -> dict[str, object]:
+def _row(report: LogRow) -> dict[str, object]:
     row: dict[str, object] = {
         "step": report.step,
         "seconds": f"{report.seconds:.1f}",
@@ -45,7 +45,7 @@ def _row(report: Report) -> dict[str, object]:
     return row
 
 
-def plot(history: Sequence[Report], path: Path) -> None:
+def plot(history: Sequence[LogRow], path: Path) -> None:
     """Plot loss, validation PSNR-Y and the blocks' deviations over the LR pixels seen.
 
     Raises:

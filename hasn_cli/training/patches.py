@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 
 from hasn_cli.resize import resize
 from hasn_cli.training import degrade
+from hasn_cli.training.degrade import Image
 from hasn_cli.training.graphics import graphic
 
 MARGIN = 2  # LR pixels around a patch that bicubic reads; with them a patch equals that part of the whole LR picture
-Image = NDArray[np.uint8]
 
 
 class Batch(NamedTuple):

@@ -41,7 +41,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Report:
+class LogRow:
     """The state of a run: one row of its log."""
 
     step: int

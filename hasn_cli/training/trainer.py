@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 from hasn_cli import files
 from hasn_cli.errors import HasnError, OutputError, UsageError
 from hasn_cli.network import HASN
+from hasn_cli.training.degrade import Image
 from hasn_cli.training.forward import block_function, forward
 from hasn_cli.training.graphs import CapturedSteps, Update
+from hasn_cli.training.initialization import adopt, shut_channels, start
 from hasn_cli.training.optimizer import SOAP, build_optimizers, set_rate
-from hasn_cli.training.patches import Batch, Image, Patches
-from hasn_cli.training.recipe import Recipe, Report, schedule
+from hasn_cli.training.patches import Batch, Patches
+from hasn_cli.training.recipe import LogRow, Recipe, schedule
 from hasn_cli.training.saved import load_finite, read_checkpoint, understood
-from hasn_cli.training.start import adopt, shut_channels, start
 from hasn_cli.training.validation import fingerprint, mean_deviations, mean_psnr
 from hasn_cli.weights.checkpoint import save_network
 
@@ -84,7 +85,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self._clock: float | None = None  # when the step in progress began, by time.monotonic; None between steps
         self.best = dict.fromkeys(recipe.scales, -math.inf)
-        self.history: list[Report] = []
+        self.history: list[LogRow] = []
         if saved is not None:
             with understood(self.checkpoint):
                 self._take_up(saved)
@@ -112,7 +113,7 @@ class Trainer:
             return 60 * self.recipe.minutes * (1 - self.fraction)
         return self.seconds * (1 / self.fraction - 1) if self.fraction else None
 
-    def run(self) -> Iterator[Report]:
+    def run(self) -> Iterator[LogRow]:
         """Train to the end, with reports on the way.
 
         Raises:
@@ -144,7 +145,7 @@ class Trainer:
                 reported_at = self._clock = time.monotonic()
         self._clock = None
 
-    def _report(self, rate: float, losses: list[Tensor], deviations: tuple[float, ...], speed: float) -> Report:
+    def _report(self, rate: float, losses: list[Tensor], deviations: tuple[float, ...], speed: float) -> LogRow:
         last = self._fraction() >= 1
         loss = float(torch.stack(losses).mean()) * 255
         if not math.isfinite(loss):
@@ -158,7 +159,7 @@ class Trainer:
         if validating:
             psnr = self._validate()
         pixels = self.step * self.recipe.patches.batch * self.recipe.patches.side**2
-        report = Report(self.step, self._fraction(), self.seconds, pixels, rate, loss, speed, deviations, psnr, shut)
+        report = LogRow(self.step, self._fraction(), self.seconds, pixels, rate, loss, speed, deviations, psnr, shut)
         self.history.append(report)
         if validating:
             self._save(psnr)
@@ -346,7 +347,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         if state.get("valid", ours := fingerprint(self.valid)) == ours:  # with other pictures there is no best yet
             self.best = state["best"]
-        self.history = [Report(**row) for row in state["history"]]
+        self.history = [LogRow(**row) for row in state["history"]]
 
 
 def rmse(sr: Tensor, hr: Tensor) -> Tensor:

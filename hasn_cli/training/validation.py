@@ -19,9 +19,8 @@ from hasn_cli.inference.planning import BORDER
 from hasn_cli.inference.upscaler import extended
 from hasn_cli.network import HASN
 from hasn_cli.resize import resize, to_type
-from hasn_cli.training.degrade import VALIDATION_QUALITIES, photo_share
-from hasn_cli.training.patches import Image
-from hasn_cli.training.start import spatial_deviation
+from hasn_cli.training.degrade import VALIDATION_QUALITIES, Image, photo_share
+from hasn_cli.training.initialization import spatial_deviation
 
 
 def mean_psnr(

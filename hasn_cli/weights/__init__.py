@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +22,10 @@ from typing import TYPE_CHECKING
 from hasn_cli.errors import DownloadError, WeightsError
 from hasn_cli.weights import header, hub
 from hasn_cli.weights.documents import read_text
+from hasn_cli.weights.hub import Progress
 
 if TYPE_CHECKING:
     from hasn_cli.network import HASN
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the name of the download, the bytes received so far, and the bytes in all (None: not known yet)."""
 
 BUNDLED = "hasn"
 CLEAN, PHOTO = "clean", "photo"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 Progress = Callable[[str, int, int | None], None]
+"""Called with the name of the download, the bytes received so far, and the bytes in all (None: not known yet)."""
 
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
