@@ -14,12 +14,13 @@ import skimage
 import tifffile
 from PIL import Image
 
-from hasn_cli.images import Frame, Metadata, Picture, Text
+from hasn_cli.images import EncodeOptions, Frame, Metadata, Picture, Text, open_picture, write_picture
 from hasn_cli.images.codecs.tiff import _append_metadata
 from hasn_cli.images.exif import Exif
 
 SKIMAGE = Path(skimage.__file__).parent / "data"
 ICC_FOLDER = Path("/usr/share/color/icc/ghostscript")
+LOSSLESS = EncodeOptions(lossless=True)
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="1"/></x:xmpmeta>'
 IPTC = b"\x1c\x02\x50\x00\x05Hello"
 WIDE_GAMUT = bytes(imagecodecs.cms_profile("adobergb"))
@@ -204,3 +205,27 @@ class Overshooting(Nearest):
         if image.dtype.kind == "f":
             return large
         return np.clip(np.rint(large * full), 0, full).astype(image.dtype)
+
+
+def encoded(shown: Picture, format: str = "png", options: EncodeOptions = LOSSLESS) -> bytes:
+    """The file's bytes."""
+    buffer = io.BytesIO()
+    write_picture(shown, buffer, format, options)
+    return buffer.getvalue()
+
+
+def pixels_of(data: bytes | Path) -> np.ndarray:
+    """The pixels of the first frame."""
+    return next(iter(open_picture(data).frames)).pixels
+
+
+def saved(image: Image.Image, format: str, **arguments: object) -> bytes:
+    """The bytes of a file that Pillow writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **arguments)
+    return buffer.getvalue()
+
+
+def document(*pages: np.ndarray) -> Picture:
+    """A picture with several pages."""
+    return picture(pages[0], "tiff", frames=[Frame(page) for page in pages], frame_count=len(pages), paged=True)

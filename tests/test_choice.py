@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import saved
 from PIL import Image, ImageDraw
 
 import hasn_cli
@@ -32,12 +33,6 @@ def drawing() -> Image.Image:
     image = Image.new("RGB", (64, 48), "white")
     ImageDraw.Draw(image).rectangle((8, 8, 40, 30), fill=(200, 30, 60), outline="black")
     return image
-
-
-def saved(image: Image.Image, format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def choice_for(data: bytes, weights: str = "hasn"):

@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from pictures import WIDE_GAMUT, XMP, photo, picture
+from pictures import WIDE_GAMUT, XMP, photo, picture, pixels_of
 from PIL import Image
 
 from hasn_cli.errors import ImageError
@@ -26,10 +26,6 @@ def encoded(shown, format="png", **options) -> bytes:
     buffer = io.BytesIO()
     write_picture(shown, buffer, format, EncodeOptions(**options))
     return buffer.getvalue()
-
-
-def pixels_of(data) -> np.ndarray:
-    return next(iter(open_picture(data).frames)).pixels
 
 
 def with_wrong_checksum(png: bytes, kind: bytes) -> bytes:

@@ -12,23 +12,16 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from pictures import WIDE_GAMUT, photo, picture
+from pictures import WIDE_GAMUT, encoded, photo, picture
 from PIL import Image
 
 from hasn_cli.errors import ImageError
-from hasn_cli.images import EncodeOptions, Metadata, open_picture, write_picture
+from hasn_cli.images import Metadata, open_picture
 from hasn_cli.images.codecs.boxes import box
 from hasn_cli.images.codecs.jxl_header import read_header, with_floats
 from hasn_cli.images.color import code_points, profile_of, to_dtype, to_srgb
 
-LOSSLESS = EncodeOptions(lossless=True)
 EIGHT = np.dtype(np.uint8)
-
-
-def encoded(shown, format="png", options=LOSSLESS) -> bytes:
-    buffer = io.BytesIO()
-    write_picture(shown, buffer, format, options)
-    return buffer.getvalue()
 
 
 def in_srgb(data: bytes) -> np.ndarray:

@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from format_table import foreign_files, photoshop_file, through_pillow
-from pictures import WIDE_GAMUT, photo
+from pictures import WIDE_GAMUT, photo, pixels_of
 from PIL import Image
 
 from hasn_cli.batch.inputs import find_jobs
@@ -21,10 +21,6 @@ from hasn_cli.images.color import to_srgb
 from hasn_cli.images.formats import READ_ONLY, sniff
 
 PILLOWS = ("psd", "qoi", "dds", "pcx", "sgi", "xbm")
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    return next(iter(open_picture(data).frames)).pixels
 
 
 EXACT = {

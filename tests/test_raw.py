@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tifffile
-from pictures import IPTC, dng, exif, photo, picture
+from pictures import IPTC, dng, exif, photo, picture, pixels_of
 from PIL import Image
 
 from hasn_cli.batch.inputs import find_jobs
@@ -24,10 +24,6 @@ from hasn_cli.images.formats import sniff
 from hasn_cli.images.metadata import apply_orientation
 
 COLOR_SPACE, TIME_TAKEN = 0xA001, 0x9003
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    return next(iter(open_picture(data).frames)).pixels
 
 
 def written(shown, format: str) -> bytes:
