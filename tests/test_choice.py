@@ -7,15 +7,13 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pictures import saved
 from PIL import Image, ImageDraw
 
 import hasn_cli
 from hasn_cli.choice import EIGHTHS, FINE_COLOUR, GRAPHIC_SHARE, JPEG_SHARES, choose, is_graphic, photo_share
 from hasn_cli.images import open_picture
-from hasn_cli.images.compression import Compression, jpeg_compression_of
+from hasn_cli.images.compression import Compression
 from hasn_cli.training import degrade
 
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
@@ -37,33 +35,6 @@ def drawing() -> Image.Image:
 
 def choice_for(data: bytes, weights: str = "hasn"):
     return choose(open_picture(data), weights)
-
-
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@settings(max_examples=30, deadline=None)
-@given(quality=st.integers(1, 100), progressive=st.booleans())
-def test_a_jpegs_quality_and_subsampling_are_read_from_its_header(sampling, quality, progressive):
-    data = saved(photograph(), "JPEG", quality=quality, subsampling=SAMPLINGS[sampling], progressive=progressive)
-    found = open_picture(data).compression
-    assert (found.kind, found.subsampling) == ("JPEG", sampling)
-    assert abs(found.quality - quality) <= 2
-    assert jpeg_compression_of(Image.open(io.BytesIO(data))) == found
-
-
-def test_quality_of_a_grey_jpeg_and_of_cmyk_is_known_too():
-    assert open_picture(saved(photograph().convert("L"), "JPEG", quality=60)).compression == Compression("JPEG", 60)
-    assert open_picture(saved(photograph().convert("CMYK"), "JPEG", quality=60)).compression.quality == 60
-
-
-def test_a_resaved_jpeg_counts_as_what_it_was_saved_as_last():
-    first = Image.open(io.BytesIO(saved(photograph(), "JPEG", quality=40)))
-    assert open_picture(saved(first, "JPEG", quality=90)).compression.quality == 90
-
-
-def test_tables_of_other_encoders_get_a_quality_that_quantizes_as_coarsely():
-    flat = [[12] * 64, [20] * 64]  # no encoder's table: the same everywhere
-    found = open_picture(saved(photograph(), "JPEG", qtables=flat)).compression.quality
-    assert 70 <= found <= 90
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hasn_cli.decoding.pool import Decoders
 from hasn_cli.images import Picture, open_picture
-from hasn_cli.images.compression import Compression, jpeg_compression, jpeg_quality
+from hasn_cli.images.compression import Compression, jpeg_compression, jpeg_compression_of, jpeg_quality
 
 PIXELS = photo(40, 56)
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
@@ -48,9 +48,17 @@ def test_a_jpeg_tells_quality_and_subsampling(quality, subsampling, progressive)
 
 
 @settings(max_examples=60, deadline=None)
-@given(quality=st.integers(30, 97), subsampling=st.sampled_from(SUBSAMPLINGS), optimize=st.booleans())
-def test_the_estimate_is_close_to_the_quality_that_pillow_was_given(quality, subsampling, optimize):
-    found = compression(saved("JPEG", quality=quality, subsampling=subsampling, optimize=optimize))
+@given(
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from(SUBSAMPLINGS),
+    optimize=st.booleans(),
+    progressive=st.booleans(),
+)
+def test_the_estimate_is_close_to_the_quality_that_pillow_was_given(quality, subsampling, optimize, progressive):
+    data = saved("JPEG", quality=quality, subsampling=subsampling, optimize=optimize, progressive=progressive)
+    found = compression(data)
+    with Image.open(io.BytesIO(data)) as image:
+        assert jpeg_compression_of(image) == found
     assert found is not None and found.quality is not None
     assert abs(found.quality - quality) <= 2
     assert found.subsampling == subsampling

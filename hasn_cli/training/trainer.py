@@ -28,7 +28,7 @@ from hasn_cli.training.optimizer import SOAP, build_optimizers, set_rate
 from hasn_cli.training.patches import Batch, Patches
 from hasn_cli.training.recipe import LogRow, Recipe, schedule
 from hasn_cli.training.saved import load_finite, read_checkpoint, understood
-from hasn_cli.training.validation import fingerprint, mean_deviations, mean_psnr
+from hasn_cli.training.validation import fingerprint, mean_deviations, mean_psnr, mix
 from hasn_cli.weights.checkpoint import save_network
 
 LOG, CURVE = "log.csv", "curve.png"  # file names in a run's folder
@@ -227,14 +227,10 @@ class Trainer:
         if not self._partners:
             yield
             return
-        with torch.no_grad():
-            own = [parameter.clone() for parameter in parameters]
-            for parameter, other in zip(parameters, self._partners[scale], strict=True):
-                parameter.copy_(torch.lerp(other, parameter, self._photo))
+        own = [parameter.detach().clone() for parameter in parameters]
+        mix(parameters, self._partners[scale], self._photo)
         yield
-        with torch.no_grad():
-            for parameter, value in zip(parameters, own, strict=True):
-                parameter.copy_(value)
+        mix(parameters, own, 0)
 
     def _parameters_of(self, scale: int, state: Mapping[str, Tensor]) -> list[Tensor]:
         """A state dict's tensors in the order of the network's parameters."""

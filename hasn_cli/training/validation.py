@@ -51,13 +51,17 @@ def _enlarger(network: HASN, device: str) -> Callable[[Image], Image]:
     return Upscaler(network).upscale if device == "cpu" else lambda lr: _enlarge(network, lr, device)
 
 
-@torch.no_grad()
 def _blend(network: HASN, partner: Sequence[Tensor], share: float) -> HASN:
-    """A copy of the network with `share` of its own parameters and the rest of the partner's."""
     blend = copy.deepcopy(network)
-    for parameter, other in zip(blend.parameters(), partner, strict=True):
-        parameter.copy_(torch.lerp(other, parameter, share))
+    mix(list(blend.parameters()), partner, share)
     return blend
+
+
+@torch.no_grad()
+def mix(parameters: Sequence[Tensor], partner: Sequence[Tensor], share: float) -> None:
+    """Change parameters to the blend of `share` of themselves and the rest of the partner's."""
+    for parameter, other in zip(parameters, partner, strict=True):
+        parameter.copy_(torch.lerp(other, parameter, share))
 
 
 @torch.no_grad()
