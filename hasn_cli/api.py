@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar, Unpack, ove
 import numpy as np
 from numpy.typing import NDArray
 
-from hasn_cli.choice import AUTOMATIC, EIGHTHS, Choice, choose, photo_share
+from hasn_cli.choice import EIGHTHS, Choice, choose, photo_share
 from hasn_cli.enlarge import Progress, Size, enlarge_pixels
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images import Metadata
@@ -25,6 +25,7 @@ from hasn_cli.images.color import cmyk_to_srgb, profile_of, srgb_profile
 from hasn_cli.images.compression import jpeg_compression_of
 from hasn_cli.images.metadata import resized
 from hasn_cli.images.picture import Frame
+from hasn_cli.weights import AUTOMATIC
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from hasn_cli.images.compression import Compression
 from hasn_cli.images.picture import Picture
+from hasn_cli.weights import AUTOMATIC
 
 EIGHTHS = 8
-AUTOMATIC = "hasn"  # the name of the weights that are chosen for each picture
 
 JPEG_SHARES = ((97, 1), (95, 2), (93, 3), (88, 4), (84, 5), (72, 6), (56, 7), (0, 8))
 """The lowest JPEG quality for each share of the photo weights, in eighths. The first that fits counts."""

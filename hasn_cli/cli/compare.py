@@ -188,18 +188,16 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
     from hasn_cli.batch.pool import UpscalerPool
     from hasn_cli.batch.settings import Settings
     from hasn_cli.choice import choose
-    from hasn_cli.cli.progress import fetching
+    from hasn_cli.cli.loading import fetch
     from hasn_cli.compare import network
     from hasn_cli.enlarge import PASSES
-    from hasn_cli.weights import resolve
 
     scale = size.network_scale(picture.size)
     picture = picture.first()
     for weights, label in zip(given["weights"], labels(given["weights"]), strict=True):
         settings = Settings(size, weights, device=given["device"], precision=given["precision"], memory=given["memory"])
         pool = UpscalerPool(settings)
-        with fetching() as progress:
-            files = [resolve(weights, one, progress=progress) for one in PASSES[scale]]
+        files = fetch(weights, PASSES[scale])
         digest = files[-1].sha256[:12]
         choice = choose(picture, weights)
         upscaler_for = partial(pool.loaded, photo=choice.photo)
@@ -215,10 +213,10 @@ def _networks(picture: Picture, size: Size, given: dict[str, Any]) -> Iterator[M
 
 def labels(weights: Sequence[str]) -> list[str]:
     """Short and different labels for weights: `HASN` for those in the package, a file's stem, or the name as given."""
-    from hasn_cli.weights import BUNDLED, SUFFIXES
+    from hasn_cli.weights import AUTOMATIC, SUFFIXES
 
     files = [Path(name).stem if Path(name).suffix in SUFFIXES else name for name in weights]
-    short = ["HASN" if name == BUNDLED else file for name, file in zip(weights, files, strict=True)]
+    short = ["HASN" if name == AUTOMATIC else file for name, file in zip(weights, files, strict=True)]
     if len(set(short)) == len(short):
         return short
     return [f"{name} ({index + 1})" if short.count(name) > 1 else name for index, name in enumerate(short)]

@@ -66,16 +66,16 @@ def command(
     visible.
     """
     from hasn_cli import files
-    from hasn_cli.choice import AUTOMATIC
+    from hasn_cli.cli.loading import fetch
     from hasn_cli.console import printable, say_skipped
     from hasn_cli.evaluation.benchmark import ChosenUpscaler, benchmark, is_finite, mean_score
     from hasn_cli.inference import Upscaler
-    from hasn_cli.weights import load_network
+    from hasn_cli.weights import AUTOMATIC
 
     output = None if str(output) == "-" else output
     if output is not None:
         _check_output(output, overwrite)
-    upscaler = None if weights == AUTOMATIC else Upscaler(load_network(weights, scale), device=device)
+    upscaler = None if weights == AUTOMATIC else Upscaler(fetch(weights, [scale])[0].load(), device=device)
     pictures: list[Score] = []
     means: list[Score] = []
     for quality in jpeg or (None,):

@@ -34,20 +34,18 @@ def command(target: Path, scale: int, weights: str, opset: int, overwrite: bool)
     Input `lr`: N×3×H×W, float32, RGB in [0, 1], sides of at least 15. Output `sr`: N×3×sH×sW, not clamped. Needs the
     optional packages of the extra `onnx`.
     """
-    from hasn_cli.cli.progress import fetching
+    from hasn_cli.cli.loading import fetch
     from hasn_cli.console import printable
     from hasn_cli.export import export_onnx
     from hasn_cli.images import check_target
-    from hasn_cli.weights import load_network, resolve
 
     if str(target) == "-":
         raise UsageError("an ONNX file cannot go to stdout", "give a file: --onnx hasn.onnx")
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target} exists already", "--overwrite replaces it")
     check_target(target)
-    with fetching() as progress:
-        found = resolve(weights, scale, progress=progress)
-    network = load_network(weights, scale)
+    (found,) = fetch(weights, [scale])
+    network = found.load()
     target.parent.mkdir(parents=True, exist_ok=True)
     worst = export_onnx(network, target, opset=opset, about={"weights": found.name, "sha256": found.sha256})
     name = printable(str(target))

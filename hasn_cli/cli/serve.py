@@ -77,7 +77,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     from hasn_cli.batch.settings import Settings
     from hasn_cli.cli.upscale import fetch_weights
     from hasn_cli.serve.limits import Limits
-    from hasn_cli.weights import BUNDLED, NAMES, RELEASED
+    from hasn_cli.weights import AUTOMATIC, NAMES, RELEASED
 
     limits = Limits(
         upload=given["max_upload"],
@@ -101,7 +101,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
         _announce(given, token, port)
 
     fetch_weights(settings)
-    others = [name for name in NAMES if name not in (BUNDLED, RELEASED)]  # RELEASED would have to be downloaded
+    others = [name for name in NAMES if name not in (AUTOMATIC, RELEASED)]  # RELEASED would have to be downloaded
     serve(settings, options, weights=others, on_start=on_start, on_end=_Log(given["quiet"]))
     return 0
 

@@ -27,10 +27,10 @@ from hasn_cli.weights.hub import Progress
 if TYPE_CHECKING:
     from hasn_cli.network import HASN
 
-BUNDLED = "hasn"
+AUTOMATIC = "hasn"  # chosen for each picture, see `hasn_cli.choice`
 CLEAN, PHOTO = "clean", "photo"
 RELEASED = "released"
-NAMES = (BUNDLED, CLEAN, PHOTO, RELEASED)
+NAMES = (AUTOMATIC, CLEAN, PHOTO, RELEASED)
 LISTED = (CLEAN, PHOTO, RELEASED)  # the names that stand for files of their own
 SCALES = (2, 3, 4)  # the same as in `network`, which would import torch
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -68,6 +68,16 @@ class WeightsFile:
         """Hex SHA-256 of the file's current content."""
         return file_sha256(self.path)
 
+    def load(self) -> HASN:
+        """Read and check the file; returns a network in evaluation mode, float32, on the CPU.
+
+        Raises:
+            WeightsError: the file is damaged, unsafe, for another network, or for another scale.
+        """
+        from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
+
+        return network_from_state_dict(load_state_dict_file(self.path), origin=str(self.path), scale=self.scale)
+
 
 def resolve(weights: str, scale: int, *, progress: Progress | None = None, download: bool = True) -> WeightsFile:
     """Find the file that `weights` means for `scale`, and download it if necessary.
@@ -82,7 +92,7 @@ def resolve(weights: str, scale: int, *, progress: Progress | None = None, downl
         WeightsError: there are no such weights, or none for this scale.
         DownloadError: the download failed; with `download=False`, the file is not on this machine.
     """
-    if weights in (BUNDLED, CLEAN, PHOTO):
+    if weights in (AUTOMATIC, CLEAN, PHOTO):
         return WeightsFile(weights, scale, bundled_path(scale, weights), "bundled")
     if weights == RELEASED:
         return WeightsFile(weights, scale, _released_path(scale, progress, download), "released")
@@ -150,7 +160,7 @@ def digest(weights: str, scale: int) -> str:
         WeightsError: there are no such weights, or they cannot be read.
     """
     digests = []
-    for name in (CLEAN, PHOTO) if weights == BUNDLED else (weights,):
+    for name in (CLEAN, PHOTO) if weights == AUTOMATIC else (weights,):
         found = resolve(name, scale)
         try:
             digests.append(found.sha256)
@@ -173,10 +183,7 @@ def load_network(weights: str, scale: int, *, progress: Progress | None = None) 
     Raises:
         WeightsError: as from `resolve`; or the file is damaged, unsafe, for another network, or for another scale.
     """
-    from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
-
-    found = resolve(weights, scale, progress=progress)
-    return network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=scale)
+    return resolve(weights, scale, progress=progress).load()
 
 
 def load_blend(scale: int, photo: float, photo_weights: str = PHOTO) -> HASN:
@@ -240,12 +247,10 @@ def verify(found: WeightsFile) -> HASN:
     Raises:
         WeightsError: one of the checks failed, or `SHA256SUMS` cannot be read.
     """
-    from hasn_cli.weights.checkpoint import load_state_dict_file, network_from_state_dict
-
     expected = expected_sha256(found)
     if expected is not None and found.sha256 != expected:
         raise WeightsError(f"{found.path} has SHA-256 {found.sha256}, not {expected}", "it is damaged or was changed")
-    return network_from_state_dict(load_state_dict_file(found.path), origin=str(found.path), scale=found.scale)
+    return found.load()
 
 
 def publish(repo: str, folder: Path, *, private: bool | None = None, message: str = "Upload HASN weights") -> str:
@@ -263,7 +268,7 @@ def publish(repo: str, folder: Path, *, private: bool | None = None, message: st
     """
     files, photo = (
         {scale: name for scale in SCALES if (folder / (name := f"{set_name}_x{scale}.safetensors")).is_file()}
-        for set_name in (BUNDLED, PHOTO)
+        for set_name in ("hasn", PHOTO)
     )
     if not files:
         raise WeightsError(f"{folder} contains no hasn_x2.safetensors, hasn_x3… or hasn_x4…")
