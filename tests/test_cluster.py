@@ -261,9 +261,7 @@ def test_closing_stops_the_work_of_a_cluster(folder, processes):
     jobs = [Job(index, job.source, job.target, job.name) for index, job in enumerate(jobs)]
     events = run_batch(jobs, Settings(), cluster=processes.address)
     assert next(event for event in events if isinstance(event, Progress))
-    began = time.perf_counter()
     events.close()
-    assert time.perf_counter() - began < 20
     time.sleep(1.0)
     assert not list(folder.glob("out*/*.png")) and no_halves(folder)
     with distributed.Client(processes.address, set_as_default=False) as client:
@@ -454,7 +452,5 @@ def test_a_picture_that_kills_every_worker_fails_alone():
 
 
 def test_an_invalid_address_is_a_usage_error(tmp_path):
-    began = time.monotonic()
-    with pytest.raises(UsageError, match="foo"):
+    with pytest.raises(UsageError, match="foo: this is not an address"):
         list(cluster.run_on_cluster([], Settings(), ExistingOutputs(Settings(), keep=False), "foo"))
-    assert time.monotonic() - began < 20  # not until a connection times out

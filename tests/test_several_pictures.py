@@ -86,11 +86,10 @@ def test_a_stream_of_pfm_becomes_a_tiff():
         np.testing.assert_array_equal(frame.pixels, wanted)
 
 
-def test_a_pnm_pipe_in_gives_a_pnm_pipe_out():
+def test_a_pnm_pipe_in_gives_a_pnm_pipe_out(hasn):
     stream = b"".join(pnm(np.roll(photo(16, 20), 3 * index, axis=1)) for index in range(3))
-    command = [sys.executable, "-m", "hasn_cli", "upscale", "-", "-s", "2", "-o", "-"]
-    result = subprocess.run(command, input=stream, capture_output=True, timeout=300, check=True)
-    found = open_picture(result.stdout)
+    result = hasn("upscale", "-", "-s", 2, "-o", "-", stdin=stream)
+    found = open_picture(result.out)
     assert (found.format, found.frame_count, found.size) == ("ppm", 3, (32, 40))
     for frame, index in zip(found.frames, range(3), strict=True):
         back = np.asarray(Image.fromarray(frame.pixels).resize((20, 16), Image.Resampling.BICUBIC)).astype(int)
@@ -117,12 +116,14 @@ def start(*options: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "ppm", "webp", "bmp"])
-def test_each_picture_of_a_pipe_is_enlarged_in_turn(format):
-    shown = [photo(16, 20), photo(9, 12), photo(16, 20)]
-    data = b"".join(encoded(picture(pixels), format) for pixels in shown)
-    out, err = start().communicate(data + b"something else", timeout=300)
-    alone = [start().communicate(encoded(picture(pixels), format), timeout=300)[0] for pixels in shown[:2]]
-    assert out == alone[0] + alone[1] + alone[0], err
+def test_each_picture_of_a_pipe_is_enlarged_in_turn(format, hasn):
+    def enlarged(data: bytes) -> bytes:
+        return hasn("upscale", "-", "-o", "-", "-s", 2, stdin=data).out
+
+    small, other = (encoded(picture(photo(*size)), format) for size in ((16, 20), (9, 12)))
+    alone = enlarged(small), enlarged(other)
+    assert alone[0] and alone[1]
+    assert enlarged(small + other + small + b"something else") == alone[0] + alone[1] + alone[0]
 
 
 def test_the_first_result_of_a_pipe_comes_before_the_pipe_ends():
