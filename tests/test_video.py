@@ -521,6 +521,23 @@ def test_a_pipeline_of_the_command_gives_a_video(tmp_path: Path) -> None:
     assert [frame.shape for frame in frames_of(io.BytesIO(done.stdout))] == [(32, 48, 3)] * 6
 
 
+def test_a_reader_that_closes_a_pipeline_ends_the_command_without_a_message(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.nut", smooth_frames(30, 64, 96))
+    command = [*HASN, "upscale", str(source), "-o", "-", "-f", "y4m", "-s", "2", "-q"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    assert process.stdout.read(9) == b"YUV4MPEG2"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait(timeout=60)
+
+
+def test_uncompressed_frames_are_written_to_a_file(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", smooth_frames(3, 16, 24))
+    assert run("upscale", source, "-o", tmp_path / "b.y4m", "-s", "2").returncode == 0
+    assert len(frames_of(tmp_path / "b.y4m")) == 3
+
+
 def test_a_video_is_not_written_as_a_picture(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", smooth_frames(2, 16, 24))
     done = run("upscale", source, "-o", tmp_path / "b.png")

@@ -71,7 +71,7 @@ def do_clip(
         raise ImageError(f"{job.name}: a video at a URL cannot be enlarged", "download it first")
     if isinstance(job.target, str) and job.target != "-":
         raise ImageError(f"{job.target}: a video cannot be written to a URL", "write it to a file: -o FILE")
-    if job.source == "-" or job.target == "-":
+    if job.source == "-" or job.target == "-" or _container(job, settings) == "y4m":
         return _do_stream(job, settings, pool, tell, overwrite, began)
     assert isinstance(job.source, Path)
     assert isinstance(job.target, Path)
@@ -114,7 +114,7 @@ def do_clip(
 def _do_stream(
     job: Job, settings: Settings, pool: UpscalerPool, tell: Tell, overwrite: Overwrite, began: float
 ) -> tuple[Done, Receipt]:
-    """The same for a pipe on either side. Nothing is kept of an interrupted run."""
+    """The same for a pipe on either side, and for uncompressed frames. Nothing is kept of an interrupted run."""
     container = _container(job, settings)
     if job.target == "-" and not CONTAINERS[container].streams:
         raise UsageError(
@@ -156,8 +156,11 @@ def _do_stream(
         state, size = mark_written(written), written.size
     else:
         counted = _Counted(sys.stdout.buffer)
-        result = to(counted)  # type: ignore[arg-type]
-        counted.flush()
+        try:
+            result = to(counted)  # type: ignore[arg-type]
+            counted.flush()
+        except Exception as error:
+            raise counted.error or error from error
         size = counted.size
     enlarger = enlargers[0]
     done = _done(job, run[0], settings, result, time.perf_counter() - began, enlarger.seconds, size)
@@ -165,18 +168,23 @@ def _do_stream(
 
 
 class _Counted(io.RawIOBase):
-    """A stream that is only written to, and counts its bytes."""
+    """A stream that is only written to, and counts its bytes. FFmpeg hides why writing fails, so `error` keeps it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.size = 0
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         self.size += len(data)
-        return self._stream.write(data)
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         if not self.closed:
