@@ -144,13 +144,19 @@ def test_the_plan_describes_what_happens_and_respects_the_budget(network):
     assert caught.value.hint
 
 
-def test_beyond_the_budget_large_tiles_are_close_to_the_whole(network):
+@pytest.fixture(scope="module")
+def large(network):
+    """A picture that does not fit into one tile, and its exact enlargement."""
     image = photo(420, 400)
-    whole = Upscaler(network, device="cpu", threads=1)
+    return image, Upscaler(network, device="cpu").upscale(image)
+
+
+def test_beyond_the_budget_large_tiles_are_close_to_the_whole(network, large):
+    image, exact = large
     small = Upscaler(network, device="cpu", threads=1, memory=60 << 20)
     plan = small.plan((420, 400), itemsize=4)
     assert plan.tiles > 1 and plan.tile >= 192 and plan.bytes <= 60 << 20
-    assert np.abs(small.upscale(image) - whole.upscale(image)).mean() < 0.01
+    assert np.abs(small.upscale(image) - exact).mean() < 0.01
 
 
 PEAK = """
@@ -237,17 +243,15 @@ def test_out_of_memory_drops_kept_features_then_halves_the_strip_until_it_fits(n
     assert seen == sorted(seen)
 
 
-def test_out_of_memory_with_the_shortest_strips_uses_tiles(network, monkeypatch):
-    image = photo(400, 400)
-    exact = Upscaler(network, device="cpu").upscale(image)
+def test_out_of_memory_with_the_shortest_strips_uses_tiles(network, large, monkeypatch):
+    image, exact = large
     failing(monkeypatch, most_pixels=230 * 230)
     tiled = Upscaler(network, device="cpu").upscale(image)
     assert 0 < np.abs(tiled - exact).mean() < 0.01
 
 
-def test_out_of_memory_with_requested_tiles_uses_smaller_ones_with_a_suitable_overlap(network, monkeypatch):
-    image = photo(420, 400)
-    exact = Upscaler(network, device="cpu").upscale(image)
+def test_out_of_memory_with_requested_tiles_uses_smaller_ones_with_a_suitable_overlap(network, large, monkeypatch):
+    image, exact = large
     failing(monkeypatch, most_pixels=230 * 230)
     tiled = Upscaler(network, device="cpu", tile=390, overlap=128).upscale(image)
     assert 0 < np.abs(tiled - exact).mean() < 0.01
