@@ -24,7 +24,7 @@ import psutil
 from PIL import Image
 
 from hasn_cli.batch import Done, Failed, Settings, UpscalerPool, run_batch
-from hasn_cli.batch.inputs import Job, find_jobs
+from hasn_cli.batch.jobs import Job, find_jobs
 from hasn_cli.enlarge import Size
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -21,11 +21,12 @@ from pathlib import Path
 from hasn_cli.batch import run_batch
 from hasn_cli.batch.events import Done, Event, Failed, Skipped, Stopped
 from hasn_cli.batch.existing_outputs import ExistingOutputs
-from hasn_cli.batch.folders import OnSkip, Walk
-from hasn_cli.batch.inputs import Job, find_jobs, readable_suffixes
+from hasn_cli.batch.jobs import Job, find_jobs
+from hasn_cli.batch.location import readable_suffixes
 from hasn_cli.batch.marks import Mark, input_state
+from hasn_cli.batch.process import disk_is_full, exists_already
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import disk_is_full, exists_already
+from hasn_cli.batch.walk import OnSkip, Walk
 from hasn_cli.errors import HasnError, ImageError, MissingExtraError, OutputError, UsageError
 from hasn_cli.files import Placing, make_folder, replacing
 
@@ -48,7 +49,7 @@ class Watch:
         output: the folder for the results.
         settings: how to enlarge and write each picture.
         recursive: include subfolders; the outputs get the same ones.
-        include, exclude, follow_links: see `batch.folders.Walk`.
+        include, exclude, follow_links: see `batch.walk.Walk`.
         suffix: added to the name of each output.
         move_done: the folder that inputs are moved to when they are done; None: they stay.
         settle: seconds for which a file must not have changed.

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from hasn_cli.batch.events import Done, Progress, Started
-from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.jobs import Job
 from hasn_cli.batch.settings import Settings
 from hasn_cli.serve.asking import Asking
 from hasn_cli.serve.connection import Crowd, connection_class

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasn_cli import batch, files
+from hasn_cli import files
 from hasn_cli.batch import (
     Done,
     Failed,
@@ -32,11 +32,12 @@ from hasn_cli.batch import (
     Started,
     Stopped,
     plan_batch,
+    process,
     remote,
     run_batch,
-    work,
 )
-from hasn_cli.batch.inputs import Job, find_jobs
+from hasn_cli.batch.executors import threads
+from hasn_cli.batch.jobs import Job, find_jobs
 from hasn_cli.batch.journal import NAME
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
@@ -169,14 +170,14 @@ def test_one_bad_picture_stops_no_other(folder):
 def test_a_bug_that_hits_one_picture_stops_no_other(folder, fake, monkeypatch):
     jobs = save_many(3)
     fake()
-    real = work.enlarge
+    real = process.enlarge
 
     def enlarge(picture, *args, **options):
         if picture.name == "in/1.png":
             raise ZeroDivisionError
         return real(picture, *args, **options)
 
-    monkeypatch.setattr(work, "enlarge", enlarge)
+    monkeypatch.setattr(process, "enlarge", enlarge)
     events = list(run_batch(jobs, TWICE))
     assert [event.job.name for event in of_type(events, Failed)] == ["in/1.png"]
     assert len(of_type(events, Done)) == 2
@@ -200,7 +201,7 @@ MEANWHILE = b"somebody else wrote this meanwhile"
 
 def appearing(monkeypatch, job: Job) -> None:
     """While the picture is computed, another program writes to the place of its output."""
-    real = work.enlarge
+    real = process.enlarge
 
     def enlarge(*args, **options):
         if isinstance(job.target, Path):
@@ -209,7 +210,7 @@ def appearing(monkeypatch, job: Job) -> None:
             remote.write(job.target, MEANWHILE)
         return real(*args, **options)
 
-    monkeypatch.setattr(work, "enlarge", enlarge)
+    monkeypatch.setattr(process, "enlarge", enlarge)
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -384,9 +385,9 @@ def test_decoding_and_encoding_run_in_parallel_with_the_network(folder, fake, mo
     jobs = save_many(6)
     fake()
     together = threading.Barrier(3)  # passed only by three threads at the same time
-    wait_once(monkeypatch, work, "write_result", together, call=1)
+    wait_once(monkeypatch, process, "write_result", together, call=1)
     wait_once(monkeypatch, FakeUpscaler, "upscale", together, call=2)
-    wait_once(monkeypatch, work, "open_source", together, call=3)
+    wait_once(monkeypatch, process, "open_source", together, call=3)
     assert len(of_type(run_batch(jobs, TWICE), Done)) == 6
 
 
@@ -406,7 +407,7 @@ def test_no_more_pictures_are_processed_at_once_than_there_are_workers(folder, f
     jobs = save_many(20)
     fake(seconds=0.01)
     inside, most = set(), 0
-    real = batch.do_job
+    real = threads.do_job
 
     def counted(job, *args):
         nonlocal most
@@ -417,7 +418,7 @@ def test_no_more_pictures_are_processed_at_once_than_there_are_workers(folder, f
         finally:
             inside.discard(job.index)
 
-    monkeypatch.setattr(batch, "do_job", counted)
+    monkeypatch.setattr(threads, "do_job", counted)
     assert len(of_type(run_batch(jobs, TWICE, workers=3), Done)) == 20
     assert most == 3
 
@@ -509,7 +510,7 @@ def test_no_more_is_decoded_at_once_than_fits_into_memory(folder, fake, monkeypa
         Image.new("RGBA", (20, 16), (number, 0, 0, 255)).save(f"{number}.png")
     fake()
     inside, most, lock = 0, 0, threading.Lock()
-    real = work.open_source
+    real = process.open_source
 
     def open_source(*args):
         picture, mark = real(*args)
@@ -528,7 +529,7 @@ def test_no_more_is_decoded_at_once_than_fits_into_memory(folder, fake, monkeypa
 
         return replace(picture, frames=ReplayableFrames(frames)), mark
 
-    monkeypatch.setattr(work, "open_source", open_source)
+    monkeypatch.setattr(process, "open_source", open_source)
     jobs = find_jobs([f"{number}.png" for number in range(4)], "out/", format="jpeg")
     assert len(of_type(run_batch(jobs, replace(TWICE, memory=1)), Done)) == 4
     assert most == 1
@@ -588,7 +589,7 @@ def test_a_codec_that_cannot_be_stopped_is_abandoned_and_its_file_removed(folder
         release.wait(100)
         ended.set()
 
-    monkeypatch.setattr(work, "write_picture", write)
+    monkeypatch.setattr(process, "write_picture", write)
     events = run_batch(jobs, TWICE)
     assert isinstance(next(events), Started)
     assert writing.wait(60)

@@ -23,9 +23,10 @@ from test_batch import MEANWHILE, TWICE, appearing, no_halves, of_type, save, sa
 distributed = pytest.importorskip("distributed", reason="needs the cluster extra")
 
 from hasn_cli import files  # noqa: E402
-from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, cluster, local_cluster, run_batch  # noqa: E402
+from hasn_cli.batch import Done, Failed, Progress, Settings, Skipped, Started, local_cluster, run_batch  # noqa: E402
+from hasn_cli.batch.executors import dask as cluster  # noqa: E402
 from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state  # noqa: E402
-from hasn_cli.batch.inputs import Job, find_jobs  # noqa: E402
+from hasn_cli.batch.jobs import Job, find_jobs  # noqa: E402
 from hasn_cli.batch.journal import NAME  # noqa: E402
 from hasn_cli.batch.marks import mark_output  # noqa: E402
 from hasn_cli.batch.memory_limit import MemoryLimit  # noqa: E402
@@ -440,7 +441,7 @@ def test_errors_keep_their_type_across_the_cluster():
 
 
 def test_a_picture_that_kills_every_worker_fails_alone():
-    run = cluster._Run(None, TWICE, ExistingOutputs(TWICE, keep=False), None)
+    run = cluster.Cluster(None, TWICE, ExistingOutputs(TWICE, keep=False), None)
     job = Job(0, Path("a.png"), Path("b.png"), "a.png")
     run._by_index[0] = job
 
@@ -453,4 +454,4 @@ def test_a_picture_that_kills_every_worker_fails_alone():
 
 def test_an_invalid_address_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="foo: this is not an address"):
-        list(cluster.run_on_cluster([], Settings(), ExistingOutputs(Settings(), keep=False), "foo"))
+        list(run_batch([], Settings(), cluster="foo"))

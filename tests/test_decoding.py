@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from hasn_cli.batch import Done, Failed, Settings, Skipped, run_batch
-from hasn_cli.batch.inputs import find_jobs
+from hasn_cli.batch.jobs import find_jobs
 from hasn_cli.batch.pool import UpscalerPool
 from hasn_cli.decoding import messages, pool
 from hasn_cli.decoding.messages import InvalidMessage, header_from, receive, send, to_plain
@@ -355,7 +355,7 @@ def test_if_no_process_can_be_started_pictures_are_decoded_in_this_one(monkeypat
 
 
 def test_a_single_picture_starts_no_process(folder, no_network, monkeypatch):
-    monkeypatch.setattr("hasn_cli.batch.Decoders", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr("hasn_cli.batch.executors.threads.Decoders", lambda *_: pytest.fail("started"))
     Path("a.bmp").write_bytes(picture())
     assert any(isinstance(event, Done) for event in run_batch(find_jobs(["a.bmp"]), TWICE))
 

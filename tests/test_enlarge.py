@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pictures import Nearest, Overshooting, animation, full_metadata, photo, picture
 from PIL import Image
 
+from hasn_cli.batch.process import bytes_needed
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import bytes_needed
 from hasn_cli.enlarge import Size, enlarge, enlarge_pixels, reduce_to
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images import Frame, open_picture

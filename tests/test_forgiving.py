@@ -17,7 +17,7 @@ from PIL import Image
 
 from hasn_cli import upscale
 from hasn_cli.batch import remote
-from hasn_cli.batch.inputs import find_jobs
+from hasn_cli.batch.jobs import find_jobs
 from hasn_cli.console import printable
 from hasn_cli.errors import HasnError, ImageError, UsageError
 from hasn_cli.evaluation.pictures import read_all

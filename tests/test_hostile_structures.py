@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from hasn_cli.api import upscale
-from hasn_cli.batch.folders import Walk
 from hasn_cli.batch.remote import local_path
+from hasn_cli.batch.walk import Walk
 from hasn_cli.cli.options import Box, Bytes
 from hasn_cli.errors import ImageError, UsageError, WeightsError
 from hasn_cli.images import open_picture

@@ -33,8 +33,8 @@ from pictures import (
 )
 from PIL import Image
 
+from hasn_cli.batch.process import bytes_needed
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import bytes_needed
 from hasn_cli.enlarge import Size, enlarge
 from hasn_cli.errors import ImageError
 from hasn_cli.images import EncodeOptions, Frame, open_picture

@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from hasn_cli.batch.folders import glob_matches
-from hasn_cli.batch.inputs import _Naming, find_jobs, read_list, size_suffix
+from hasn_cli.batch.jobs import find_jobs, read_list
 from hasn_cli.batch.journal import NAME, Journal
+from hasn_cli.batch.naming import Naming, size_suffix
+from hasn_cli.batch.walk import glob_matches
 from hasn_cli.enlarge import Size
 from hasn_cli.errors import HasnError, UsageError
 
@@ -511,7 +512,7 @@ def test_a_key_that_is_not_a_path_below_its_folder_is_skipped_and_reported(bucke
 @pytest.mark.parametrize("relative", ["/etc/x.png", "../x.png", "a/../../x.png"])
 def test_no_output_leaves_the_output_folder_whatever_its_input_is_called(tree, output, relative):
     pytest.importorskip("fsspec")
-    naming = _Naming(output, ["memory://bucket/a.png"], [], None, "_x4", None)
+    naming = Naming(output, ["memory://bucket/a.png"], [], None, "_x4", None)
     with pytest.raises(UsageError, match="outside"):
         naming.target("memory://bucket/a.png", PurePosixPath(relative))
 

@@ -18,7 +18,7 @@ from zygote import runs
 
 from hasn_cli import files
 from hasn_cli.batch import Done, Failed, Settings, Skipped, Started, journal, run_batch
-from hasn_cli.batch.inputs import Job, find_jobs
+from hasn_cli.batch.jobs import Job, find_jobs
 from hasn_cli.batch.journal import NAME, Journal
 from hasn_cli.batch.pool import UpscalerPool
 from hasn_cli.enlarge import Size

@@ -10,8 +10,8 @@ import pytest
 from command import save, size_of
 from pictures import photo, picture
 
+from hasn_cli.batch.process import bytes_needed
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import bytes_needed
 from hasn_cli.enlarge import PASSES, Size, enlarge_pixels, passes
 from hasn_cli.errors import ImageError
 from hasn_cli.inference import Upscaler

@@ -13,7 +13,7 @@ from format_table import foreign_files, photoshop_file, through_pillow
 from pictures import WIDE_GAMUT, photo, pixels_of
 from PIL import Image
 
-from hasn_cli.batch.inputs import find_jobs
+from hasn_cli.batch.jobs import find_jobs
 from hasn_cli.errors import ImageError
 from hasn_cli.images import EncodeOptions, open_picture, write_picture
 from hasn_cli.images.codecs import plugins

@@ -13,7 +13,7 @@ import tifffile
 from pictures import IPTC, dng, exif, photo, picture, pixels_of
 from PIL import Image
 
-from hasn_cli.batch.inputs import find_jobs
+from hasn_cli.batch.jobs import find_jobs
 from hasn_cli.errors import ImageError, UsageError
 from hasn_cli.images import EncodeOptions, open_picture, write_picture
 from hasn_cli.images.codecs.boxes import box

@@ -134,7 +134,7 @@ def test_the_readme_can_be_read_in_one_sitting():
 def test_the_table_of_events_names_every_field():
     from hasn_cli.batch import Done, Failed, Progress, Skipped, Started
     from hasn_cli.batch.events import Stopped
-    from hasn_cli.batch.inputs import Job
+    from hasn_cli.batch.jobs import Job
     from hasn_cli.console import Report
 
     job = Job(0, Path("a.png"), Path("b.png"), "a.png")

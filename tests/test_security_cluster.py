@@ -20,7 +20,7 @@ distributed = pytest.importorskip("distributed", reason="needs the cluster extra
 from distributed.security import Security  # noqa: E402
 
 from hasn_cli.batch import Done, Failed, Skipped, local_cluster, run_batch  # noqa: E402
-from hasn_cli.batch.inputs import find_jobs  # noqa: E402
+from hasn_cli.batch.jobs import find_jobs  # noqa: E402
 from hasn_cli.errors import MissingExtraError  # noqa: E402
 
 EVIL = [os.fsdecode(b"\x1b[31m\xff\n.png"), '"},{"x.png', "$(touch pwned).png", "a\u2028b.png", "-rf.png"]

@@ -18,8 +18,8 @@ from PIL import Image, PngImagePlugin
 from test_batch import TWICE, FakeUpscaler, no_halves, of_type, save, save_many
 
 from hasn_cli import files
-from hasn_cli.batch import Done, Failed, Settings, Skipped, journal, marks, reading, run_batch, work
-from hasn_cli.batch.inputs import Job, find_jobs
+from hasn_cli.batch import Done, Failed, Settings, Skipped, journal, marks, process, reading, run_batch
+from hasn_cli.batch.jobs import Job, find_jobs
 from hasn_cli.batch.journal import NAME, Journal
 from hasn_cli.batch.lists import read_list
 from hasn_cli.batch.pool import UpscalerPool
@@ -318,14 +318,14 @@ def test_the_folder_that_the_user_names_may_be_a_link(folder, fake):
 def test_a_folder_that_is_replaced_by_a_link_while_a_picture_is_computed_is_not_followed(folder, fake, monkeypatch):
     save("in/sub/a.png")
     Path("away").mkdir(), Path("out/sub").mkdir(parents=True)
-    real = work.enlarge
+    real = process.enlarge
 
     def enlarge(*args, **options):
         Path("out/sub").rmdir()
         Path("out/sub").symlink_to(folder / "away")
         return real(*args, **options)
 
-    monkeypatch.setattr(work, "enlarge", enlarge)
+    monkeypatch.setattr(process, "enlarge", enlarge)
     (error,) = failures(find_jobs(["in"], "out", recursive=True))
     assert "link to a folder" in str(error) and not list(Path("away").iterdir())
 
@@ -498,13 +498,13 @@ def test_a_large_input_that_is_replaced_while_it_is_decoded_fails_and_leaves_not
     (job,) = save_many(1)
     save("other.png", seed=7)
     monkeypatch.setattr(reading, "READ_WHOLE", 0)  # every file counts as large
-    real = work.plan_job
+    real = process.plan_job
 
     def plan_job(*args):
         Path("other.png").replace("in/0.png")
         return real(*args)
 
-    monkeypatch.setattr(work, "plan_job", plan_job)
+    monkeypatch.setattr(process, "plan_job", plan_job)
     (error,) = failures([job])
     assert "was changed while it was read" in str(error)
     assert not job.target.exists() and no_halves(folder)

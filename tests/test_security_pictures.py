@@ -810,8 +810,8 @@ def test_an_endless_stream_in_another_format_is_refused(monkeypatch):
 
 
 def test_the_command_reads_stdin_only_as_far_as_the_header_says(monkeypatch):
+    from hasn_cli.batch.process import open_source
     from hasn_cli.batch.settings import Settings
-    from hasn_cli.batch.work import open_source
 
     stream = Endless(b"P6 40 30 255\n")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
@@ -821,8 +821,8 @@ def test_the_command_reads_stdin_only_as_far_as_the_header_says(monkeypatch):
 
 
 def test_a_named_pipe_that_never_ends_is_read_as_far_as_its_header_says(tmp_path):
+    from hasn_cli.batch.process import open_source
     from hasn_cli.batch.settings import Settings
-    from hasn_cli.batch.work import open_source
 
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pictures import Nearest, photo, picture
 from PIL import Image
 
+from hasn_cli.batch.process import bytes_needed
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import bytes_needed
 from hasn_cli.enlarge import Size, enlarge, enlarge_pixels
 from hasn_cli.images import EncodeOptions, Frame, Picture, open_picture, write_picture
 from hasn_cli.stillness import RADIUS

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from hasn_cli import __version__
 from hasn_cli.batch.events import Done, Progress, Started
-from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.jobs import Job
 from hasn_cli.batch.marks import Mark, input_state, mark_input, mark_written
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
+from hasn_cli.batch.process import Receipt, Tell, exists_already, placing_of, plan_in_words, root_of
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import Receipt, Tell, exists_already, placing_of, plan_in_words, root_of
 from hasn_cli.choice import Choice, choose_for_video
 from hasn_cli.enlarge import PASSES, Size, enlarge_pixels
 from hasn_cli.errors import ImageError, OutputError, UsageError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.jobs import Job
 from hasn_cli.errors import HasnError
 
 

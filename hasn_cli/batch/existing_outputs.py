@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from hasn_cli.batch import remote
-from hasn_cli.batch.inputs import Job, Place
+from hasn_cli.batch.jobs import Job
 from hasn_cli.batch.journal import Journal
+from hasn_cli.batch.location import Place
 from hasn_cli.batch.marks import Mark, input_unchanged, is_as_written, looks_as_written, output_state
+from hasn_cli.batch.process import Receipt, exists_already
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import Receipt, exists_already
 from hasn_cli.enlarge import PASSES
 from hasn_cli.errors import OutputError, WeightsError
 from hasn_cli.files import Overwrite

@@ -26,7 +26,7 @@ from hasn_cli.images.picture import Frame, ReplayableFrames
 from hasn_cli.images.stream import read_stream
 
 if TYPE_CHECKING:
-    from hasn_cli.batch.inputs import Place
+    from hasn_cli.batch.location import Place
 
 
 def open_input(source: Place, max_pixels: int | None, name: str) -> tuple[Picture, Mark]:

@@ -154,7 +154,7 @@ def _target(picture: Path, given: dict[str, Any]) -> Path:
 
 
 def _compare(path: Path, given: dict[str, Any]) -> Comparison:
-    from hasn_cli.batch.inputs import is_video
+    from hasn_cli.batch.location import is_video
     from hasn_cli.compare import bicubic, compare
     from hasn_cli.enlarge import Size
     from hasn_cli.images import open_picture

@@ -24,7 +24,7 @@ from hasn_cli.console import LineView, Report, printable, shortened
 
 if TYPE_CHECKING:
     from hasn_cli.batch.events import Event, Progress, Started
-    from hasn_cli.batch.inputs import Job
+    from hasn_cli.batch.jobs import Job
     from hasn_cli.weights.hub import Progress as Fetching
 
 WIDEST, WIDE, MEDIUM = 110, 80, 56  # the width from which on amounts and bars are shown, beside a name of 16 characters

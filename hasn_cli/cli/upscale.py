@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from hasn_cli.batch import OnExists, Settings
     from hasn_cli.batch.events import Event
-    from hasn_cli.batch.inputs import Job
+    from hasn_cli.batch.jobs import Job
     from hasn_cli.console import View
 
 SIZE, OUTPUT, FILES, NETWORK, BATCH, MESSAGES = "Size", "Output", "Files", "Network", "Batch", "Messages"
@@ -228,7 +228,8 @@ def make_settings(given: dict[str, Any]) -> Settings:
 
 def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]) -> list[Job]:
     """Find all pictures to upscale, and name their outputs."""
-    from hasn_cli.batch.inputs import find_jobs, read_list, size_suffix
+    from hasn_cli.batch.jobs import find_jobs, read_list
+    from hasn_cli.batch.naming import size_suffix
 
     skips = _Skips(given)
 
@@ -271,7 +272,7 @@ class _Skips:
 
     def say(self) -> None:
         """Print the line, if there is something to report."""
-        from hasn_cli.batch.folders import OWN_OUTPUT, SUBFOLDER
+        from hasn_cli.batch.walk import OWN_OUTPUT, SUBFOLDER
 
         folders, outputs = self._counts[SUBFOLDER], self._counts[OWN_OUTPUT]
         if self._quiet:

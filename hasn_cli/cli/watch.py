@@ -125,7 +125,7 @@ def _one_each(events: Generator[Event], *, everything: bool) -> Generator[Event]
 
 
 def _skips(given: dict[str, Any]) -> Any:
-    from hasn_cli.batch.folders import SUBFOLDER
+    from hasn_cli.batch.walk import SUBFOLDER
     from hasn_cli.console import say_skipped
 
     def skip(path: str, reason: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hasn_cli.batch.folders import OnSkip
+from hasn_cli.batch.walk import OnSkip
 from hasn_cli.choice import EIGHTHS, choose
 from hasn_cli.enlarge import limited
 from hasn_cli.errors import ImageError, UsageError

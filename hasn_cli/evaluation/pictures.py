@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hasn_cli.batch.folders import OnSkip, Walk
+from hasn_cli.batch.walk import OnSkip, Walk
 from hasn_cli.errors import HasnError, ImageError, UsageError
 from hasn_cli.images import SUFFIXES, open_picture
 

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from hasn_cli import __version__
-from hasn_cli.batch.inputs import picture_suffixes
+from hasn_cli.batch.location import picture_suffixes
 from hasn_cli.compare.page import viewer
 from hasn_cli.errors import HasnError, UsageError
 from hasn_cli.serve.archive import archive, unique_names

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from hasn_cli.batch.inputs import size_suffix
+from hasn_cli.batch.naming import size_suffix
 from hasn_cli.batch.settings import Settings
 from hasn_cli.enlarge import LARGEST, Size
 from hasn_cli.errors import UsageError

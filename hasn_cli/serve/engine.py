@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from hasn_cli.batch.events import Done, Progress, Started
-from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.jobs import Job
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
+from hasn_cli.batch.process import do_job
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import do_job
 from hasn_cli.decoding.pool import Closed, Decoders, in_use, open_picture
 from hasn_cli.errors import HasnError, ImageError
 from hasn_cli.images import EncodeOptions, Picture, write_picture

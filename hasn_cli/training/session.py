@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hasn_cli.batch.folders import OnSkip
+from hasn_cli.batch.walk import OnSkip
 from hasn_cli.errors import UsageError, WeightsError
 from hasn_cli.evaluation.pictures import list_pictures, read_all
 from hasn_cli.network import NUM_FEATURES

@@ -21,9 +21,8 @@ import time
 import traceback
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,15 @@ from distributed.utils import silence_logging_cmgr
 
 from hasn_cli import errors, files
 from hasn_cli.batch import carried_weights, local_cluster
-from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started, Stopped
+from hasn_cli.batch.events import Done, Event, Failed, Progress, Skipped, Started
 from hasn_cli.batch.existing_outputs import ExistingOutputs, target_state
-from hasn_cli.batch.inputs import Job
+from hasn_cli.batch.jobs import Job
 from hasn_cli.batch.local_cluster import PICTURES_PER_WORKER, PrivateCluster
 from hasn_cli.batch.marks import Mark
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Cancelled, UpscalerPool
+from hasn_cli.batch.process import Receipt, disk_is_full, do_job, finished_before, is_taken
 from hasn_cli.batch.settings import Settings
-from hasn_cli.batch.work import Receipt, disk_is_full, do_job, finished_before, is_taken, meets_every_picture
 from hasn_cli.decoding.pool import Closed, Decoders, in_use
 from hasn_cli.errors import HasnError, ImageError, UsageError
 from hasn_cli.files import Overwrite
@@ -54,10 +53,11 @@ WORKERS_TIMEOUT = 300.0  # seconds to wait for workers; a cluster that grows on 
 RESUME_HINT = "start it again with --resume"
 
 
-def run_on_cluster(
+@contextmanager
+def on_cluster(
     jobs: Sequence[Job], settings: Settings, outputs: ExistingOutputs, address: str, most: int | None = None
-) -> Iterator[Event]:
-    """Do what `hasn_cli.batch.run_batch` does on the cluster at `address` (`tcp://…` or `local:N`).
+) -> Iterator[Cluster]:
+    """An executor for these jobs on the cluster at `address` (`tcp://…` or `local:N`).
 
     If `most` is given, the cluster never has more pictures than that at once.
 
@@ -79,9 +79,10 @@ def run_on_cluster(
             threads = local_cluster.cores_share(count)
             address = local.scheduler_address
         security = None if local is None else local.security
-        run = _Run(_connect(address, security), settings, outputs, threads, most)
-        stack.callback(run.close, local)
-        yield from run.events(jobs)
+        cluster = Cluster(_connect(address, security), settings, outputs, threads, most)
+        stack.callback(cluster.close, local)
+        cluster.start(jobs)
+        yield cluster
 
 
 def _connect(address: str, security: Any) -> Client:
@@ -96,8 +97,8 @@ def _connect(address: str, security: Any) -> Client:
         raise HasnError(f"--cluster {address}: no scheduler answers there", hint) from error
 
 
-class _Run:
-    """One batch on one cluster, as this process sees it."""
+class Cluster:
+    """One batch on one cluster, as this process sees it: an `Executor`."""
 
     def __init__(
         self, client: Client, settings: Settings, outputs: ExistingOutputs, threads: int | None, most: int | None = None
@@ -118,29 +119,11 @@ class _Run:
         self._asked = 0.0
         self._deadline = time.monotonic() + WORKERS_TIMEOUT
 
-    def events(self, jobs: Sequence[Job]) -> Iterator[Event]:
-        """Give pictures to the workers, and yield the events that come back."""
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Prepare the workers for these jobs."""
         self._client.subscribe_topic(self.id, self._receive)
         self._client.register_plugin(WorkerState(self.id, self._settings, self._threads), name=self.id)
         self._check_shared_disk(jobs)
-        waiting = deque(jobs)
-        full: str | None = None
-        while (waiting and full is None) or self._flight:
-            while waiting and full is None and len(self._flight) < self._capacity():
-                event = self._submit(waiting.popleft())
-                if event is not None:
-                    yield event
-            if not self._flight:
-                continue
-            event = self._next()
-            if isinstance(event, Failed):
-                if meets_every_picture(event.error, self._settings):
-                    raise event.error
-                full = full or (str(event.error) if disk_is_full(event.error) else None)
-            if event is not None:
-                yield event
-        if full is not None and waiting:
-            yield Stopped(full, len(waiting))
 
     def close(self, local: PrivateCluster | None) -> None:
         """Stop all work of this run on the cluster. A cluster that was started for this run is ended."""
@@ -171,8 +154,8 @@ class _Run:
             self._asked = time.monotonic()
         return self._known
 
-    def _capacity(self) -> int:
-        """How many pictures the cluster may have at once: as many as its workers process, and one more for each."""
+    def capacity(self) -> int:
+        """See `Executor.capacity`: as many pictures as the workers process, and one more for each."""
         carried = sum(min(int(worker["nthreads"]), PICTURES_PER_WORKER) + 1 for worker in self._workers())
         return max(1, carried if self._most is None else min(carried, self._most))
 
@@ -186,8 +169,8 @@ class _Run:
             hint = "use a folder that all machines share, or URLs such as s3://…"
             raise HasnError(f"{path}: the workers on {', '.join(blind)} cannot see this file", hint)
 
-    def _submit(self, job: Job) -> Event | None:
-        """Give one job to the cluster; returns an event if it is skipped or fails right away."""
+    def submit(self, job: Job) -> Event | None:
+        """See `Executor.submit`."""
         try:
             verdict = self._outputs.check(job)
             if verdict.reason is not None:
@@ -208,7 +191,8 @@ class _Run:
     def _receive(self, event: tuple[float, dict[str, Any]]) -> None:
         self._inbox.put(event[1])
 
-    def _next(self) -> Event | None:
+    def next_event(self) -> Event | None:
+        """See `Executor.next_event`."""
         try:
             item = self._inbox.get(timeout=0.5)
         except queue.Empty:

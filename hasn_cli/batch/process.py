@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from hasn_cli.batch import remote
 from hasn_cli.batch.events import Done, Progress, Started
-from hasn_cli.batch.inputs import Job, Place
+from hasn_cli.batch.jobs import Job
+from hasn_cli.batch.location import Place
 from hasn_cli.batch.marks import Mark, mark_input, mark_output, mark_written
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool

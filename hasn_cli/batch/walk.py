@@ -24,7 +24,7 @@ OnSkip = Callable[[str, str], None]
 OWN_OUTPUT = "an output of hasn"
 SUBFOLDER = "a subfolder, without -r"
 
-# the suffixes that inputs.size_suffix gives
+# the suffixes that naming.size_suffix gives
 _OWN_SUFFIX = re.compile(r"(_x\d+(\.\d+)?|_\d+x\d+|_[wh]\d+|_\d+(\.\d+)?mp)$")
 
 
