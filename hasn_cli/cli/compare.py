@@ -161,7 +161,7 @@ def _compare(path: Path, given: dict[str, Any]) -> Comparison:
     from hasn_cli.images.stream import read_stream
 
     def opened(source: Path) -> Picture:
-        limit, name = most_pixels(given), printable(source.name)
+        limit, name = most_pixels(given["max_input_megapixels"], given["max_megapixels"]), printable(source.name)
         if str(source) != "-" and is_video(source):
             from hasn_cli.video.still import still  # here, because it imports FFmpeg
 

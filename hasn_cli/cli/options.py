@@ -255,11 +255,9 @@ def limit_option(group: str) -> Callable[[Decorated], Decorated]:
     return both
 
 
-def most_pixels(given: dict[str, Any]) -> int | None:
-    """The limit for `open_picture`, from the options of `limit_option`."""
+def most_pixels(megapixels: float | None, old: float | None) -> int | None:
+    """The limit for `open_picture`, from the two names of `limit_option`."""
     from hasn_cli.images import DEFAULT_MAX_PIXELS
 
-    megapixels = given["max_input_megapixels"]
-    if megapixels is None:
-        megapixels = given["max_megapixels"]
-    return DEFAULT_MAX_PIXELS if megapixels is None else int(megapixels * 1e6) or None
+    limit = old if megapixels is None else megapixels
+    return DEFAULT_MAX_PIXELS if limit is None else int(limit * 1e6) or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from hasn_cli.cli.options import (
     precision_option,
 )
 from hasn_cli.errors import ImageError, UsageError
-from hasn_cli.video.containers import CODECS
+from hasn_cli.video.containers import CODECS, Codec
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -40,6 +41,56 @@ if TYPE_CHECKING:
 
 SIZE, OUTPUT, FILES, NETWORK, BATCH, MESSAGES = "Size", "Output", "Files", "Network", "Batch", "Messages"
 FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets shells complete file names
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options of `hasn upscale` as they were given, and what those have that were not."""
+
+    weights: str
+    device: str
+    precision: str
+    scale: Fraction | None = None
+    width: int | None = None
+    height: int | None = None
+    stretch: bool = False
+    fit: tuple[int, int] | None = None
+    megapixels: float | None = None
+    output: str | None = None
+    format: str | None = None
+    codec: Codec | None = None
+    quality: int | None = None
+    lossless: bool = False
+    background: str | None = None
+    alpha: str = "blend"
+    first_frame: bool = False
+    strip: bool = False
+    keep_times: bool = False
+    suffix: str | None = None
+    overwrite: bool = False
+    skip_existing: bool = False
+    recursive: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    follow_links: bool = False
+    files_from: str | None = None
+    null: bool = False
+    max_input_megapixels: float | None = None
+    max_megapixels: float | None = None
+    memory: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    tta: bool = False
+    consistent: bool = False
+    compile: bool = False
+    jobs: int | None = None
+    resume: bool = False
+    no_journal: bool = False
+    cluster: str | None = None
+    dry_run: bool = False
+    as_json: bool = False
+    quiet: bool = False
+    verbose: int = 0
 
 
 @click.command("upscale", cls=GroupedCommand, context_settings=HELP_SETTINGS)
@@ -119,7 +170,7 @@ FILES_ARGUMENT = click.Path(readable=False, path_type=str)  # unchecked: it lets
 @option("-v", "--verbose", group=MESSAGES, count=True,
         help="Show the plan for each picture, and tracebacks of errors. -vv shows more.")  # fmt: skip
 @click.pass_context
-def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int:
+def command(ctx: click.Context, /, inputs: tuple[str, ...], **options: Any) -> int:
     """Upscale pictures, videos, folders, or a pipe.
 
     INPUT is a file, a folder, a URL (with the cluster extra), or - for stdin.
@@ -134,21 +185,21 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
     """
     from hasn_cli import console
 
-    given["verbose"] = max(given["verbose"], ctx.obj.verbose)
-    ctx.obj.verbose = given["verbose"]
+    options["verbose"] = ctx.obj.verbose = max(options["verbose"], ctx.obj.verbose)
+    given = Given(**options)
     _refuse_contradictions(inputs, given)
     settings = make_settings(given)
     jobs = make_jobs(inputs, settings, given)
     if any(job.target == "-" for job in jobs):
-        _check_stdout(given["as_json"])
+        _check_stdout(given.as_json)
     batch = make_batch(jobs, settings, given)
-    if not given["dry_run"] and given["cluster"] is None:
-        if given["as_json"]:  # inside the batch, so that an error becomes an event, too
+    if not given.dry_run and given.cluster is None:
+        if given.as_json:  # inside the batch, so that an error becomes an event, too
             batch = _after_fetching(settings, batch)
         else:
             fetch_weights(settings)
     videos = any(job.video for job in jobs)
-    resumable = (videos or (len(jobs) > 1 and not given["no_journal"])) and not given["dry_run"]
+    resumable = (videos or (len(jobs) > 1 and not given.no_journal)) and not given.dry_run
     report = console.show_batch(batch, make_views(len(jobs), given), resumable=resumable)
     if ctx.obj.implied and all(isinstance(job.source, Path) and not job.source.exists() for job in jobs):
         hint = "without a command, hasn means hasn upscale; hasn --help lists the commands"
@@ -156,25 +207,25 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], **given: Any) -> int
     return report.exit_code
 
 
-def _refuse_contradictions(inputs: tuple[str, ...], given: dict[str, Any]) -> None:
-    if given["overwrite"] and given["skip_existing"]:
+def _refuse_contradictions(inputs: tuple[str, ...], given: Given) -> None:
+    if given.overwrite and given.skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other", "give one of them")
-    if "" in (*inputs, given["output"], given["weights"], given["files_from"]):
+    if "" in (*inputs, given.output, given.weights, given.files_from):
         raise UsageError("an empty name was given", "a shell variable may be unset: quote it and check it")
-    if given["overlap"] is not None and not given["tile"]:
+    if given.overlap is not None and not given.tile:
         raise UsageError("--overlap needs a tile size", "give --tile N as well")
-    if given["quiet"] and given["verbose"]:
+    if given.quiet and given.verbose:
         raise UsageError("--quiet and --verbose exclude each other", "give one of them")
-    if given["null"] and given["files_from"] is None:
+    if given.null and given.files_from is None:
         raise UsageError("-0 needs --files-from", "for example: find … -print0 | hasn upscale -0 --files-from -")
-    if given["files_from"] == "-" and "-" in inputs:
+    if given.files_from == "-" and "-" in inputs:
         raise UsageError("stdin cannot be both the list of inputs and a picture", "read the list from a file")
-    sizes = [name for name in ("width", "height", "fit", "megapixels") if given[name] is not None]
-    if given["scale"] is not None and sizes:
+    sizes = [name for name in ("width", "height", "fit", "megapixels") if getattr(given, name) is not None]
+    if given.scale is not None and sizes:
         raise UsageError(f"--scale and --{sizes[0]} exclude each other", "give one of them")
 
 
-def make_settings(given: dict[str, Any]) -> Settings:
+def make_settings(given: Given) -> Settings:
     """Make the batch's settings from the command's options."""
     from hasn_cli.batch import Settings
     from hasn_cli.enlarge import Size
@@ -183,72 +234,69 @@ def make_settings(given: dict[str, Any]) -> Settings:
     from hasn_cli.video.containers import CONTAINERS, container_for_name
 
     format = container = None
-    if given["format"] is not None:
-        format = format_for_name(given["format"])
-        container = None if format else container_for_name(given["format"])
+    if given.format is not None:
+        format = format_for_name(given.format)
+        container = None if format else container_for_name(given.format)
         if format is None and container is None:
             names = (*format_names(), *CONTAINERS)
-            raise UsageError(f"unknown format '{given['format']}'", f"use one of {', '.join(names)}")
-    shared = (
-        "weights",
-        "consistent",
-        "alpha",
-        "keep_times",
-        "device",
-        "precision",
-        "tile",
-        "overlap",
-        "memory",
-        "tta",
-        "compile",
-    )
+            raise UsageError(f"unknown format '{given.format}'", f"use one of {', '.join(names)}")
     return Settings(
         size=Size(
-            factor=given["scale"] or Fraction(4),
-            width=given["width"],
-            height=given["height"],
-            fit=given["fit"],
-            megapixels=given["megapixels"],
-            stretch=given["stretch"],
+            factor=given.scale or Fraction(4),
+            width=given.width,
+            height=given.height,
+            fit=given.fit,
+            megapixels=given.megapixels,
+            stretch=given.stretch,
         ),
         format=format,
         container=container,
-        codec=given["codec"],
+        codec=given.codec,
         encode=EncodeOptions(
-            quality=given["quality"] or EncodeOptions.quality,
-            lossless=given["lossless"] or (None if given["quality"] is None else False),
-            strip=given["strip"],
-            background=given["background"],
-            first_frame=given["first_frame"],
+            quality=given.quality or EncodeOptions.quality,
+            lossless=given.lossless or (None if given.quality is None else False),
+            strip=given.strip,
+            background=given.background,
+            first_frame=given.first_frame,
         ),
-        max_pixels=most_pixels(given),
-        **{name: given[name] for name in shared},
+        max_pixels=most_pixels(given.max_input_megapixels, given.max_megapixels),
+        weights=given.weights,
+        consistent=given.consistent,
+        alpha=given.alpha,
+        keep_times=given.keep_times,
+        device=given.device,
+        precision=given.precision,
+        tile=given.tile,
+        overlap=given.overlap,
+        memory=given.memory,
+        tta=given.tta,
+        compile=given.compile,
     )
 
 
-def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]) -> list[Job]:
+def make_jobs(inputs: tuple[str, ...], settings: Settings, given: Given) -> list[Job]:
     """Find all pictures to upscale, and name their outputs."""
     from hasn_cli.batch.jobs import find_jobs, read_list
     from hasn_cli.batch.naming import size_suffix
 
     skips = _Skips(given)
 
-    listed = read_list(given["files_from"], null=given["null"]) if given["files_from"] else ()
-    if given["files_from"] and not listed and not inputs:
-        raise ImageError(f"{given['files_from']}: the list of inputs is empty")
+    listed = read_list(given.files_from, null=given.null) if given.files_from else ()
+    if given.files_from and not listed and not inputs:
+        raise ImageError(f"{given.files_from}: the list of inputs is empty")
     jobs = find_jobs(
         inputs,
-        given["output"],
+        given.output,
         listed=listed,
-        recursive=given["recursive"],
-        include=given["include"],
-        exclude=given["exclude"],
-        suffix=given["suffix"],
+        recursive=given.recursive,
+        include=given.include,
+        exclude=given.exclude,
+        suffix=given.suffix,
         default_suffix=size_suffix(settings.size),
         format=settings.format,
         container=settings.container,
         stills=settings.encode.first_frame,
-        follow_links=given["follow_links"],
+        follow_links=given.follow_links,
         on_skip=skips,
     )
     skips.say()
@@ -258,9 +306,9 @@ def make_jobs(inputs: tuple[str, ...], settings: Settings, given: dict[str, Any]
 class _Skips:
     """Reports what is left out: each file and folder with `-v`, else a line in all for those that may surprise."""
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        self._each = bool(given["verbose"])
-        self._quiet = given["quiet"]
+    def __init__(self, given: Given) -> None:
+        self._each = bool(given.verbose)
+        self._quiet = given.quiet
         self._counts: Counter[str] = Counter()
 
     def __call__(self, path: str, reason: str) -> None:
@@ -311,36 +359,36 @@ def _check_stdout(as_json: bool) -> None:
         raise UsageError("the picture would go to the terminal", "redirect it with > out.png, or give a file: -o FILE")
 
 
-def make_batch(jobs: list[Job], settings: Settings, given: dict[str, Any]) -> Generator[Event]:
+def make_batch(jobs: list[Job], settings: Settings, given: Given) -> Generator[Event]:
     """Start the batch, or with `--dry-run` find out what it would do."""
     from hasn_cli import batch
 
-    on_exists: OnExists = "overwrite" if given["overwrite"] else "skip" if given["skip_existing"] else "error"
-    journal = not given["no_journal"]
-    if given["dry_run"]:
-        return batch.plan_batch(jobs, settings, on_exists=on_exists, resume=given["resume"], journal=journal)
+    on_exists: OnExists = "overwrite" if given.overwrite else "skip" if given.skip_existing else "error"
+    journal = not given.no_journal
+    if given.dry_run:
+        return batch.plan_batch(jobs, settings, on_exists=on_exists, resume=given.resume, journal=journal)
     return batch.run_batch(
         jobs,
         settings,
         on_exists=on_exists,
-        workers=given["jobs"],
-        resume=given["resume"],
+        workers=given.jobs,
+        resume=given.resume,
         journal=journal,
-        cluster=given["cluster"],
+        cluster=given.cluster,
     )
 
 
-def make_views(jobs: int, given: dict[str, Any]) -> list[View]:
+def make_views(jobs: int, given: Given) -> list[View]:
     """Choose how to show the batch: bars on a terminal, else lines; and JSON if requested."""
     from hasn_cli.console import JsonView, LineView, PlanView, QuietView
 
-    verbose = given["verbose"]
-    views: list[View] = [JsonView()] if given["as_json"] else []
-    if given["quiet"]:
+    verbose = given.verbose
+    views: list[View] = [JsonView()] if given.as_json else []
+    if given.quiet:
         views.append(QuietView())
-    elif given["dry_run"]:
+    elif given.dry_run:
         views.append(PlanView(verbose=verbose))
-    elif sys.stderr.isatty() and not (given["as_json"] and sys.stdout.isatty()):  # events would break up the bars
+    elif sys.stderr.isatty() and not (given.as_json and sys.stdout.isatty()):  # events would break up the bars
         from hasn_cli.cli.progress import BarView
 
         views.append(BarView(jobs, verbose=verbose))

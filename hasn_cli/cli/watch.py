@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 
 SIZE, OUTPUT, FILES, NETWORK, MESSAGES = "Size", "Output", "Files", "Network", "Messages"
 FOLDER = click.Path(path_type=Path)
-# the options of `hasn upscale` that this command does not have
-WITHOUT: dict[str, Any] = {
-    "width": None, "height": None, "megapixels": None, "stretch": False, "consistent": False, "alpha": "blend",
-    "tile": None, "overlap": None, "tta": False, "compile": False, "first_frame": False, "keep_times": False,
-}  # fmt: skip
 
 
 @click.command("watch", cls=GroupedCommand, context_settings=HELP_SETTINGS)
@@ -83,7 +79,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     A picture is taken when its file is complete. Ctrl-C ends it; started again, it continues where it ended.
     """
     from hasn_cli import console
-    from hasn_cli.cli.upscale import fetch_weights, make_settings
+    from hasn_cli.cli.upscale import Given, fetch_weights, make_settings
     from hasn_cli.watch import Watch
 
     given["verbose"] = max(int(given["verbose"]), ctx.obj.verbose)
@@ -92,7 +88,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
         raise UsageError("--quiet and --verbose exclude each other", "give one of them")
     if given["scale"] is not None and given["fit"] is not None:
         raise UsageError("--scale and --fit exclude each other", "give one of them")
-    settings = make_settings({**WITHOUT, **given})
+    of_settings = {field.name for field in fields(Given)} & given.keys()
+    settings = make_settings(Given(**{name: given[name] for name in of_settings}))
     names = ("folder", "output", "recursive", "include", "exclude", "move_done", "settle")
     watch = Watch(
         settings=settings, suffix=given["suffix"] or "", on_skip=_skips(given), **{n: given[n] for n in names}
