@@ -30,7 +30,7 @@ from hasn_cli.resize import resize
 from hasn_cli.training.degrade import box_average
 from hasn_cli.training.graphics import graphic
 from hasn_cli.video.clip import probe
-from hasn_cli.video.still import compression_of, still
+from hasn_cli.video.still import still
 from hasn_cli.weights import load_blend
 
 Pixels = np.ndarray
@@ -84,7 +84,7 @@ def filmed(hr: Pixels, scale: int, codec: str, options: dict[str, str]) -> tuple
             container.mux(stream.encode(small))
         container.mux(stream.encode(None))
     pairs = [(next(iter(still(path, seconds=i / 25).frames)).pixels, large[i]) for i in FILM_SAMPLES]
-    return choose_for_video(compression_of(probe(path))).photo, pairs
+    return choose_for_video(probe(path).compression).photo, pairs
 
 
 def cases(pictures: list[Pixels], scale: int) -> dict[str, tuple[int, list[tuple[Pixels, Pixels]]]]:

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from hasn_cli.video.containers import container_for_name, default_container, is_
 from hasn_cli.video.encoding import choose_encoding, quality_options
 from hasn_cli.video.enlarging import Result, enlarge_file, enlarge_stream
 from hasn_cli.video.segments import decoding_times, folder_of
-from hasn_cli.video.still import compression_of, still
+from hasn_cli.video.still import still
 
 HASN = [sys.executable, "-m", "hasn_cli"]
 
@@ -233,21 +235,24 @@ def test_attachments_and_subtitles_are_copied(tmp_path: Path) -> None:
         assert (attachment.name, attachment.mimetype, attachment.data) == ("font.ttf", "font/ttf", b"a font")
 
 
-def test_an_interrupted_run_goes_on_and_gives_the_same_packets(tmp_path: Path, short_parts: None) -> None:
-    source = make_clip(tmp_path / "a.mp4", smooth_frames(23), Recipe(sound=True))
-    upscale(source, tmp_path / "whole.mp4")
-    calls = 0
+def interrupted_at(call: int) -> Callable[[np.ndarray], np.ndarray]:
+    """`doubled`, which is interrupted at a call."""
+    calls = count(1)
 
-    def breaking(pixels: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        if calls == 14:
+    def enlarge(pixels: np.ndarray) -> np.ndarray:
+        if next(calls) == call:
             raise KeyboardInterrupt
         return doubled(pixels)
 
+    return enlarge
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_packets(tmp_path: Path, short_parts: None) -> None:
+    source = make_clip(tmp_path / "a.mp4", smooth_frames(23), Recipe(sound=True))
+    upscale(source, tmp_path / "whole.mp4")
     target = tmp_path / "b.mp4"
     with pytest.raises(KeyboardInterrupt):
-        upscale(source, target, enlarge=breaking, workers=1)
+        upscale(source, target, enlarge=interrupted_at(14), workers=1)
     assert not target.exists()
     assert folder_of(target).exists()
     with pytest.raises(OutputExistsError) as raised:
@@ -262,17 +267,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_packets(tmp_path: Path, s
 def test_parts_of_another_input_are_not_used(tmp_path: Path, short_parts: None) -> None:
     source = make_clip(tmp_path / "a.mp4", smooth_frames(12))
     target = tmp_path / "b.mp4"
-    calls = 0
-
-    def breaking(pixels: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        if calls == 9:
-            raise KeyboardInterrupt
-        return doubled(pixels)
-
     with pytest.raises(KeyboardInterrupt):
-        upscale(source, target, enlarge=breaking, workers=1)
+        upscale(source, target, enlarge=interrupted_at(9), workers=1)
     result = upscale(source, target, quality=50, resume=True)
     assert result.resumed == 0
     assert "started again" in result.notices[0]
@@ -456,11 +452,11 @@ def test_a_strongly_compressed_h264_video_gets_more_of_the_photo_weights(tmp_pat
     shares = []
     for qp in (12, 26, 40):
         clip = probe(make_clip(tmp_path / f"{qp}.mp4", frames, Recipe(options={"qp": str(qp)})))
-        choice = choose_for_video(compression_of(clip))
+        choice = choose_for_video(clip.compression)
         assert "H.264 video, QP about" in choice.text
         shares.append(choice.photo)
     assert shares == sorted(set(shares))
-    assert choose_for_video(compression_of(clip), "clean").photo == 0
+    assert choose_for_video(clip.compression, "clean").photo == 0
 
 
 def test_a_still_is_turned_as_players_turn_it(tmp_path: Path) -> None:
@@ -534,8 +530,8 @@ def test_a_reader_that_closes_a_pipeline_ends_the_command_without_a_message(tmp_
 
 def test_uncompressed_frames_are_written_to_a_file(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", smooth_frames(3, 16, 24))
-    assert run("upscale", source, "-o", tmp_path / "b.y4m", "-s", "2").returncode == 0
-    assert len(frames_of(tmp_path / "b.y4m")) == 3
+    assert run("upscale", source, "-o", tmp_path / "new" / "b.y4m", "-s", "2").returncode == 0
+    assert len(frames_of(tmp_path / "new" / "b.y4m")) == 3
 
 
 def test_a_video_is_not_written_as_a_picture(tmp_path: Path) -> None:

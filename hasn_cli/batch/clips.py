@@ -20,20 +20,27 @@ from hasn_cli.batch.jobs import Job
 from hasn_cli.batch.marks import Mark, input_state, mark_input, mark_written
 from hasn_cli.batch.memory_limit import MemoryLimit
 from hasn_cli.batch.pool import Planner, PooledUpscaler, UpscalerPool
-from hasn_cli.batch.process import Receipt, Tell, exists_already, placing_of, plan_in_words, root_of
+from hasn_cli.batch.process import (
+    Receipt,
+    Tell,
+    exists_already,
+    make_output_folder,
+    placing_of,
+    plan_in_words,
+    throttled,
+)
 from hasn_cli.batch.settings import Settings
 from hasn_cli.choice import Choice, choose_for_video
 from hasn_cli.enlarge import PASSES, Size, enlarge_pixels
 from hasn_cli.errors import ImageError, OutputError, UsageError
-from hasn_cli.files import Overwrite, make_folder, replacing, seal
+from hasn_cli.files import Overwrite, replacing, seal
 from hasn_cli.images.formats import FORMATS
 from hasn_cli.video.clip import Clip, probe
 from hasn_cli.video.containers import CONTAINERS, container_for_name, default_container
 from hasn_cli.video.encoding import TITLES, Encoding, choose_encoding
 from hasn_cli.video.enlarging import AHEAD, Enlarge, Result, enlarge_file, enlarge_stream
-from hasn_cli.video.still import compression_of, still
+from hasn_cli.video.still import still
 
-PROGRESS_INTERVAL = 0.1  # seconds between two reports
 SAMPLE = 256  # side of the crop whose time tells how long a video takes
 
 
@@ -83,7 +90,7 @@ def do_clip(
     with memory.take(bytes_needed(clip, settings, enlarge.workers)):
         started = _started(job, run, settings, pool)
         tell(started)
-        make_folder(job.target.parent, root_of(job))
+        make_output_folder(job, job.target)
         try:
             result = enlarge_file(
                 job.source,
@@ -146,6 +153,7 @@ def _do_stream(
 
     state: Mark = {}
     if isinstance(job.target, Path):
+        make_output_folder(job, job.target)
         placing = placing_of(job, settings, overwrite)
         try:
             with replacing(job.target, placing) as stream:
@@ -266,7 +274,7 @@ def _plan(job: Job, clip: Clip, settings: Settings) -> _Run:
         lossless=bool(encode.lossless),
     )
     raw = clip.codec == "rawvideo"
-    return _Run(clip, container, encoding, choose_for_video(compression_of(clip), settings.weights, raw=raw))
+    return _Run(clip, container, encoding, choose_for_video(clip.compression, settings.weights, raw=raw))
 
 
 def _container(job: Job, settings: Settings) -> str:
@@ -331,14 +339,10 @@ def bytes_needed(clip: Clip, settings: Settings, workers: int) -> int:
 def _reporter(job: Job, clip: Clip, tell: Tell) -> Callable[[int, float], None]:
     megapixels = clip.size[0] * clip.size[1] / 1e6
     expected = clip.expected_frames
-    last = 0.0
+    send = throttled(tell)
 
     def report(frames: int, seconds: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PROGRESS_INTERVAL or frames == expected:
-            last = now
-            fraction = min(1.0, frames / expected) if expected else 0.0
-            tell(Progress(job, fraction, frames * megapixels, frames, seconds))
+        fraction = min(1.0, frames / expected) if expected else 0.0
+        send(Progress(job, fraction, frames * megapixels, frames, seconds))
 
     return report

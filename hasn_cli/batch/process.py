@@ -337,10 +337,7 @@ def write_result(picture: Picture, job: Job, format: str, settings: Settings, ov
 def _write_file(
     picture: Picture, job: Job, target: Path, format: str, settings: Settings, overwrite: Overwrite
 ) -> tuple[int, Mark]:
-    try:
-        make_folder(target.parent, root_of(job))
-    except OSError as error:
-        raise OutputError(f"{target.parent}: {error.strerror}") from error
+    make_output_folder(job, target)
     try:
         written = write_picture(picture, target, format, settings.encode, placing=placing_of(job, settings, overwrite))
     except OutputError as error:
@@ -363,6 +360,18 @@ def placing_of(job: Job, settings: Settings, overwrite: Overwrite) -> Placing:
     return Placing(overwrite, models, times, root_of(job))
 
 
+def make_output_folder(job: Job, target: Path) -> None:
+    """Create the folder for the output, if it is missing.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    try:
+        make_folder(target.parent, root_of(job))
+    except OSError as error:
+        raise OutputError(f"{target.parent}: {error.strerror}") from error
+
+
 def root_of(job: Job) -> Path | None:
     """The folder below which links are not followed; None if they are."""
     return job.root if isinstance(job.root, Path) and not job.follow_links else None
@@ -375,13 +384,19 @@ def _write_stream(stream: BinaryIO, encoded: io.BytesIO) -> None:
 
 def _reporter(job: Job, picture: Picture, tell: Tell) -> Callable[[float], None]:
     megapixels = picture.size[0] * picture.size[1] * picture.frame_count / 1e6
+    send = throttled(tell)
+    return lambda fraction: send(Progress(job, fraction, fraction * megapixels))
+
+
+def throttled(tell: Tell) -> Callable[[Progress], None]:
+    """Pass on progress not too often, and always its end."""
     last = 0.0
 
-    def report(fraction: float) -> None:
+    def send(progress: Progress) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= PROGRESS_INTERVAL or fraction >= 1:
+        if now - last >= PROGRESS_INTERVAL or progress.fraction >= 1:
             last = now
-            tell(Progress(job, fraction, fraction * megapixels))
+            tell(progress)
 
-    return report
+    return send

@@ -22,6 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from hasn_cli.errors import ImageError
+from hasn_cli.images.compression import Compression
 
 Source = Path | BinaryIO
 """A file, or a stream that is read once."""
@@ -38,6 +39,11 @@ LOSSLESS = frozenset(
 """Decoders of codecs that compress without loss."""
 MASTER = frozenset(("prores", "dnxhd", "cfhd", "mjpeg", "dvvideo", "jpeg2000"))
 """Decoders of codecs that compress each frame alone, mostly for editing."""
+TITLES = {
+    "h264": "H.264", "hevc": "H.265", "libdav1d": "AV1", "av1": "AV1", "mpeg4": "MPEG-4", "mpeg2video": "MPEG-2",
+    "mpeg1video": "MPEG-1", "prores": "ProRes", "dnxhd": "DNxHD", "mjpeg": "Motion JPEG", "dvvideo": "DV",
+}  # fmt: skip
+"""FFmpeg's names of decoders → the codec's name for people, where it is not the same in capital letters."""
 PROBED_FRAMES = 8  # so many frames are looked at to describe a video
 
 
@@ -110,6 +116,15 @@ class Clip:
     def intra(self) -> bool:
         """Whether each frame was compressed alone, as for editing."""
         return self.codec in MASTER
+
+    @property
+    def compression(self) -> Compression | None:
+        """The lossy compression of the file; None if it is lossless."""
+        if self.lossless:
+            return None
+        quantizer = None if self.quantizer is None else round(self.quantizer)
+        title = TITLES.get(self.codec, self.codec.upper())
+        return Compression(title, video=True, intra=self.intra, quantizer=quantizer)
 
     @property
     def step(self) -> int:

@@ -8,16 +8,9 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from hasn_cli.images.compression import Compression
 from hasn_cli.images.picture import Frame, Metadata, Picture
 from hasn_cli.video.clip import Clip, opened, probe, video_stream
 from hasn_cli.video.frames import TimedFrame, decoded_frames, frame_at
-
-TITLES = {
-    "h264": "H.264", "hevc": "H.265", "libdav1d": "AV1", "av1": "AV1", "mpeg4": "MPEG-4", "mpeg2video": "MPEG-2",
-    "mpeg1video": "MPEG-1", "prores": "ProRes", "dnxhd": "DNxHD", "mjpeg": "Motion JPEG", "dvvideo": "DV",
-}  # fmt: skip
-"""FFmpeg's names of decoders → the codec's name for people, where it is not the same in capital letters."""
 
 
 def still(path: Path, name: str = "", seconds: float | None = None) -> Picture:
@@ -46,7 +39,7 @@ def still(path: Path, name: str = "", seconds: float | None = None) -> Picture:
         dtype=pixels.dtype,
         frames=[Frame(pixels)],
         lossless=clip.lossless,
-        compression=compression_of(clip),
+        compression=clip.compression,
         metadata=Metadata(notices=_notices(clip)),
     )
 
@@ -59,15 +52,6 @@ def _notices(clip: Clip) -> tuple[str, ...]:
     return (
         () if clip.pixel_aspect == 1 else (f"its pixels are not square ({clip.pixel_aspect}), which is not corrected",)
     )
-
-
-def compression_of(clip: Clip) -> Compression | None:
-    """The lossy compression of a video; None if it is lossless."""
-    if clip.lossless:
-        return None
-    title = TITLES.get(clip.codec, clip.codec.upper())
-    quantizer = None if clip.quantizer is None else round(clip.quantizer)
-    return Compression(title, video=True, intra=clip.intra, quantizer=quantizer)
 
 
 def turned(pixels: np.ndarray, matrix: tuple[int, ...] | None) -> np.ndarray:
