@@ -1,6 +1,7 @@
 """Measures the network on a CPU: this program, the plain module, ONNX Runtime and OpenVINO.
 
     python benchmarks/inference.py speed              ratios of wall time, then seconds and peak memory
+    python benchmarks/inference.py stages             a block's steps, in nanoseconds per pixel
     python benchmarks/inference.py flat               cost of a megapixel from 0.1 to 25 megapixels
     python benchmarks/inference.py memory             24 megapixels at x2 within budgets
     python benchmarks/inference.py tiles              what tiles change: the largest difference from the exact picture
@@ -196,6 +197,54 @@ def tiles(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def stages(args: argparse.Namespace) -> list[dict]:
+    """Measure a block's steps on one thread: PyTorch's operators, machine code, and what a large product would take."""
+    import torch
+
+    from hasn_cli.inference.blocks import OperatorBlock, find_native, make_block
+    from hasn_cli.inference.fusion import fused_weights
+    from hasn_cli.weights import load_network
+
+    def best(step: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(args.rounds * 5):
+            began = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    torch.set_num_threads(1)
+    weights = fused_weights(load_network(args.weights, args.scale).blocks[1])
+    cpu, (height, width) = torch.device("cpu"), (24, 640)
+    both = OperatorBlock(weights, cpu, torch.float32), make_block(weights, cpu, torch.float32)
+    if find_native() is None:
+        sys.exit("there is no machine code for this CPU")
+    rows, x, x17 = [], torch.randn(height + 6, width, 52), torch.randn(height + 2, width, 17)
+    n, low, out = torch.randn(height * width, 52), torch.randn(height * width, 16), torch.empty(height, width, 52)
+    out16, out17, factors = torch.empty(height, width, 16), torch.empty(height, width, 17), torch.rand(52)
+    firsts = [block.first(factors) for block in both]
+    other = torch.randn(height, width, 52)
+    with torch.inference_mode():
+        a, b = torch.randn(256, 1024), torch.randn(1024, 1024)
+        rate = 256 * 1024 * 1024 / best(lambda: a @ b)
+        for name, products, step in (
+            ("depthwise 7×7, normalise", 49 * 52, lambda i: firsts[i].normalised(x, out)),
+            ("the same, 52→16", 49 * 52 + 52 * 16, lambda i: firsts[i].low(x, out16)),
+            (
+                "gated product",
+                52 * (3 * 156 + 16) + 16 * 156 + 156 * 52,
+                lambda i: both[i].gated(n, low, out.flatten(0, 1)),
+            ),
+            ("depthwise 7×7, sum", 50 * 52, lambda i: both[i].mix(x, other, factors, out)),
+            ("3×3, 52→17, GELU", 9 * 52 * 17, lambda i: both[i].squeeze(x[: height + 2], out17)),
+            ("3×3, 17→52", 9 * 17 * 52, lambda i: both[i].expand(x17, out)),
+        ):
+            before, after = (best(lambda i=i, step=step: step(i)) / (height * width) * 1e9 for i in range(2))
+            rows.append({"step": name, "operators, ns/pixel": round(before), "machine code": round(after),
+                         "at a large product's rate": round(products / rate * 1e9)})  # fmt: skip
+    return rows
+
+
 def show(rows: list[dict]) -> None:
     """Print rows as a Markdown table."""
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
@@ -242,7 +291,7 @@ def a_size(text: str) -> tuple[int, int]:
 def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("speed", "flat", "memory", "tiles"))
+    parser.add_argument("table", choices=("speed", "stages", "flat", "memory", "tiles"))
     parser.add_argument("-w", "--weights", default="hasn")
     parser.add_argument("-s", "--scale", type=int, default=4)
     parser.add_argument("--sizes", type=a_size, nargs="+", help="WIDTHxHEIGHT in LR pixels")
@@ -258,7 +307,7 @@ def main() -> None:
     args.sizes_given = args.sizes is not None
     args.sizes = args.sizes or [(512, 384), (1536, 1024)]
     about = machine()
-    rows = {"speed": speed, "flat": flat, "memory": memory, "tiles": tiles}[args.table](args)
+    rows = {"speed": speed, "stages": stages, "flat": flat, "memory": memory, "tiles": tiles}[args.table](args)
     show(rows)
     print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
     if args.output is not None:

@@ -111,7 +111,14 @@ class Concern:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was found. `packages`: name → version, or None if it is missing. Sizes are in bytes."""
+    """Everything that was found.
+
+    Attributes:
+        packages: name → version, or None if it is missing.
+        machine_code: the CPU's instructions that the network's steps are compiled for; None if PyTorch's operators
+            are used instead.
+        memory, free: in bytes.
+    """
 
     version: str
     python: str
@@ -120,6 +127,7 @@ class Findings:
     packages: dict[str, str | None]
     extras: dict[str, bool]
     torch_build: str
+    machine_code: str | None
     threads: int
     cores: int
     devices: tuple[Device, ...]
@@ -172,6 +180,7 @@ def examine(*, seconds: float = 5.0, progress: Callable[[str], None] | None = No
         packages={name: _version(name) for name in needed},
         extras={extra: all(map(_version, packages)) for extra, packages in extras.items()},
         torch_build=torch_build(),
+        machine_code=machine_code(),
         threads=torch.get_num_threads(),
         cores=_cores(),
         devices=devices,
@@ -195,6 +204,8 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
     except PackageNotFoundError:
         lines = []
     for line in lines:
+        if "platform_machine" in line and platform.machine() not in line:
+            continue  # it is for other processors
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"]([\w-]+)", line)
         if name and extra is None:
             needed.append(name[0])
@@ -238,6 +249,14 @@ def torch_build() -> str:
     if torch.version.hip:
         return f"ROCm {torch.version.hip}, {instructions}"
     return instructions
+
+
+def machine_code() -> str | None:
+    """The instructions that the network's steps are compiled for on the CPU, AVX2 or AVX-512, or None."""
+    from hasn_cli.inference.blocks import find_native
+
+    native = find_native()
+    return None if native is None else {8: "AVX2", 16: "AVX-512"}[native.tiling.lanes]
 
 
 def bundled_weights(scale: int) -> str | None:

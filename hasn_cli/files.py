@@ -165,6 +165,21 @@ class _Folder:
         os.link(self.name(name), self.name(new), src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
 
+def private_cache(name: str) -> Path | None:
+    """A folder in the user's cache that nobody else can write to, for code; None if there is no such place."""
+    from platformdirs import user_cache_path  # here, since most commands need no cache
+
+    folder = user_cache_path("hasn") / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return None
+    if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+        return None
+    return folder
+
+
 def make_folder(folder: Path, root: Path | None = None) -> None:
     """Create `folder` and the missing folders above it. Below `root`, links are not followed.
 

@@ -16,6 +16,7 @@ from hasn_cli import doctor
 from hasn_cli.cli.main import run
 from hasn_cli.errors import BudgetError
 from hasn_cli.images.formats import FORMATS, READ_ONLY
+from hasn_cli.inference.blocks import find_native
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,7 @@ def report():
 def test_it_shows_what_the_program_would_run_on(report):
     assert report.packages["torch"] == torch.__version__
     assert report.threads == torch.get_num_threads()
+    assert (report.machine_code is None) == (find_native() is None)
     assert [device.chosen for device in report.devices].count(True) == 1
     assert report.devices[0].name == "cpu" and report.devices[0].memory == psutil.virtual_memory().total
 

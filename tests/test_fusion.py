@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from hasn_cli.inference import kernels
-from hasn_cli.inference.fusion import FusedBlock, FusedNetwork
+from hasn_cli.inference.blocks import OperatorBlock
+from hasn_cli.inference.fusion import FusedNetwork, fused_weights
 from hasn_cli.network import HASN
 
 CPU = torch.device("cpu")
@@ -85,12 +86,12 @@ def test_the_compiled_gated_product_is_the_same(monkeypatch):
     """The code that `compile` compiles on an accelerator, here on the CPU with the operators for accelerators."""
     monkeypatch.setattr(kernels, "has_onednn", lambda _: False)
     torch.manual_seed(0)
-    block = FusedNetwork(HASN(2), CPU, torch.float32).blocks[0]
-    compiled = torch.compile(FusedBlock.gated, dynamic=True)
+    block = OperatorBlock(fused_weights(HASN(2).blocks[0]), CPU, torch.float32)
+    compiled = torch.compile(block.product, dynamic=True)
     with torch.inference_mode():
         for rows in (40, 90):
             n, low = torch.randn(rows, 52), torch.randn(rows, 16)
-            assert torch.allclose(compiled(block, n, low), block.gated(n, low), atol=1e-5)
+            assert torch.allclose(compiled(n, low), block.product(n, low), atol=1e-5)
 
 
 def test_fusing_does_not_change_the_network():

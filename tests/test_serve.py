@@ -67,7 +67,8 @@ def read(data: bytes) -> np.ndarray:
 
 
 def files_in(folder) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    # unlike rglob, os.walk passes over folders that are deleted meanwhile
+    return sorted(name for _, _, names in os.walk(folder) for name in names)
 
 
 # --- what is computed ---

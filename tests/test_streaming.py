@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hasn_cli.inference import Upscaler
+from hasn_cli.inference import Upscaler, blocks
 from hasn_cli.inference.planning import BORDER
 from hasn_cli.inference.streaming import LowMap, Window, split
 from hasn_cli.network import HASN
@@ -93,13 +94,16 @@ def test_flat_colours_stay_flat_to_the_last_pixel(scale, weights, options):
         assert np.abs(upscaler.upscale(flat) - np.array(colour, np.int16)).max() <= 2
 
 
-def test_features_computed_twice_equal_those_that_are_held(networks):
-    image = photo(70, 50)
+@pytest.mark.parametrize("native", [True, False], ids=["machine code", "operators"])
+def test_features_that_are_held_equal_those_computed_twice(networks, monkeypatch, native):
+    """They are held on accelerators."""
+    if not native:
+        monkeypatch.setattr(blocks, "find_native", lambda: None)
     upscaler = Upscaler(networks[2], device="cpu", threads=2, strip=5, border=0)
-    roomy = upscaler.plan((70, 50))
-    tight = Upscaler(networks[2], device="cpu", threads=2, strip=5, border=0, memory=roomy.bytes - 1)
-    assert roomy.keep and not tight.plan((70, 50)).keep
-    assert np.abs(tight.upscale(image) - plain(networks[2], image)).max() < CLOSE
+    image = photo(70, 50)
+    roomy = dataclasses.replace(upscaler.plan((70, 50)), keep=True)
+    monkeypatch.setattr(upscaler, "_plan_for", lambda *_, **__: roomy)
+    assert np.abs(upscaler.upscale(image) - plain(networks[2], image)).max() < CLOSE
 
 
 def test_the_released_weights_give_their_golden_pictures(shared):
@@ -113,9 +117,18 @@ def test_the_released_weights_give_their_golden_pictures(shared):
         assert np.abs(sr - golden[f"{name}_sr"]).max() < CLOSE
 
 
+def test_operators_on_the_cpu_give_the_same_result(networks, monkeypatch):
+    """Where there is no machine code: without AVX2, and without llvmlite."""
+    monkeypatch.setattr(blocks, "find_native", lambda: None)
+    image = photo(61, 45)
+    upscaler = Upscaler(networks[4], device="cpu", threads=2, strip=7, border=0)
+    assert np.abs(upscaler.upscale(image) - plain(networks[4], image)).max() < CLOSE
+
+
 def test_operators_of_other_devices_give_the_same_result(networks, monkeypatch):
     """Accelerators use public operators, one band and the calling thread; here this runs on the CPU."""
     monkeypatch.setattr("hasn_cli.inference.kernels.has_onednn", lambda _: False)
+    monkeypatch.setattr(blocks, "find_native", lambda: None)
     upscaler = Upscaler(networks[3], device="cpu", strip=9, border=0)
     upscaler._threads = 0
     image = photo(41, 37)

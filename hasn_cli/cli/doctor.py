@@ -112,6 +112,8 @@ def _devices(report: Findings) -> Iterator[tuple[str, str]]:
         memory = f"{gibibytes(device.free)} of {gibibytes(device.memory)} free"
         chosen = "  [green]← auto[/]" if device.chosen else ""
         yield device.name, f"{device.title}, {memory}, {device.precision}{chosen}"
+    compiled = report.machine_code
+    yield "network", f"compiled for {compiled}" if compiled else "PyTorch's operators, which are slower on a CPU"
     yield "threads", f"{report.threads} on {report.cores} cores"
 
 

@@ -12,45 +12,27 @@ Linear steps that follow each other are multiplied together in float64, when a n
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hasn_cli.inference.kernels import GELU, RELU6, SIGMOID, Convolution, NarrowConvolution, Pointwise
+from hasn_cli import files
+from hasn_cli.inference.blocks import Block, BlockWeights, Linear, make_block
+from hasn_cli.inference.kernels import Convolution, Pointwise
 from hasn_cli.network import HASB, HASN, ChannelAttention
-
-Linear = tuple[Tensor, Tensor]
-"""Matrix O×I and bias O that a 1×1 convolution applies to each pixel."""
 
 
 @dataclass(frozen=True)
 class FusedBlock:
-    """One HASB. `n` is the normalised (not yet scaled and shifted) result of the first depthwise convolution."""
+    """One HASB: the steps for strips, and what is done between the sweeps over a picture."""
 
-    depthwise_in: Tensor  # 52×1×7×7, to be scaled by the previous block's attention
-    depthwise_in_bias: Tensor  # 52
-    low_in: Pointwise  # n → 16, input of ESA's low-resolution branch
+    steps: Block
     low_down: Convolution  # 16 → 16, 3×3, stride 2
     low_out: Convolution  # 16 → 16, 3×3 on the low-resolution map
-    gate_in: Pointwise  # n → 16, added to the enlarged low-resolution map
-    gate: Pointwise  # 16 → 156, sigmoid
-    f1: Pointwise  # n → 156, relu6
-    f2: Pointwise  # n → 156
-    f3: Pointwise  # n → 156
-    g: Pointwise  # 156 → 52
-    depthwise_out: Convolution  # 52, 7×7
-    squeeze: NarrowConvolution  # 52 → 17, 3×3, GELU
-    expand: Convolution  # 17 → 52, 3×3
-    attention: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # matrix and bias of the two layers
-    eps: float
-
-    def gated(self, n: Tensor, low: Tensor) -> Tensor:
-        """g(relu6(f1)·f2 + ESA's gate·f3): P×52, and the enlarged low-resolution map, P×16 → P×52."""
-        gate = self.gate(self.gate_in.plus(n, low))  # P×156
-        product = self.f2.times(n, self.f1(n)).addcmul_(self.f3(n), gate)
-        return self.g(product)
+    attention: tuple[Linear, Linear]  # matrix and bias of the two layers
 
     def attend(self, mean: Tensor) -> Tensor:
         """The channel attention's factors, 52, from the whole picture's mean of each channel."""
@@ -65,10 +47,7 @@ def keep_compiled_code_private() -> None:
     beforehand. TORCHINDUCTOR_CACHE_DIR names another place.
     """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        from platformdirs import user_cache_path  # here, since uncompiled evaluation works without the package
-
-        folder = user_cache_path("hasn") / "compiled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = files.private_cache("compiled") or tempfile.mkdtemp(prefix="hasn-")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
@@ -85,10 +64,9 @@ class FusedNetwork:
     def __init__(self, network: HASN, device: torch.device, dtype: torch.dtype, *, compile: bool = False) -> None:
         self.scale, self.features = network.scale, network.num_features
         self.device, self.dtype = device, dtype
-        self.gated = FusedBlock.gated
-        if compile and device.type != "cpu":
+        self._compile = compile and device.type != "cpu"
+        if self._compile:
             keep_compiled_code_private()
-            self.gated = torch.compile(FusedBlock.gated, dynamic=True)
         self.mean_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.blocks = [self._fuse(block) for block in network.blocks]
         self._conv_1 = _weights(network.conv_1)
@@ -118,54 +96,47 @@ class FusedNetwork:
             weight, bias = weight.mean(1, keepdim=True), bias.mean(1, keepdim=True)
         return self.convolution(weight.flatten(0, 1), bias.flatten(), padding=(0, 1))
 
-    def scaled_depthwise(self, block: FusedBlock, factors: Tensor) -> Convolution:
-        """A block's first depthwise convolution, for features that still have to be multiplied by `factors` (52)."""
-        weight = block.depthwise_in * factors.cpu().double()[:, None, None, None]
-        return self.convolution(weight, block.depthwise_in_bias, padding=(0, 3), groups=self.features)
-
     def scaled_conv_2(self, factors: Tensor) -> Convolution:
         """conv_2, for features that still have to be multiplied by `factors` (52)."""
         weight, bias = self._conv_2
         return self.convolution(weight * factors.cpu().double()[:, None, None], bias, padding=(0, 1))
 
     def _fuse(self, block: HASB) -> FusedBlock:
-        gamma, beta = block.ln.weight.detach().cpu().double(), block.ln.bias.detach().cpu().double()
-
-        def pointwise(matrix: Tensor, bias: Tensor, **options: Any) -> Pointwise:
-            return Pointwise(matrix, bias, self.device, self.dtype, **options)
-
-        def plain(conv: nn.Module, **options: Any) -> Convolution:
-            return self.convolution(*_weights(conv), **options)
-
         esa, cab = block.esa, block.cab.cab
         channel_attention = cab[3]
         assert isinstance(channel_attention, ChannelAttention)
 
-        def attention_layer(index: int) -> tuple[Tensor, Tensor]:
+        def attention_layer(index: int) -> Linear:
             weight, bias = _matrix(channel_attention.attention[index])
             return weight.to(self.device, self.mean_dtype), bias.to(self.device, self.mean_dtype)
 
-        f1, f2, f3 = (after_norm(_matrix(f.conv), gamma, beta) for f in (block.f1, block.f2, block.f3))
-        low_in = compose(_matrix(esa.conv1), f3)
-        depthwise, depthwise_bias = _weights(block.dwconv.conv)
         return FusedBlock(
-            depthwise_in=depthwise,
-            depthwise_in_bias=depthwise_bias,
-            low_in=pointwise(*low_in),
-            low_down=plain(esa.conv2, stride=2),
-            low_out=plain(esa.conv3, padding=(1, 1)),
-            gate_in=pointwise(*compose(_matrix(esa.conv_f), low_in)),
-            gate=pointwise(*_matrix(esa.conv4), activation=SIGMOID),
-            f1=pointwise(*f1, activation=RELU6),
-            f2=pointwise(*f2),
-            f3=pointwise(*f3),
-            g=pointwise(*_matrix(block.g.conv)),
-            depthwise_out=plain(block.dwconv2.conv, padding=(0, 3), groups=self.features),
-            squeeze=NarrowConvolution(*_weights(cab[0]), self.device, self.dtype, GELU),
-            expand=plain(cab[2], padding=(0, 1)),
+            steps=make_block(fused_weights(block), self.device, self.dtype, compile=self._compile),
+            low_down=self.convolution(*_weights(esa.conv2), stride=2),
+            low_out=self.convolution(*_weights(esa.conv3), padding=(1, 1)),
             attention=(attention_layer(1), attention_layer(3)),
-            eps=block.ln.eps,
         )
+
+
+def fused_weights(block: HASB) -> BlockWeights:
+    """A block's weights, multiplied together where one linear step follows another."""
+    gamma, beta = block.ln.weight.detach().cpu().double(), block.ln.bias.detach().cpu().double()
+    f1, f2, f3 = (after_norm(_matrix(f.conv), gamma, beta) for f in (block.f1, block.f2, block.f3))
+    low_in = compose(_matrix(block.esa.conv1), f3)
+    return BlockWeights(
+        depthwise_in=_weights(block.dwconv.conv),
+        low_in=low_in,
+        gate_in=compose(_matrix(block.esa.conv_f), low_in),
+        gate=_matrix(block.esa.conv4),
+        f1=f1,
+        f2=f2,
+        f3=f3,
+        g=_matrix(block.g.conv),
+        depthwise_out=_weights(block.dwconv2.conv),
+        squeeze=_weights(block.cab.cab[0]),
+        expand=_weights(block.cab.cab[2]),
+        eps=block.ln.eps,
+    )
 
 
 def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:

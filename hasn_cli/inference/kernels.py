@@ -225,6 +225,16 @@ def normalise(rows: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     return torch.mul(centred, factor, out=centred if out is None else out)
 
 
+def as_nchw(rows: Tensor) -> Tensor:
+    """h×W×C → the same memory as 1×C×h×W, channels-last."""
+    return rows[None].permute(0, 3, 1, 2)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """1×C×h×W, channels-last → the same memory as h×W×C."""
+    return x[0].permute(1, 2, 0)
+
+
 def large_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for a map of the whole picture, on Linux in large pages, which are faster to allocate and to access."""
     size = math.prod(shape) * dtype.itemsize

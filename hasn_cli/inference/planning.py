@@ -50,7 +50,7 @@ class Plan:
 
     Attributes:
         strip: rows in a strip.
-        keep: whether normalised features are held too, which saves time.
+        keep: whether normalised features are held too, which saves time on accelerators.
         tile: side of the largest tile in LR pixels, or None for the whole picture, exactly.
         overlap: LR pixels that two tiles share.
         tiles: the number of tiles.
@@ -156,7 +156,7 @@ def plan(task: Task, budget: int | None, tile: int | None, overlap: int | None, 
 
     def whole() -> Plan:
         best = strip_rows(task, task.width)
-        for strip, keep in ((best, True), (best, False), (max(1, best // 4), False)):
+        for strip, keep in ((best, not task.on_host), (best, False), (max(1, best // 4), False)):
             need = fixed + map_bytes(task, task.height, task.width, strip, keep)
             if budget is None or need <= budget:
                 break

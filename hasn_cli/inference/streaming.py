@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hasn_cli.inference.blocks import Block, First
 from hasn_cli.inference.fusion import FusedBlock, FusedNetwork
-from hasn_cli.inference.kernels import Convolution, Pointwise, large_buffer, normalise
+from hasn_cli.inference.kernels import Convolution, Pointwise, as_nchw, as_rows, large_buffer
 from hasn_cli.inference.planning import GUARD, REACH
 from hasn_cli.inference.workers import Job, Workers
 from hasn_cli.network import ESA_CHANNELS
@@ -37,7 +38,6 @@ T = TypeVar("T")
 Band = tuple[int, int]
 
 POOL, POOL_STEP = 7, 3
-CHUNK = 2048  # pixels whose 156-channel values fit into the cache
 COST_FIRST, COST_LOW, COST_BLOCK, COST_LAST = 0.02, 0.15, 0.85, 0.5  # of a row in each sweep; a whole block is 1
 MIN_BAND = 24  # rows; a band's first strip repeats ten rows of its neighbour's gated product
 
@@ -91,18 +91,8 @@ class Window:
         self.last = last
 
     def rows(self, lo: int, hi: int) -> Tensor:
-        """Rows [lo, hi) as 1×C×h×W."""
-        return as_nchw(self.buffer[lo - self.first : hi - self.first])
-
-
-def as_nchw(rows: Tensor) -> Tensor:
-    """h×W×C → the same memory as 1×C×h×W, channels-last."""
-    return rows[None].permute(0, 3, 1, 2)
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """1×C×h×W, channels-last → the same memory as h×W×C."""
-    return x[0].permute(1, 2, 0)
+        """Rows [lo, hi), h×W×C."""
+        return self.buffer[lo - self.first : hi - self.first]
 
 
 class FeatureMap:
@@ -131,7 +121,7 @@ class FeatureMap:
         return self.data[GUARD + lo : GUARD + hi]
 
     def rows(self, lo: int, hi: int, band: tuple[int, int] | None = None) -> Tensor:
-        """Rows [lo, hi) in the computing precision, 1×52×h×W; with a band, as before other bands overwrote them."""
+        """Rows [lo, hi) in the computing precision, h×W×52; with a band, as before other bands overwrote them."""
         pieces = []
         if band is not None and lo < band[0] and band[0] in self.seams:
             pieces.append(self._seam(band[0], lo, min(hi, band[0])))
@@ -145,7 +135,7 @@ class FeatureMap:
         if tail is not None:
             pieces.append(tail)
         rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return as_nchw(rows.to(self.compute_dtype))
+        return rows.to(self.compute_dtype)
 
     def _seam(self, border: int, lo: int, hi: int) -> Tensor:
         start = max(border - REACH, -GUARD)
@@ -224,12 +214,12 @@ class Evaluation:
         )
         factors = torch.ones(network.features, dtype=network.mean_dtype, device=network.device)
         for block in network.blocks:
-            depthwise = network.scaled_depthwise(block, factors)
-            sweep(self._low_sweep(band, block, depthwise) for band in split(down_height, len(bands), 1))
+            first_steps = block.steps.first(factors)
+            sweep(self._low_sweep(band, block, first_steps) for band in split(down_height, len(bands), 1))
             sweep(self._pool_sweep(band, pooled) for band in split(len(pooled), len(bands), 1))
             low = LowMap(block.low_out(as_nchw(pooled)), self.height, self.width)
             self.features.keep_seams(bands)
-            sums = sweep(self._block_sweep(band, block, depthwise, low, factors) for band in bands)
+            sums = sweep(self._block_sweep(band, block.steps, first_steps, low, factors) for band in bands)
             factors = block.attend(torch.stack(sums).sum(0) / (self.height * self.width))
         if self.features.data.dtype is not torch.float32 and not torch.isfinite(factors).all():
             raise NonFinite
@@ -255,19 +245,18 @@ class Evaluation:
         patches = rows.as_strided((hi - lo, self.width, 3, 3 * c), (line, c, line, 1))  # 3×3 pixels' c values
         return first(patches.reshape(-1, 9 * c)).view(hi - lo, self.width, -1)
 
-    def _low_sweep(self, band: Band, block: FusedBlock, depthwise: Convolution) -> Job[None]:
+    def _low_sweep(self, band: Band, block: FusedBlock, first: First) -> Job[None]:
         """ESA's strided convolution, for rows `band` of its result; row i reads rows 2i to 2i + 2."""
         step = max(1, self.strip // 2)
         reads = self._window(2 * band[0], 1, 2 * step + 2, ESA_CHANNELS)
 
         def fill(lo: int, hi: int, out: Tensor) -> None:
             kept = None if self.normalised is None else self.normalised.raw(lo, hi)
-            n = normalise(as_rows(depthwise(self.features.rows(lo - 3, hi + 3))), block.eps, kept)
-            out.copy_(block.low_in(n.to(out.dtype).flatten(0, 1)).view_as(out))
+            first.low(self.features.rows(lo - 3, hi + 3), out, kept)
 
         for lo, hi in self._strips(*band, step):
             reads.extend(self.height if hi == len(self.down) else 2 * hi + 1, fill)
-            self.down[lo:hi].copy_(as_rows(block.low_down(reads.rows(2 * lo, 2 * hi + 1))))
+            self.down[lo:hi].copy_(as_rows(block.low_down(as_nchw(reads.rows(2 * lo, 2 * hi + 1)))))
             yield COST_LOW * 2 * (hi - lo)
 
     def _pool_sweep(self, band: Band, pooled: Tensor) -> Job[None]:
@@ -276,46 +265,33 @@ class Evaluation:
         pooled[band[0] : band[1]] = as_rows(F.max_pool2d(as_nchw(rows), POOL, POOL_STEP))
         yield 0.0
 
-    def _block_sweep(
-        self, band: Band, block: FusedBlock, depthwise: Convolution, low: LowMap, factors: Tensor
-    ) -> Job[Tensor]:
+    def _block_sweep(self, band: Band, steps: Block, first: First, low: LowMap, factors: Tensor) -> Job[Tensor]:
         """The block without its attention, written over x. Returns the sum of each channel over the band."""
         x, step, channels = self.features, self.strip, self.network.features
-        scale = factors.to(self.like.dtype)
         gated = self._window(band[0] - 5, 6, step + 10, channels)
         mixed = self._window(band[0] - 2, 2, step + 4, channels)
-        squeezed = self._window(band[0] - 1, 2, step + 2, block.squeeze.channels_out)
+        squeezed = self._window(band[0] - 1, 2, step + 2, steps.squeezed)
         total = torch.zeros_like(factors)
 
         def fill_gated(lo: int, hi: int, out: Tensor) -> None:
-            if self.normalised is None:
-                n = normalise(as_rows(depthwise(x.rows(lo - 3, hi + 3, band))), block.eps)
-            else:
-                n = as_rows(self.normalised.rows(lo, hi))
-            self._gated_product(block, n.flatten(0, 1), low.rows(lo, hi).flatten(0, 1), out.flatten(0, 1))
+            kept = self.normalised
+            n = first.normalised(x.rows(lo - 3, hi + 3, band)) if kept is None else kept.rows(lo, hi)
+            steps.gated(n.flatten(0, 1), low.rows(lo, hi).flatten(0, 1), out.flatten(0, 1))
 
         def fill_mixed(lo: int, hi: int, out: Tensor) -> None:
-            rows = as_rows(block.depthwise_out(gated.rows(lo - 3, hi + 3)))
-            torch.addcmul(rows, as_rows(x.rows(lo, hi, band)), scale, out=out)
+            steps.mix(gated.rows(lo - 3, hi + 3), x.rows(lo, hi, band), factors, out)
 
         def fill_squeezed(lo: int, hi: int, out: Tensor) -> None:
-            block.squeeze.write(mixed.rows(lo - 1, hi + 1), out)
+            steps.squeeze(mixed.rows(lo - 1, hi + 1), out)
 
         for lo, hi in self._strips(*band, step):
             gated.extend(hi + 5, fill_gated)
             mixed.extend(hi + 2, fill_mixed)
             squeezed.extend(hi + 1, fill_squeezed)
-            rows = as_rows(block.expand(squeezed.rows(lo - 1, hi + 1)))
-            x.raw(lo, hi).copy_(rows)
+            rows = steps.expand(squeezed.rows(lo - 1, hi + 1), x.raw(lo, hi))
             total += rows.sum((0, 1), dtype=torch.float32)
             yield COST_BLOCK * (hi - lo)
         return total
-
-    def _gated_product(self, block: FusedBlock, n: Tensor, low: Tensor, out: Tensor) -> None:
-        """The gated product and g for rows of n, into out; all are P×C. In chunks that fit into the cache."""
-        step = CHUNK if n.device.type == "cpu" else len(n)
-        for lo in range(0, len(n), step):
-            out[lo : lo + step].copy_(self.network.gated(block, n[lo : lo + step], low[lo : lo + step]))
 
     def _last_sweep(
         self, band: Band, convolutions: tuple[Pointwise, Convolution, Convolution], sink: Sink
@@ -326,11 +302,11 @@ class Evaluation:
 
         def fill(lo: int, hi: int, out: Tensor) -> None:
             shallow = as_nchw(self._convolve_source(first, lo, hi))
-            out.copy_(as_rows(conv_2.plus(self.features.rows(lo - 1, hi + 1), shallow)))
+            out.copy_(as_rows(conv_2.plus(as_nchw(self.features.rows(lo - 1, hi + 1)), shallow)))
 
         for lo, hi in self._strips(*band, self.strip):
             window.extend(hi + 1, fill)
-            sink(lo, as_rows(last(window.rows(lo - 1, hi + 1))))
+            sink(lo, as_rows(last(as_nchw(window.rows(lo - 1, hi + 1)))))
             yield COST_LAST * (hi - lo)
 
 

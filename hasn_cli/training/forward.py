@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasn_cli.inference.fusion import Linear, after_norm, compose
+from hasn_cli.inference.blocks import Linear
+from hasn_cli.inference.fusion import after_norm, compose
 from hasn_cli.network import ESA, HASB, HASN, pad_to_min_side
 
 BlockFunction = Callable[[HASB, Tensor], Tensor]
