@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,16 +232,26 @@ OUTS_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUTS_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_drops_kept_features_then_halves_the_strip_until_it_fits(network, monkeypatch, error):
+def test_out_of_memory_halves_the_strip_until_it_fits(network, monkeypatch, error):
     image, seen = photo(60, 400), []
     exact = Upscaler(network, device="cpu").upscale(image)
     kind = failing(monkeypatch, most_rows=5, error=error)
     assert np.abs(Upscaler(network, device="cpu").upscale(image, seen.append) - exact).max() < 2e-5
     first = kind.strips[0]
-    assert list(kind.strips) == [first, first, first // 2, first // 4, first // 8]
+    assert list(kind.strips) == [first, first // 2, first // 4, first // 8]
     assert first // 4 > 5 >= first // 8
-    assert list(kind.kept) == [True, False, False, False, False]
+    assert not any(kind.kept)
     assert seen == sorted(seen)
+
+
+def test_out_of_memory_first_drops_the_features_that_an_accelerator_holds(network, monkeypatch):
+    kind = failing(monkeypatch, most_rows=5)
+    upscaler, first_plan = Upscaler(network, device="cpu"), Upscaler._plan_for
+    monkeypatch.setattr(upscaler, "_plan_for", lambda *given: replace(first_plan(upscaler, *given), keep=True))
+    upscaler.upscale(photo(60, 400))
+    first = kind.strips[0]
+    assert list(kind.strips) == [first, first, first // 2, first // 4, first // 8]
+    assert list(kind.kept) == [True, False, False, False, False]
 
 
 def test_out_of_memory_with_the_shortest_strips_uses_tiles(network, large, monkeypatch):
@@ -320,8 +331,8 @@ def test_running_out_of_memory_after_falling_back_to_float32_is_a_readable_error
     with pytest.raises(BudgetError, match="out of memory on cpu"):
         Upscaler(network, device="cpu", precision="bf16").upscale(photo(60, 400))
     assert [dtype for dtype, _ in tried[1:]] == [torch.float32] * (len(tried) - 1)
-    strips = [strip for _, strip in tried[1:8]]
-    assert strips == [strips[0] >> halved for halved in (0, 0, 1, 2, 3, 4, 5)] and strips[-1] == 1
+    strips = [strip for _, strip in tried[1:7]]
+    assert strips == [strips[0] >> halved for halved in range(6)] and strips[-1] == 1
 
 
 def test_a_tiles_maps_are_freed_before_the_next_tile(network, monkeypatch):
@@ -346,7 +357,7 @@ def test_large_maps_work_on_a_kernel_without_large_pages(monkeypatch):
 
 
 def test_an_error_in_one_band_reaches_the_caller_and_stops_the_others(network, monkeypatch):
-    monkeypatch.setattr(streaming, "normalise", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(streaming.LowMap, "rows", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         Upscaler(network, device="cpu", threads=2).upscale(photo(80, 40))
 
