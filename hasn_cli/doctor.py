@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCALES = (2, 3, 4)
 SHAPE = (3, 4)  # height to width of the pictures that plans are made for
-NOT_LISTED = ("all", "test", "bench")  # groups of other groups, and tools for development
+NOT_LISTED = ("all", "test", "bench", "peers")  # groups of other groups, and tools for development
 
 PROBE = (192, 256)  # LR pixels; the picture of the speed test
 LITTLE = 1 << 30  # less free memory than this, in bytes, is a concern

@@ -20,7 +20,7 @@ from hasn_cli.images.formats import FORMATS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-FOR_DEVELOPMENT = {"all", "bench", "test"}
+FOR_DEVELOPMENT = {"all", "bench", "peers", "test"}
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
