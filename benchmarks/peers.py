@@ -33,6 +33,7 @@ from inference import picture
 from PIL import Image
 from scipy import ndimage
 
+from hasn_cli.evaluation.benchmark import whole_multiple
 from hasn_cli.evaluation.metrics import luma, psnr_y, ssim_y
 from hasn_cli.evaluation.pictures import as_jpeg, read_rgb
 from hasn_cli.resize import resize
@@ -155,8 +156,7 @@ def quality_of(name: str, args: argparse.Namespace) -> dict[str, list[float]]:
     enlarge = make(name, args.scale, args.threads)
     pictures = []
     for path in sorted(args.pictures.iterdir()):
-        hr = read_rgb(path)
-        hr = hr[: hr.shape[0] // args.scale * args.scale, : hr.shape[1] // args.scale * args.scale]
+        hr = whole_multiple(read_rgb(path), args.scale)
         pictures.append((hr, resize(hr, scale=1 / args.scale)))
     scores: dict[str, list[float]] = {"PSNR-Y": [], "SSIM-Y": [], "GMSD": [], "level": []}
     for quality in QUALITIES:

@@ -134,7 +134,7 @@ class OperatorBlock:
 
     def mix(self, gated: Tensor, x: Tensor, factors: Tensor, out: Tensor) -> None:
         rows = as_rows(self.depthwise_out(as_nchw(gated)))
-        torch.addcmul(rows, x, factors.to(rows.dtype), out=out)
+        torch.addcmul(rows, x, factors, out=out)
 
     def squeeze(self, mixed: Tensor, out: Tensor) -> None:
         self._squeeze.write(as_nchw(mixed), out)
@@ -181,7 +181,7 @@ class NativeBlock:
         self.native.gated(n, low, self.product, out)
 
     def mix(self, gated: Tensor, x: Tensor, factors: Tensor, out: Tensor) -> None:
-        self.native.depthwise_mix(gated, self.depthwise_out, x, factors.float(), out)
+        self.native.depthwise_mix(gated, self.depthwise_out, x, factors, out)
 
     def squeeze(self, mixed: Tensor, out: Tensor) -> None:
         self.native.squeeze(mixed, self._squeeze, out)
@@ -197,9 +197,8 @@ class NativeFirst:
         from hasn_cli.inference.native import pack_low
 
         self._native, self._eps = block.native, block.eps
-        self._weights = pack_low(
-            *depthwise, block.low_in, block.native.tiling
-        )  # `depthwise_normalise` reads only those that it needs
+        # `depthwise_normalise` reads only those that it needs
+        self._weights = pack_low(*depthwise, block.low_in, block.native.tiling)
 
     def normalised(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self._native.depthwise_normalise(x, self._weights, self._eps, out)

@@ -551,7 +551,7 @@ def pack_depthwise(weight: Tensor, bias: Tensor) -> Tensor:
 
 def pack_low(weight: Tensor, bias: Tensor, product: Linear, tiling: Tiling) -> Tensor:
     """As `pack_depthwise`; then for each vector of the product's 16 channels its bias, and its matrix as 52×lanes."""
-    pieces = [weight[:, 0].permute(1, 2, 0), bias]
+    pieces = [pack_depthwise(weight, bias)]
     for first, lanes in groups(ESA, tiling.lanes):
         pieces += [product[1][first : first + lanes], product[0][first : first + lanes].T]
     return _packed(pieces)

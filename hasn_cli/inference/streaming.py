@@ -271,7 +271,7 @@ class Evaluation:
         gated = self._window(band[0] - 5, 6, step + 10, channels)
         mixed = self._window(band[0] - 2, 2, step + 4, channels)
         squeezed = self._window(band[0] - 1, 2, step + 2, steps.squeezed)
-        total = torch.zeros_like(factors)
+        scale, total = factors.to(self.like.dtype), torch.zeros_like(factors)
 
         def fill_gated(lo: int, hi: int, out: Tensor) -> None:
             kept = self.normalised
@@ -279,7 +279,7 @@ class Evaluation:
             steps.gated(n.flatten(0, 1), low.rows(lo, hi).flatten(0, 1), out.flatten(0, 1))
 
         def fill_mixed(lo: int, hi: int, out: Tensor) -> None:
-            steps.mix(gated.rows(lo - 3, hi + 3), x.rows(lo, hi, band), factors, out)
+            steps.mix(gated.rows(lo - 3, hi + 3), x.rows(lo, hi, band), scale, out)
 
         def fill_squeezed(lo: int, hi: int, out: Tensor) -> None:
             steps.squeeze(mixed.rows(lo - 1, hi + 1), out)
